@@ -1,0 +1,253 @@
+"""What the tests share: a place for a store, a server process, `xs` itself, a scripted peer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Union
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is installed
+    sys.path.insert(0, str(ROOT))
+
+DEADLINE = 20.0  # seconds that anything in a test may take
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment for `xs`, without the user's own settings of it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("XS_") and k != "NO_COLOR"}
+    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+class Server(NamedTuple):
+    """A running `xs serve`."""
+
+    directory: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+
+
+def start_server(directory: str, *options: str) -> Server:
+    """Starts `xs serve` and returns once its socket answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "serve", directory, *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    server = Server(directory, process)
+    deadline = time.monotonic() + DEADLINE
+    while not answers(os.path.join(directory, "sock")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"xs serve didn't come up: {out.decode()}{err.decode()}")
+        threading.Event().wait(0.01)
+    return server
+
+
+def answers(path: str) -> bool:
+    """Whether a server answers `GET /version` on that socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(DEADLINE)
+        try:
+            sock.connect(path)
+            sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return sock.recv(12) == b"HTTP/1.1 200"
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def store_dir(tmp_path: Path) -> str:
+    """Where a store may be made; nothing is there yet."""
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def server(store_dir: str) -> Iterator[Server]:
+    """A server of a new store in `store_dir`."""
+    running = start_server(store_dir)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+RunXs = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run_xs() -> RunXs:
+    """`run_xs(["cat", addr], stdin=b"…", env={…})`: the command as a process of its own."""
+
+    def run(
+        args: Sequence[str],
+        stdin: Union[bytes, str, None] = None,
+        env: Union[dict[str, str], None] = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "xs", *args],
+            input=stdin.encode() if isinstance(stdin, str) else stdin or b"",
+            capture_output=True,
+            env=environment(**(env or {})),
+            timeout=DEADLINE * 3,
+        )
+
+    return run
+
+
+class Peer:
+    """One connection of a `Scripted` server, for its script to read from and write to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._rest = b""
+
+    def read_until(self, mark: bytes) -> bytes:
+        """What comes up to and with `mark`; all that came if the other end closes before it."""
+        while mark not in self._rest:
+            data = self.sock.recv(65536)
+            if not data:
+                found, self._rest = self._rest, b""
+                return found
+            self._rest += data
+        found, mark, self._rest = self._rest.partition(mark)
+        return found + mark
+
+    def read_exactly(self, size: int) -> bytes:
+        while len(self._rest) < size:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError(f"{len(self._rest)} of {size} bytes")
+            self._rest += data
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
+    def head(self) -> bytes:
+        """A request's head; b"" when the client is done."""
+        return self.read_until(b"\r\n\r\n")
+
+    def chunk(self) -> bytes:
+        """The data of the next chunk; b"" for the last one. Raises `EOFError` if it breaks off."""
+        line = self.read_until(b"\r\n")
+        if not line:
+            raise EOFError("no chunk")
+        data = self.read_exactly(int(line, 16))
+        self.read_exactly(2)
+        return data
+
+    def body(self, head: bytes) -> bytes:
+        """The body that belongs to that head."""
+        lower = head.lower()
+        if b"\r\ntransfer-encoding: chunked\r\n" in lower:
+            return b"".join(iter(self.chunk, b""))
+        if b"\r\ncontent-length: " in lower:
+            return self.read_exactly(int(lower.split(b"\r\ncontent-length: ")[1].split(b"\r")[0]))
+        return b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def answer(self, body: bytes = b"", status: int = 200, *fields: str) -> None:
+        """A whole answer with its length."""
+        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *fields]
+        self.send("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+class Scripted:
+    """A server whose connections each run a script, in threads; it counts the connections.
+
+    `path` or `port` is where it listens. A script's exception fails the test, at `close`.
+    """
+
+    def __init__(
+        self, script: Callable[[Peer], None], listener: socket.socket, address: object
+    ) -> None:
+        self.path = address if isinstance(address, str) else ""
+        self.port = address if isinstance(address, int) else 0
+        self.connections = 0
+        self.failures: list[BaseException] = []
+        self._script = script
+        self._listener = listener
+        self._socks: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.settimeout(DEADLINE)
+            self.connections += 1
+            self._socks.append(sock)
+            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            with sock:
+                self._script(Peer(sock))
+        except (ConnectionError, EOFError, ssl_error()):
+            pass  # the client has gone; what it was to do before, its own test says
+        except BaseException as error:
+            self.failures.append(error)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(DEADLINE)  # before its connections are counted up
+        self._listener.close()
+        for sock in self._socks:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+
+def ssl_error() -> type[OSError]:
+    import ssl
+
+    return ssl.SSLError
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
+    """`scripted(script)`: a `Scripted` on a Unix socket; with `tcp=True` on a port of its own."""
+    servers: list[Scripted] = []
+
+    def start(script: Callable[[Peer], None], *, tcp: bool = False) -> Scripted:
+        listener = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
+        path = str(tmp_path / f"s{len(servers)}")
+        listener.bind(("127.0.0.1", 0) if tcp else path)
+        listener.listen(16)
+        servers.append(Scripted(script, listener, listener.getsockname()[1] if tcp else path))
+        return servers[-1]
+
+    yield start
+    for one in servers:
+        one.close()
+    for one in servers:
+        assert not one.failures, one.failures

@@ -1,0 +1,243 @@
+"""The architecture, as a table that is held to be true: arrows point one way.
+
+The modules are read, not imported: a lazy import, and one that only a type checker sees, is an
+arrow like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each module of xs/, from the ground up, and the modules of xs that it may import: those before the
+# bar when it is imported itself, those after it only once they are needed (inside a function), and
+# those in parentheses for their types alone.
+ARCHITECTURE = {
+    # what everybody may know
+    "errors":      "",
+    "ids":         "errors",
+    "frame":       "errors ids",
+    "http1":       "",
+    # what lies on the disk, and what is live
+    "lock":        "errors",
+    "cas":         "errors frame",
+    "index":       "errors ids frame",
+    "bus":         "errors ids frame",
+    "store":       "errors ids frame lock cas index bus",
+    # the store as a service: functions, then sockets
+    "reader":      "errors ids frame index bus store",
+    "batch":       "errors ids frame cas store",
+    "api":         "errors ids frame store reader batch",
+    "access":      "errors",
+    "delivery":    "errors frame bus store reader",
+    "httpd":       "errors http1 store reader api access delivery",
+    "server":      "errors frame store api access delivery httpd",
+    # the other end: an address is a transport, over a socket or right on the files
+    "client":      "errors http1 | frame",
+    "local":       "errors http1 frame store reader api | client",
+    "address":     "errors | client local",
+    # what a person or a program starts
+    "terminal":    "errors",
+    "completion":  "errors (cli)",
+    "cli":         "errors client address | ids frame terminal completion local server",
+    "__init__":    "| errors frame client address",
+    "__main__":    "cli",
+}  # fmt: skip
+
+# Starting is part of the command line's speed: what it takes to say "append" to a server imports at
+# module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
+HOT_PATH = ("__init__", "cli", "address", "client", "http1", "errors")
+CHEAP = ("sys", "os", "_socket")
+# … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
+DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")
+DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
+
+# The store and what is below it: no word of HTTP in its names or strings.
+BELOW_HTTP = ("ids", "frame", "cas", "index", "bus", "store")
+THE_ONE_WITH_SQL = "index"
+
+
+class Import(NamedTuple):
+    """One imported module, and when: "start" (with its importer), "later", or never ("types")."""
+
+    module: str
+    when: str
+    line: int
+
+
+MODULES = sorted(path.stem for path in (ROOT / "xs").glob("*.py"))
+
+
+def tree(module: str) -> ast.Module:
+    path = ROOT / "xs" / f"{module}.py"
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(node: ast.AST, when: str = "start") -> Iterator[Import]:
+    """What `node` imports, with modules of xs as `xs.NAME` (the package itself: `xs.__init__`)."""
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        for child in node.body:
+            yield from imports(child, "types")
+        for child in node.orelse:
+            yield from imports(child, when)
+        return
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        when = "later"
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = "xs" if node.level else ""
+        base += f".{node.module}" if base and node.module else node.module or ""
+        names = [f"xs.{alias.name}" for alias in node.names] if base == "xs" else [base]
+    else:
+        names = []
+        for child in ast.iter_child_nodes(node):
+            yield from imports(child, when)
+    for name in names:
+        if name == "xs.__version__":
+            continue  # a word of the package that every module is in
+        if name == "xs" or (name.startswith("xs.") and name.split(".")[1] not in ARCHITECTURE):
+            name = "xs.__init__"  # what the package offers to its users
+        yield Import(name, when, getattr(node, "lineno", 0))
+
+
+def allowed(module: str, when: str) -> set[str]:
+    """What `module` may import of xs by then: "start", "later" or "types"."""
+    row = ARCHITECTURE[module]
+    if when == "start":
+        row = row.partition("|")[0]
+    if when != "types":
+        row = re.sub(r"\(.*?\)", "", row)
+    return set(re.findall(r"\w+", row))
+
+
+def strings_and_names(module: str) -> Iterator[tuple[int, str]]:
+    """Each name and string of a module with its line; docstrings are prose, and left out."""
+    nodes = list(ast.walk(tree(module)))
+    prose = {
+        id(node.value)
+        for node in nodes
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in nodes:
+        if isinstance(node, ast.Constant) and id(node) not in prose:
+            if isinstance(node.value, (str, bytes)):
+                text = node.value
+                yield node.lineno, text if isinstance(text, str) else text.decode("latin-1")
+        elif isinstance(node, ast.Name):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def test_each_module_has_its_place_in_the_architecture() -> None:
+    assert sorted(ARCHITECTURE) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_the_architecture_lets_it(module: str) -> None:
+    for found in imports(tree(module)):
+        package, _, name = found.module.partition(".")
+        if package == "xs":
+            may = allowed(module, found.when)
+            assert name in may, f"xs/{module}.py, line {found.line}, imports xs.{name}"
+
+
+def test_no_arrow_leads_back() -> None:
+    arrows = {module: allowed(module, "later") for module in ARCHITECTURE}
+    while arrows:
+        grounded = [module for module, targets in arrows.items() if not targets & set(arrows)]
+        assert grounded, f"a circle among {sorted(arrows)}"
+        for module in grounded:
+            del arrows[module]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="has no list of the standard library")
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_needs_the_standard_library_and_scru128_alone(module: str) -> None:
+    for found in imports(tree(module)):
+        package = found.module.partition(".")[0]
+        known = {*sys.stdlib_module_names, "xs", "scru128"}
+        assert package in known, f"xs/{module}.py, line {found.line}: {found.module}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m in HOT_PATH])
+def test_the_hot_path_imports_only_what_is_cheap(module: str) -> None:
+    for found in imports(tree(module)):
+        if found.when == "start" and found.module != "__future__":
+            cheap = {*CHEAP, *(f"xs.{other}" for other in HOT_PATH)}
+            assert found.module in cheap, f"xs/{module}.py, line {found.line}: {found.module}"
+
+
+def test_the_hot_path_brings_in_nothing_dear_by_any_detour() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import xs.cli; print(*sys.modules)"
+    bare = [sys.executable, "-I", "-S", "-c"]
+    loaded = subprocess.run([*bare, code, str(ROOT)], capture_output=True, text=True, check=True)
+    before = subprocess.run(
+        [*bare, "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    brought = set(loaded.stdout.split()) - set(before.stdout.split())
+    assert brought & set(DEAR) == set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m in BELOW_HTTP])
+def test_the_store_and_what_is_below_knows_no_http(module: str) -> None:
+    for line, text in strings_and_names(module):
+        assert "http" not in text.lower(), f"xs/{module}.py, line {line}: {text}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != THE_ONE_WITH_SQL])
+def test_only_the_index_knows_sql(module: str) -> None:
+    for found in imports(tree(module)):
+        assert found.module != "sqlite3", f"xs/{module}.py, line {found.line}, imports sqlite3"
+    statement = re.compile(
+        r"\b(SELECT\b.*\bFROM|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s+\w+\s+SET|DELETE\s+FROM|"
+        r"(CREATE|DROP|ALTER)\s+(TABLE|INDEX)|PRAGMA\s|BEGIN\s+(IMMEDIATE|EXCLUSIVE))",
+        re.DOTALL,
+    )
+    for line, text in strings_and_names(module):
+        assert not statement.search(text), f"xs/{module}.py, line {line}: {text}"
+
+
+# ---- The repository ----------------------------------------------------------------------------
+
+
+def files_of_the_repository() -> list[Path]:
+    """What git tracks, or would."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def test_no_file_names_a_folder_of_one_machine_or_a_registrys_host() -> None:
+    # Each is broken by a bracket, so that this file is not the one that names it.
+    unwanted = re.compile(
+        r"(?<![\w.~})…*-])/(work|root|home|Users)/|pypi[.]org|pythonhosted[.]|npmjs[.]|crates[.]io"
+        r"|proxy[.]golang|maven[.](org|apache)|debian[.]org"
+    )
+    wrong = []
+    for path in files_of_the_repository():
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := unwanted.search(line):
+                wrong.append(f"{path.relative_to(ROOT)}, line {number}: {found[0]}")
+    assert wrong == []

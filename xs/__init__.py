@@ -1,0 +1,48 @@
+"""xs: an event stream store for personal, local-first use.
+
+    import xs
+    store = xs.open("./store")
+    frame = store.append("notes", "hello")
+
+`xs.open` takes any address (docs/protocol.md, Addresses) and works with or without a server.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["Client", "Frame", "XsError", "__version__", "open"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xs.client import Client
+    from xs.errors import XsError
+    from xs.frame import Frame
+
+
+def open(address: str, *, timeout: float | None = None) -> Client:
+    """The store at `address`, through its server if it has one, else through its files.
+
+    `timeout` is in seconds, for each wait on a server (None: no limit). A directory that holds no
+    store yet becomes one with the first append. Raises `XsError` when nothing can be reached there.
+    """
+    from xs.address import open_transport
+    from xs.client import Client
+
+    return Client(open_transport(address, timeout=timeout))
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first asked for: starting fast is part of the command line's work.
+    if name == "Client":
+        from xs.client import Client
+
+        return Client
+    if name == "Frame":
+        from xs.frame import Frame
+
+        return Frame
+    if name == "XsError":
+        from xs.errors import XsError
+
+        return XsError
+    raise AttributeError(f"module 'xs' has no attribute {name!r}")

@@ -1,0 +1,192 @@
+"""What an ADDR means (docs/protocol.md, Addresses): from text to something that takes requests.
+
+A directory is a store: its server's socket when there is one, else its files, in this process. The
+other forms name a server. What is typed wrongly, or leads nowhere, is answered with one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xs import errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xs.client import Address, Transport
+
+_TYPE_BITS = 0o170000  # S_IFMT, S_IFSOCK, S_IFDIR; `stat` is not needed for the rest of its names
+_SOCKET = 0o140000
+_DIRECTORY = 0o040000
+_PORTS = {"http": 80, "https": 443}
+
+
+def is_address(text: str) -> bool:
+    """Whether an argument is an ADDR by its looks, wherever XS_ADDR points."""
+    return "/" in text or ":" in text or text in (".", "..")
+
+
+def split(
+    args: Sequence[str], environ: Mapping[str, str], needed: int = 0
+) -> tuple[str, list[str]]:
+    """(ADDR, the other arguments): the first argument if it looks like one, else XS_ADDR.
+
+    With neither, the first argument is a path after all. `needed` arguments must be left besides
+    ADDR: with XS_ADDR set and just those given, the first is no ADDR whatever it looks like (a hash
+    may have a `/`). Raises `Usage` when there is no ADDR.
+    """
+    rest = list(args)
+    named = environ.get("XS_ADDR") or ""
+    if named and (not rest or len(rest) == needed or not is_address(rest[0])):
+        return named, rest
+    if not rest:
+        raise errors.Usage("an ADDR is missing: a store's directory, or set XS_ADDR")
+    return rest[0], rest[1:]
+
+
+def open_transport(addr: str, *, timeout: float | None = None, create: bool = False) -> Transport:
+    """Something that takes requests for the store at `addr`.
+
+    With `create`, a directory that isn't there yet, or is empty, becomes a store with the first
+    append. `timeout` is in seconds, for each wait on a server. Raises `NoStore` where there is
+    none, `Invalid` for what is no address, `Unavailable` when nobody answers there.
+    """
+    if not addr:
+        raise errors.Invalid("the address is empty: give a store's directory, or HOST:PORT")
+    if addr.startswith("~"):
+        raise errors.Invalid(
+            f"{addr} has a literal ~, which the shell expands only when it is not quoted: "
+            f"write $HOME{addr[1:]}"
+            if addr == "~" or addr.startswith("~/")
+            else f"{addr} has a literal ~: write the directory's whole path, or ./{addr}"
+        )
+    if "\0" in addr:
+        raise errors.Invalid("an address has no NUL character in it")
+    if addr.startswith(("http://", "https://")) or ("/" not in addr and ":" in addr):
+        connect, token = parse_host(addr)
+        return _open_host(connect, token or os.environ.get("XS_TOKEN") or None, timeout)
+    return _open_path(addr, timeout, create)
+
+
+def parse_host(addr: str) -> tuple[Address, str | None]:
+    """(("tcp" or "tls", host, port), token or None) of an address that is not a path.
+
+    >>> parse_host(":8080")
+    (('tcp', 'localhost', 8080), None)
+    >>> parse_host("https://secret@xs.example:8443/")
+    (('tls', 'xs.example', 8443), 'secret')
+    """
+    scheme, mark, rest = addr.partition("://")
+    if not mark:
+        scheme, rest = "", addr
+    rest = rest[:-1] if mark and rest.endswith("/") else rest
+    token, at, host_port = rest.rpartition("@")
+    if at and not token:
+        raise errors.Invalid("no token stands before the @ of the address")
+    if "/" in host_port or "?" in host_port or "#" in host_port:
+        raise errors.Invalid(f"an address ends with its port: not a path, as in {host_port!r}")
+    if host_port.startswith("["):  # RFC 3986 §3.2.2: an IPv6 address
+        host, bracket, port = host_port[1:].partition("]")
+        wrong = not bracket or not host or port[:1] not in ("", ":")
+        port = port[1:]
+    else:
+        host, _, port = host_port.rpartition(":") if ":" in host_port else (host_port, "", "")
+        wrong = ":" in host or (bool(mark) and not host and not port)
+    if not wrong and not port and scheme:
+        port = str(_PORTS[scheme])
+    if wrong or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise errors.Invalid(
+            f"not an address: {host_port!r}: use HOST:PORT, with a port from 1 to 65535 "
+            "([ADDRESS]:PORT for IPv6), or a path with a /"
+        )
+    if any(c.isspace() or not c.isprintable() for c in rest):
+        raise errors.Invalid("an address has no blanks or control characters in it")
+    kind = "tls" if scheme == "https" else "tcp"
+    return (kind, host or "localhost", int(port)), token or None
+
+
+def _open_host(connect: Address, token: str | None, timeout: float | None) -> Transport:
+    from xs.client import HttpTransport
+
+    transport = HttpTransport(connect, token, timeout)
+    try:
+        return transport.open()
+    except ConnectionRefusedError:
+        raise errors.Unavailable(
+            f"nobody answers at {transport.who}: is a server running with --expose {transport.who}?"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise errors.Unavailable(f"can't connect to {transport.who}: {reason}") from None
+
+
+def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
+    try:
+        kind = os.stat(addr).st_mode & _TYPE_BITS
+    except (FileNotFoundError, NotADirectoryError):
+        if create and os.path.basename(addr) != "sock":
+            return _open_files(addr, create)
+        raise _no_store(addr) from None
+    except OSError as error:
+        raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
+    if kind == _SOCKET:
+        return _open_socket(addr, timeout)
+    if kind != _DIRECTORY:
+        raise errors.NoStore(f"no store at: {addr}: it is a file, and a store is a directory")
+    return _open_directory(addr, timeout, create)
+
+
+def _open_socket(path: str, timeout: float | None) -> Transport:
+    from xs.client import HttpTransport
+
+    try:
+        return HttpTransport(("unix", path), None, timeout).open()
+    except ConnectionRefusedError:
+        raise errors.Unavailable(
+            f"no server listens on {path}: start one with `xs serve`, or give the store's directory"
+        ) from None
+    except OSError as error:
+        raise errors.Unavailable(f"can't connect to {path}: {error.strerror or error}") from None
+
+
+def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport:
+    from xs.client import HttpTransport
+
+    try:
+        return HttpTransport(("unix", os.path.join(addr, "sock")), None, timeout).open()
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass  # no server, or one that has died and left its socket behind
+    except OSError as error:
+        raise errors.Unavailable(
+            f"can't connect to the server of {addr}: {error.strerror or error}"
+        ) from None
+    try:
+        names = os.listdir(addr)
+    except OSError as error:
+        raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
+    if "xs.db" not in names:
+        if not create:
+            raise _no_store(addr)
+        # What another process has just begun to make may lie there already, but nothing else.
+        if not _STORE_FILES.issuperset(names):
+            raise errors.NoStore(
+                f"no store at: {addr}: it has other files in it, and a new store starts in an "
+                "empty directory"
+            )
+    return _open_files(addr, create)
+
+
+_STORE_FILES = frozenset(("xs.db", "xs.db-wal", "xs.db-shm", "cas", "sock", "lock", "token"))
+
+
+def _open_files(directory: str, create: bool) -> Transport:
+    from xs import local
+
+    return local.Local(directory, create=create)
+
+
+def _no_store(addr: str) -> errors.NoStore:
+    return errors.NoStore(
+        f"no store at: {addr}; make one with `xs serve {addr}` or `xs append {addr} TOPIC`"
+    )

@@ -1,0 +1,519 @@
+"""The HTTP API as functions: a request in, an answer out (docs/protocol.md, HTTP API).
+
+Knows the store, the routes and the statuses, and no sockets: `httpd` puts it on connections, and
+`local` calls it in the same process when no server has the store.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Optional
+
+from xs import __version__, frame, ids
+from xs.batch import EVERY_LINE, append_lines, append_lines_each, import_lines, parse_imported
+from xs.errors import (
+    Conflict,
+    Invalid,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    XsError,
+)
+from xs.reader import Form, Reader, write
+from xs.store import (
+    GC_AGE_SECONDS,
+    Append,
+    AppendWork,
+    ImportWork,
+    PinWork,
+    RemoveWork,
+    Store,
+    Work,
+)
+
+NDJSON = "application/x-ndjson"
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BYTES = "application/octet-stream"
+EVENTS = "text/event-stream"
+
+IMPORT_ONE_MAX = EVERY_LINE  # bytes of a single import's body
+
+Fields = list[tuple[str, str]]
+
+
+class Request:
+    """What a handler is told: `path` and `query` still percent-encoded, names of fields lower case.
+
+    `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
+    """
+
+    __slots__ = ("body", "fields", "method", "path", "query")
+
+    def __init__(
+        self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.fields = fields
+        self.body = body
+
+    def get(self, name: str) -> str | None:
+        """The value of a field that may come once. Raises `Invalid` if it comes twice."""
+        found = None
+        for each, value in self.fields:
+            if each == name:
+                if found is not None:
+                    raise Invalid(f"the header {name} is given twice")
+                found = value
+        return found
+
+    def parameters(self) -> list[tuple[str, str]]:
+        """Names and values of the query, decoded; `+` stands for itself (RFC 3986)."""
+        if not self.query:
+            return []
+        pairs = []
+        for part in self.query.split("&"):
+            if part:
+                name, _, value = part.partition("=")
+                pairs.append((decode(name), decode(value)))
+        return pairs
+
+    def options(self, *allowed: str) -> dict[str, str]:
+        """The query as a dictionary. Raises `Invalid` for a parameter not allowed, or given twice."""
+        found: dict[str, str] = {}
+        for name, value in self.parameters():
+            if name not in allowed:
+                known = f"; here one can give: {', '.join(allowed)}" if allowed else ""
+                raise Invalid(f"unknown parameter: {name[:64]!r}{known}")
+            if name in found:
+                raise Invalid(f"{name} is given twice")
+            found[name] = value
+        return found
+
+
+class Answer:
+    """What goes back. The body is one of `body`, `blocks` (`length` if it is known) and `reader`.
+
+    With `work` the answer depends on what a commit will do: `finish(work)` gives the real one once
+    it is done.
+    """
+
+    __slots__ = ("blocks", "body", "fields", "finish", "length", "reader", "status", "work")
+
+    def __init__(
+        self,
+        status: int,
+        kind: str | None = None,
+        body: bytes = b"",
+        *,
+        blocks: Iterator[bytes] | None = None,
+        length: int | None = None,
+        reader: Reader | None = None,
+        work: Work | None = None,
+        finish: Callable[[Work], Answer] | None = None,
+    ) -> None:
+        self.status = status
+        self.fields: Fields = [] if kind is None else [("content-type", kind)]
+        self.body = body
+        self.blocks = blocks
+        self.length = length
+        self.reader = reader
+        self.work = work
+        self.finish = finish
+
+
+def answer(store: Store, request: Request) -> Answer:
+    """The answer to a request; errors are answers too."""
+    try:
+        return _route(store, request)
+    except XsError as error:
+        return error_answer(error)
+
+
+def error_answer(error: XsError) -> Answer:
+    """An error as an answer: one sentence, or the newest frame when `if-last` did not hold."""
+    if isinstance(error, Conflict) and error.frame is not None:
+        found = Answer(error.status, JSON, error.frame + b"\n")
+        found.fields.append(("xs-error", str(error).encode("ascii", "replace").decode()))
+        return found
+    found = Answer(error.status, TEXT, f"{error}\n".encode("utf-8", "replace"))
+    if isinstance(error, MethodNotAllowed):
+        found.fields.append(("allow", error.allow))
+    if error.status == 401:
+        found.fields.append(("www-authenticate", 'Bearer realm="xs"'))
+    return found
+
+
+# Routes
+
+Handler = Callable[[Store, Request, str], Answer]
+
+METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"})
+
+
+def _route(store: Store, request: Request) -> Answer:
+    path = request.path
+    word, slash, rest = path[1:].partition("/")
+    known = _ROUTES.get(word)
+    if known is None:
+        if slash:
+            raise NotFound(f"no such path: {path[:128]}")
+        known, rest = _BY_ID_OR_TOPIC, word
+    handlers = known[1] if slash or known is _BY_ID_OR_TOPIC else known[0]
+    if not handlers:
+        wanted = "" if slash else f": it is /{word}/… with something behind"
+        raise NotFound(f"no such path: {path[:128]}{wanted}")
+    method = "GET" if request.method == "HEAD" else request.method
+    handler = handlers.get(method)
+    if handler is None:
+        allow = ", ".join(sorted({*handlers, "HEAD"} if "GET" in handlers else handlers))
+        if request.method not in METHODS:
+            raise _NotImplemented(f"unknown method: {request.method[:32]}; this path has {allow}")
+        raise MethodNotAllowed(f"{request.method} is not for {path[:128]}: use {allow}", allow)
+    return handler(store, request, rest)
+
+
+class _NotImplemented(XsError):
+    status = 501
+
+
+def _read(store: Store, request: Request, _: str) -> Answer:
+    return _stream(store, request, request.parameters())
+
+
+def _read_topic(store: Store, request: Request, rest: str) -> Answer:
+    parameters = request.parameters()
+    if any(name == "topic" for name, _ in parameters):
+        raise Invalid("topic is in the path already: leave the parameter out")
+    return _stream(store, request, [*parameters, ("topic", decode(rest))])
+
+
+def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -> Answer:
+    sse = _accepts_events(request)
+    resume = request.get("last-event-id") if sse else None
+    if resume and not any(name in ("after", "last-id") for name, _ in parameters):
+        # A browser that reconnects repeats the first request: where it was counts, not its start.
+        parameters = [p for p in parameters if p[0] not in ("from", "new", "tail", "last")]
+        parameters.append(("after", resume))
+    options = frame.parse_read_options(parameters, store.clock())
+    reader = Reader(store, options, sse=sse)
+    kind = EVENTS if sse else NDJSON
+    if options.follow:
+        return Answer(200, kind, reader=reader)
+    return Answer(200, kind, blocks=_begun(reader.history()))
+
+
+def _accepts_events(request: Request) -> bool:
+    accept = request.get("accept") or ""
+    return any(part.split(";")[0].strip().lower() == EVENTS for part in accept.split(","))
+
+
+def _get(store: Store, request: Request, rest: str) -> Answer:
+    value = ids.parse(decode(rest))
+    given = request.options("with-timestamp", "with-content")
+    form = Form(False, *(frame.parse_flag(n, given.get(n, "0")) for n in _WITH))
+    return _frame(write(form, store, store.get(value)))
+
+
+_WITH = ("with-timestamp", "with-content")
+
+
+def _remove(store: Store, request: Request, rest: str) -> Answer:
+    request.options()
+    return _when_done(RemoveWork(ids.parse(decode(rest))), lambda _: Answer(204))
+
+
+def _next(store: Store, request: Request, rest: str) -> Answer:
+    patterns = _patterns(request.options("topic").get("topic"))
+    line = store.index.next(ids.parse(decode(rest)), patterns, store.clock())
+    return _frame_or_none(line, f"no frame after {decode(rest)}")
+
+
+def _prev(store: Store, request: Request, rest: str) -> Answer:
+    patterns = _patterns(request.options("topic").get("topic"))
+    line = store.index.prev(ids.parse(decode(rest)), patterns, store.clock())
+    return _frame_or_none(line, f"no frame before {decode(rest)}")
+
+
+def _first(store: Store, request: Request, rest: str) -> Answer:
+    given = request.options("first", "topic")
+    pattern = _one_topic(given, rest)
+    count = frame.parse_count("first", given["first"]) if "first" in given else 1
+    patterns = _patterns(pattern)
+    if count == 1:
+        line = store.index.first(patterns, store.clock())
+        return _frame_or_none(line, _none_of(pattern))
+    options = frame.ReadOptions(patterns=patterns, limit=count)
+    return _lines_or_none(Reader(store, options), pattern)
+
+
+def _last(store: Store, request: Request, rest: str) -> Answer:
+    given = request.options("last", "topic", "follow")
+    pattern = _one_topic(given, rest)
+    count = frame.parse_count("last", given["last"]) if "last" in given else 1
+    patterns = _patterns(pattern)
+    if frame.parse_flag("follow", given.get("follow", "0")):
+        options = frame.ReadOptions(patterns=patterns, last=count, follow=True)
+        return Answer(200, NDJSON, reader=Reader(store, options, threshold=False))
+    if count == 1:
+        line = store.index.last(patterns, store.clock())
+        return _frame_or_none(line, _none_of(pattern))
+    return _lines_or_none(Reader(store, frame.ReadOptions(patterns=patterns, last=count)), pattern)
+
+
+def _cas(store: Store, request: Request, rest: str) -> Answer:
+    request.options()
+    size, blocks = store.content(decode(rest))
+    return Answer(200, BYTES, blocks=blocks, length=size)
+
+
+def _content(store: Store, request: Request, rest: str) -> Answer:
+    request.options()
+    size, blocks = store.content_of(ids.parse(decode(rest)))
+    return Answer(200, BYTES, blocks=blocks, length=size)
+
+
+def _put_content(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    content = store.cas.take(request.body)
+    if content is None:
+        raise Invalid("the body is empty: POST /cas stores the bytes of its body")
+    hash_ = content.hash
+    return _when_done(PinWork(content), lambda _: Answer(200, TEXT, hash_.encode()))
+
+
+def _append(store: Store, request: Request, rest: str) -> Answer:
+    topic = frame.check_client_topic(decode(rest))
+    given = request.options("ttl", "if-last") if request.query else {}
+    ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
+    if_last = parse_expected(given["if-last"]) if "if-last" in given else None
+    meta = parse_meta_field(request.get("xs-meta"))
+    key = parse_key(request.get("idempotency-key"))
+    content = store.cas.take(request.body)
+    work = AppendWork(Append(topic, content, meta, ttl, if_last, key))
+    return Answer(200, work=work, finish=_appended)
+
+
+def _appended(work: Work) -> Answer:
+    if work.error is not None:
+        return error_answer(work.error)
+    return _frame(work.result + b"\n")
+
+
+def _append_lines(store: Store, request: Request, _: str) -> Answer:
+    _need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
+    given = request.options("each", "atomic")
+    each = frame.parse_flag("each", given.get("each", "0"))
+    atomic = frame.parse_flag("atomic", given.get("atomic", "0"))
+    if each and atomic:
+        raise Invalid("each and atomic can't go together: atomic has one answer for all lines")
+    if each:
+        return Answer(200, NDJSON, blocks=append_lines_each(store, request.body))
+    return Answer(200, JSON, append_lines(store, request.body, atomic=atomic))
+
+
+def _import(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    kind = _kind(request)
+    if kind == NDJSON:
+        return Answer(200, JSON, import_lines(store, request.body))
+    body = b""
+    for block in request.body:
+        body += block
+        if len(body) > IMPORT_ONE_MAX:
+            raise TooLarge(f"the frame is too large: at most {IMPORT_ONE_MAX} bytes")
+
+    def finish(work: Work) -> Answer:
+        if work.error is not None:
+            return error_answer(work.error)
+        (result,) = work.result
+        return error_answer(result) if isinstance(result, XsError) else _frame(result + b"\n")
+
+    return Answer(200, work=ImportWork([parse_imported(store, body)]), finish=finish)
+
+
+def _version(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    return Answer(200, JSON, f'{{"version":"{__version__}"}}\n'.encode())
+
+
+def _check(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    return Answer(200, NDJSON, blocks=_report(store))
+
+
+def _report(store: Store) -> Iterator[bytes]:
+    import json
+
+    problems = 0
+    for found in store.check():
+        if isinstance(found, str):
+            problems += 1
+            yield json.dumps({"problem": found}).encode() + b"\n"
+        else:
+            checked = {"frames": found[0], "contents": found[1]}
+            yield json.dumps({"checked": checked, "problems": problems}).encode() + b"\n"
+
+
+def _gc(store: Store, request: Request, _: str) -> Answer:
+    age = request.options("age").get("age")
+    seconds: float = GC_AGE_SECONDS
+    if age is not None:
+        ms = frame.parse_time(age, 0)
+        if ms is None or ms > 0:
+            raise Invalid(f"age={age[:64]!r}: use how long ago, such as 90s, 2h or 7d")
+        seconds = -ms / 1000
+    removed, size = store.gc(seconds)
+    return Answer(200, JSON, f'{{"removed":{removed},"bytes":{size}}}\n'.encode())
+
+
+_Handlers = dict[str, Handler]
+
+# A path's first word → what it does by itself, and with one more part behind it.
+_ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
+    "": ({"GET": _read}, {}),
+    "append": ({"POST": _append_lines}, {"POST": _append}),
+    "cas": ({"POST": _put_content}, {"GET": _cas}),
+    "check": ({"POST": _check}, {}),
+    "content": ({}, {"GET": _content}),
+    "first": ({"GET": _first}, {"GET": _first}),
+    "gc": ({"POST": _gc}, {}),
+    "head": ({}, {"GET": _last}),
+    "import": ({"POST": _import}, {}),
+    "last": ({"GET": _last}, {"GET": _last}),
+    "next": ({}, {"GET": _next}),
+    "prev": ({}, {"GET": _prev}),
+    "stream": ({}, {"GET": _read_topic, "POST": _append}),
+    "version": ({"GET": _version}, {}),
+}
+_BY_ID_OR_TOPIC: tuple[_Handlers, _Handlers] = (
+    {},
+    {"GET": _get, "DELETE": _remove, "POST": _append},
+)
+
+
+# Parts of requests
+
+
+def decode(text: str) -> str:
+    """Percent-decoded UTF-8. Raises `Invalid` for bytes that are no UTF-8."""
+    if "%" not in text:
+        return text
+    pieces = text.encode("latin-1").split(b"%")
+    data = [pieces[0]]
+    for piece in pieces[1:]:
+        try:
+            data.append(binascii.a2b_hex(piece[:2]) + piece[2:])
+        except binascii.Error:
+            raise Invalid(f"broken percent-encoding: {text[:64]!r}") from None
+    try:
+        return b"".join(data).decode()
+    except UnicodeDecodeError:
+        raise Invalid(f"not UTF-8 behind the percent-encoding: {text[:64]!r}") from None
+
+
+def parse_meta_field(value: str | None) -> str:
+    """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
+    if value is None:
+        return "null"
+    try:
+        return frame.compact_meta(value.encode("latin-1").decode())
+    except UnicodeDecodeError:
+        raise Invalid("xs-meta is not UTF-8: send base64 of the JSON instead") from None
+    except Invalid as error:
+        try:
+            text = binascii.a2b_base64(value.encode("latin-1")).decode()
+            if not text or binascii.b2a_base64(text.encode()).strip() != value.encode().strip():
+                raise error
+        except ValueError:
+            raise error from None
+        return frame.compact_meta(text)
+
+
+def parse_key(value: Optional[str]) -> str | None:
+    """An idempotency key."""
+    if value is not None and not 1 <= len(value.encode("utf-8", "replace")) <= frame.KEY_MAX:
+        raise Invalid(f"the idempotency key has 1 to {frame.KEY_MAX} bytes")
+    return value
+
+
+def parse_expected(value: str) -> str:
+    """What `if-last` expects: an id, or none."""
+    if value == "none":
+        return value
+    if not ids.is_id(value):
+        raise Invalid(f"if-last={value[:64]!r}: use the id of the topic's newest frame, or none")
+    return value.lower()
+
+
+def _kind(request: Request) -> str:
+    return (request.get("content-type") or "").split(";")[0].strip().lower()
+
+
+def _need_ndjson(request: Request, sentence: str) -> None:
+    kind = _kind(request)
+    if kind != NDJSON:
+        raise Invalid(f"the content type is {kind or 'missing'}, not {NDJSON}: {sentence}")
+
+
+def _patterns(text: str | None) -> frame.Patterns:
+    return None if text is None else frame.parse_patterns(text)
+
+
+def _one_topic(given: dict[str, str], rest: str) -> str | None:
+    if not rest:
+        return given.get("topic")
+    if "topic" in given:
+        raise Invalid("topic is in the path already: leave the parameter out")
+    return decode(rest)
+
+
+# Parts of answers
+
+
+def _frame(line: bytes) -> Answer:
+    return Answer(200, JSON, line)
+
+
+def _frame_or_none(line: bytes | None, none: str) -> Answer:
+    if line is None:
+        raise NotFound(none)
+    return _frame(line + b"\n")
+
+
+def _none_of(pattern: str | None) -> str:
+    return "the store has no frames" if pattern is None else f"no frame of {pattern}"
+
+
+def _lines_or_none(reader: Reader, pattern: str | None) -> Answer:
+    blocks = reader.history()
+    first = next(blocks, None)
+    if first is None:
+        raise NotFound(_none_of(pattern))
+    return Answer(200, NDJSON, blocks=chain((first,), blocks))
+
+
+def _begun(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same blocks, the first of them read already: an error so early can still be a status."""
+    return chain([block for block in (next(blocks, None),) if block is not None], blocks)
+
+
+def _when_done(work: Work, success: Callable[[Any], Answer]) -> Answer:
+    def finish(work: Work) -> Answer:
+        return success(work.result) if work.error is None else error_answer(work.error)
+
+    return Answer(200, work=work, finish=finish)
+
+
+def run(store: Store, found: Answer) -> Answer:
+    """The real answer of one that depends on a commit, for who can wait for it in this thread."""
+    if found.work is None or found.finish is None:
+        return found
+    with contextlib.suppress(XsError):  # `finish` answers it
+        store.run(found.work)
+    return found.finish(found.work)

@@ -1,0 +1,346 @@
+"""Many events in one body: NDJSON lines in, committed in batches as they come.
+
+Used by POST /append and POST /import. Memory is bounded by one block of the body, one line and one
+batch, however long the body is. A line that is wrong is an error of its own; the others count.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, Union
+
+from xs import frame, ids
+from xs.cas import INLINE_MAX, Content, small
+from xs.errors import BrokenBody, Invalid, TooLarge, XsError
+from xs.store import Append, BatchWork, Imported, ImportWork, Store, Work
+
+EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
+BATCH_LINES = 4000  # lines in one commit at most
+ATOMIC_LINES = 100_000  # lines that one transaction takes with ?atomic …
+ATOMIC_BYTES = 64 * 1024 * 1024  # … and their bytes
+ERRORS_LISTED = 1000  # in a summary; the others are counted
+
+Line = tuple[int, bytes]  # its number, from 1, and its text
+Outcome = tuple[int, Union[bytes, XsError]]  # of one line: its number; a frame's JSON or an error
+
+
+def append_lines(store: Store, body: Iterable[bytes], *, atomic: bool = False) -> bytes:
+    """Appends an event for each line and answers the summary as JSON.
+
+    `atomic`: all lines in one transaction; the first error is raised as it is, and nothing stored.
+    A body that breaks off raises `BrokenBody`, which says how many lines are kept.
+    """
+    if atomic:
+        return _append_atomically(store, body)
+    return _summary("appended", _append_outcomes(store, body))
+
+
+def append_lines_each(store: Store, body: Iterable[bytes]) -> Iterator[bytes]:
+    """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`."""
+    for outcomes in _append_outcomes(store, body):
+        yield b"".join([_outcome_line(outcome) for outcome in outcomes])
+
+
+def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
+    """Stores a frame for each line as it is and answers the summary as JSON."""
+
+    def work(store: Store, lines: list[Line]) -> Work:
+        return ImportWork([parse_imported(store, text) for _, text in lines])
+
+    return _summary("imported", _outcomes(store, body, work))
+
+
+def _append_outcomes(store: Store, body: Iterable[bytes]) -> Iterator[list[Outcome]]:
+    def work(store: Store, lines: list[Line]) -> Work:
+        return BatchWork(parse_appends(store, [text for _, text in lines]))
+
+    return _outcomes(store, body, work)
+
+
+def _outcomes(
+    store: Store, body: Iterable[bytes], work_for: Callable[[Store, list[Line]], Work]
+) -> Iterator[list[Outcome]]:
+    """The outcomes of each batch, in order, as they become durable.
+
+    The next batch is read and parsed while the one before is committed: SQLite works without the
+    interpreter's lock (measured with bench/batch.py).
+    """
+    under_way: tuple[list[Line], Work, Callable[[], Any]] | None = None
+    kept = 0
+    batches = line_batches(body)
+    while True:
+        broken = None
+        try:
+            lines = next(batches, None)
+        except BrokenBody as error:
+            lines, broken = None, error
+        if lines is not None:
+            work = work_for(store, lines)
+            wait = store.start(work)
+        if under_way is not None:
+            done = _collect(*under_way)
+            kept += sum(not isinstance(result, XsError) for _, result in done)
+            under_way = None
+            yield done
+        if broken is not None:
+            raise BrokenBody(f"the body broke off: {kept} whole lines of it are kept")
+        if lines is None:
+            return
+        under_way = (lines, work, wait)
+
+
+def _collect(lines: list[Line], work: Work, wait: Callable[[], Any]) -> list[Outcome]:
+    try:
+        results = wait()
+    except BrokenBody:
+        raise
+    except XsError as error:  # the disk is full: none of the batch is stored
+        return [(number, error) for number, _ in lines]
+    return [(number, result) for (number, _), result in zip(lines, results)]
+
+
+def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
+    count = 0
+    first = last = None
+    errors: list[dict[str, Any]] = []
+    unlisted = 0
+    for outcomes in batches:
+        for number, result in outcomes:
+            if isinstance(result, XsError):
+                if len(errors) < ERRORS_LISTED:
+                    errors.append({"line": number, "error": str(result)})
+                else:
+                    unlisted += 1
+                continue
+            count += 1
+            if first is None:
+                first = frame.id_of(result)
+            last = result
+    summary: dict[str, Any] = {
+        verb: count,
+        "first": first,
+        "last": None if last is None else frame.id_of(last),
+        "errors": errors,
+    }
+    if unlisted:
+        summary["errors_unlisted"] = unlisted
+    return json.dumps(summary, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _outcome_line(outcome: Outcome) -> bytes:
+    number, result = outcome
+    if isinstance(result, XsError):
+        return json.dumps({"error": str(result), "line": number}).encode() + b"\n"
+    return result + b"\n"
+
+
+def _append_atomically(store: Store, body: Iterable[bytes]) -> bytes:
+    lines: list[Line] = []
+    size = 0
+    for batch in line_batches(body):
+        lines += batch
+        size += sum([len(text) for _, text in batch])
+        if len(lines) > ATOMIC_LINES or size > ATOMIC_BYTES:
+            raise TooLarge(
+                f"too much for one transaction: at most {ATOMIC_LINES} lines and "
+                f"{ATOMIC_BYTES} bytes with atomic"
+            )
+    appends = parse_appends(store, [text for _, text in lines])
+    for (number, _), append in zip(lines, appends):
+        if isinstance(append, XsError):
+            raise type(append)(f"line {number}: {append}; nothing was stored")
+    results = store.run(BatchWork(appends, atomic=True))
+    return _summary("appended", iter([[(n, r) for (n, _), r in zip(lines, results)]]))
+
+
+# Lines
+
+
+def line_batches(body: Iterable[bytes]) -> Iterator[list[Line]]:
+    """The body's lines, numbered, blank ones left out, in batches that end where a block ends.
+
+    So what has arrived is never held back for what has not. A line over EVERY_LINE is given as
+    `TooLarge`'s sentence would have it: as an empty line of its number, which is no JSON.
+    """
+    number = 0
+    rest: list[bytes] = []
+    rest_size = 0
+    too_long = False
+    for block in body:
+        end = block.rfind(b"\n")
+        if end < 0:
+            rest_size += len(block)
+            if rest_size > EVERY_LINE:
+                rest.clear()
+                too_long = True
+            else:
+                rest.append(block)
+            continue
+        texts = (b"".join(rest) + block[:end]).split(b"\n")
+        if too_long or len(texts[0]) > EVERY_LINE:
+            texts[0] = TOO_LONG
+        rest, rest_size, too_long = [block[end + 1 :]], len(block) - end - 1, False
+        for start in range(0, len(texts), BATCH_LINES):
+            part = texts[start : start + BATCH_LINES]
+            yield [(number + n, text) for n, text in enumerate(part, 1) if text and text != b"\r"]
+            number += len(part)
+    text = TOO_LONG if too_long else b"".join(rest)
+    if text.strip():
+        yield [(number + 1, text)]
+
+
+TOO_LONG = b"\0"  # stands for a line that was too long to keep
+
+
+def parse_appends(store: Store, lines: list[bytes]) -> list[Union[Append, XsError]]:
+    """What each line asks to append, or what is wrong with it."""
+    found: list[Union[Append, XsError]] = []
+    for text in lines:
+        try:
+            found.append(_parse_append(store, text))
+        except XsError as error:
+            found.append(error)
+    return found
+
+
+_APPEND_KEYS = frozenset(("topic", "meta", "ttl", "content", "content_base64", "if_last", "key"))
+_IMPORT_KEYS = frozenset(
+    ("topic", "id", "hash", "meta", "ttl", "timestamp", "content", "content_base64")
+)
+
+
+def _parse_append(store: Store, text: bytes) -> Append:
+    value, meta = _members(text, _APPEND_KEYS)
+    topic = value.get("topic")
+    if not isinstance(topic, str):
+        raise Invalid('no topic: a line is {"topic": …, "content": …}')
+    frame.check_client_topic(topic)
+    ttl = frame.parse_ttl(value["ttl"]) if "ttl" in value else frame.FOREVER
+    if_last = key = None
+    if len(value) > 2:
+        if_last = _expected(value.get("if_last"))
+        key = _key(value.get("key"))
+    return Append(topic, _content(store, value), meta, ttl, if_last, key)
+
+
+def parse_imported(store: Store, text: bytes) -> Union[Imported, XsError]:
+    """The frame that a line asks to import, or what is wrong with it."""
+    try:
+        value, meta = _members(text, _IMPORT_KEYS)
+        topic, id_text, hash_ = value.get("topic"), value.get("id"), value.get("hash")
+        if not isinstance(topic, str) or not isinstance(id_text, str):
+            raise Invalid('no frame: it needs "topic" and "id", and may have hash, meta and ttl')
+        frame.check_topic(topic)
+        if topic in ("xs.threshold", "xs.pulse"):
+            raise Invalid(f"{topic} is never stored: leave such frames out")
+        ttl = frame.parse_ttl(value.get("ttl"))
+        if ttl == frame.EPHEMERAL:
+            raise Invalid(
+                "an ephemeral frame is never stored: give it another ttl, or leave it out"
+            )
+        content = _content(store, value)
+        if hash_ is not None:
+            if not isinstance(hash_, str):
+                raise Invalid("the hash is not a string")
+            frame.parse_integrity(hash_)
+        elif content is not None:
+            raise Invalid("there is content, and no hash for it")
+        return Imported(ids.parse(id_text), topic, hash_, meta, ttl, content)
+    except XsError as error:
+        return error
+
+
+def _members(text: bytes, allowed: frozenset[str]) -> tuple[dict[str, Any], str]:
+    """A line's members, and the text of its meta as it was given ("null" for none)."""
+    if text == TOO_LONG:
+        raise TooLarge(f"the line is too long: at most {EVERY_LINE} bytes")
+    try:
+        line = text.decode()
+        if line.count("[") + line.count("{") > frame.META_DEPTH:
+            frame.check_depth(line, frame.META_DEPTH + 1)
+        value = _DECODER.decode(line)
+    except UnicodeDecodeError:
+        raise Invalid("the line is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the line is not JSON: {str(error).split(': line', 1)[0][:120]}") from None
+    if type(value) is not dict:
+        raise Invalid("the line is not a JSON object")
+    if not allowed.issuperset(value):
+        unknown = sorted(set(value) - allowed)[0]
+        raise Invalid(f"unknown key: {unknown[:64]!r}: known are {', '.join(sorted(allowed))}")
+    if value.get("meta") is None:
+        return value, "null"
+    return value, frame.compact_meta(frame.member_text(line, "meta"))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _integer(digits: str) -> Union[int, float]:
+    # Only a ttl is ever used as a number; longer digits would meet CPython's limit on integers.
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=_refuse_constant)
+
+
+def _content(store: Store, value: dict[str, Any]) -> Content | None:
+    """The content in a line, taken in."""
+    text = value.get("content")
+    coded = value.get("content_base64")
+    if text is None and coded is None:
+        return None
+    if text is not None and coded is not None:
+        raise Invalid("both content and content_base64 are given: give one")
+    if text is not None:
+        if not isinstance(text, str):
+            raise Invalid("content is not a string: bytes go into content_base64")
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            raise Invalid("content has half of a surrogate pair") from None
+    else:
+        data = _from_base64(coded)
+    if not data:
+        return None
+    if len(data) <= INLINE_MAX:
+        return small(data)
+    return store.cas.take([data])
+
+
+def _from_base64(coded: object) -> bytes:
+    try:
+        if not isinstance(coded, str):
+            raise ValueError
+        return binascii.a2b_base64(coded.encode("ascii"), strict_mode=True)  # type: ignore[call-arg]
+    except TypeError:  # Python before 3.11 has no strict_mode
+        assert isinstance(coded, str)
+        data = binascii.a2b_base64(coded.encode("ascii"))
+        if binascii.b2a_base64(data, newline=False).decode() == coded:
+            return data
+    except ValueError:
+        pass
+    raise Invalid("content_base64 is not base64")
+
+
+def _expected(value: object) -> str | None:
+    if value is None or value == "none":
+        return value  # type: ignore[return-value]
+    if isinstance(value, str) and ids.is_id(value):
+        return value.lower()
+    raise Invalid('if_last is neither an id nor "none"')
+
+
+def _key(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            if 1 <= len(value.encode()) <= frame.KEY_MAX:
+                return value
+        except UnicodeEncodeError:
+            pass
+    raise Invalid(f"the key is not a string of 1 to {frame.KEY_MAX} bytes")

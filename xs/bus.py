@@ -1,0 +1,167 @@
+"""Live delivery inside the process: a bounded ring of recent frames, one Condition, positions.
+
+What was committed is published here, in order of id. Who follows the stream holds a position (the
+last id it has passed) and asks for what comes after it; a position that has fallen out of the ring
+is told so, and reads the index instead. So nobody's slowness costs memory here. Ephemeral frames
+live in the ring alone, with their content. No disk, no HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
+
+RING_FRAMES = 8192
+RING_BYTES = 8 * 1024 * 1024  # of lines and ephemeral content
+_TRIM = 1024  # frames beyond the bound before the lists are cut: cutting one by one is slow
+
+
+class Entry:
+    """A frame in the ring. `line` is its JSON without a newline."""
+
+    __slots__ = ("content", "digest", "expires", "id", "line", "removed", "topic")
+
+    def __init__(
+        self,
+        id: int,
+        topic: str,
+        line: bytes,
+        expires: int | None = None,
+        digest: bytes | None = None,
+        content: bytes | None = None,
+    ) -> None:
+        """`digest` and `content` are given for an ephemeral frame only."""
+        self.id = id
+        self.topic = topic
+        self.line = line
+        self.expires = expires
+        self.digest = digest
+        self.content = content
+        self.removed = False
+
+    def is_live(self, now: int) -> bool:
+        """Whether it may still be delivered: neither removed nor expired."""
+        return not self.removed and (self.expires is None or self.expires > now)
+
+    @property
+    def size(self) -> int:
+        return len(self.line) + len(self.content or b"")
+
+
+class Bus:
+    """The ring and those who wait for it. Any thread may call anything."""
+
+    def __init__(self, mark: int) -> None:
+        """`mark`: the position of a reader that has seen all there is."""
+        self._condition = threading.Condition()  # guards all below; no other lock is taken under it
+        self._ids: list[int] = []
+        self._entries: list[Entry] = []
+        self._bytes = 0
+        self._floor = mark  # from here on, all that was published is in the ring
+        self._newest = mark
+        self._closed = False
+
+    @property
+    def newest(self) -> int:
+        """The position of a reader that has seen all that was published."""
+        return self._newest
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def publish(self, entries: list[Entry]) -> None:
+        """Adds committed frames, in order of id, all above the newest, and wakes who waits."""
+        if not entries:
+            return
+        with self._condition:
+            self._entries += entries
+            self._ids += [entry.id for entry in entries]
+            self._bytes += sum([entry.size for entry in entries])
+            self._newest = entries[-1].id
+            if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
+                self._trim()
+            self._condition.notify_all()
+
+    def after(self, position: int) -> list[Entry] | None:
+        """All entries above a position; None when some have left the ring: ask the index."""
+        with self._condition:
+            if position < self._floor:
+                return None
+            if position >= self._newest:
+                return []
+            return self._entries[bisect_right(self._ids, position) :]
+
+    def wait(self, position: int, timeout: float | None = None) -> bool:
+        """Waits until something is above `position` or the bus closes; False after `timeout` s."""
+        with self._condition:
+            return self._condition.wait_for(
+                lambda: self._newest > position or self._closed, timeout
+            )
+
+    def wait_until(self, is_true: Callable[[], bool], timeout: float | None) -> None:
+        """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds."""
+        with self._condition:
+            if not is_true():
+                self._condition.wait(timeout)
+
+    def skip_to(self, mark: int) -> None:
+        """History was imported up to `mark`: who has not passed it reads the index."""
+        with self._condition:
+            if mark > self._floor:
+                self._floor = mark
+                del self._entries[: bisect_right(self._ids, mark)]
+                del self._ids[: bisect_right(self._ids, mark)]
+                self._bytes = sum(entry.size for entry in self._entries)
+            if mark > self._newest:
+                self._newest = mark
+                self._condition.notify_all()
+
+    def discard(self, removed: Iterable[int]) -> None:
+        """Frames with these ids were removed: whoever has not got them won't."""
+        with self._condition:
+            for value in removed:
+                place = bisect_left(self._ids, value)
+                if place < len(self._ids) and self._ids[place] == value:
+                    self._entries[place].removed = True
+
+    def find(self, value: int) -> Entry | None:
+        """The entry with that id, if it is in the ring and was not removed."""
+        with self._condition:
+            place = bisect_left(self._ids, value)
+            if place < len(self._ids) and self._ids[place] == value:
+                entry = self._entries[place]
+                return None if entry.removed else entry
+            return None
+
+    def content(self, digest: bytes) -> bytes | None:
+        """The content of an ephemeral frame in the ring."""
+        with self._condition:
+            for entry in reversed(self._entries):
+                if entry.digest == digest and not entry.removed:
+                    return entry.content
+            return None
+
+    def wake(self) -> None:
+        """Lets everyone who waits look again."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will be published; who waits goes on."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def _trim(self) -> None:
+        drop = max(0, len(self._entries) - RING_FRAMES)
+        freed = sum(entry.size for entry in self._entries[:drop])
+        while self._bytes - freed > RING_BYTES and drop < len(self._entries) - 1:
+            freed += self._entries[drop].size
+            drop += 1
+        if drop:
+            self._floor = self._ids[drop - 1]
+            self._bytes -= freed
+            del self._entries[:drop]
+            del self._ids[:drop]

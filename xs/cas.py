@@ -1,0 +1,270 @@
+"""Content by hash, as files: take in, place, read back verified, remove.
+
+Only content above INLINE_MAX becomes a file; what is smaller lies in the index beside its frame. A
+file's name is made from its digest alone, `cas/ab/cdef…` in hexadecimal, never from anything that a
+client sent. This module knows digests and files; which frames name them is the index's knowledge.
+
+The order of a placement, each step needed by the next (docs/guarantees.md):
+write the temporary file → fsync it → rename it to its name → fsync the folder it is in.
+A crash before the rename leaves a temporary file, which the next server removes; a crash after it
+leaves a file that no frame names, which `gc` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from xs import frame
+from xs.errors import Damaged, NotFound
+
+INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
+BLOCK = 256 * 1024  # bytes read or written at a time
+VERIFIED_WHOLE_MAX = 1024 * 1024  # bytes: content up to this is verified before its first byte goes
+STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long is left over
+
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+
+
+class Content:
+    """Content that was taken in whole: in memory (`data`) or in a temporary file (`path`)."""
+
+    __slots__ = ("data", "digest", "path", "size")
+
+    def __init__(self, digest: bytes, size: int, data: bytes | None, path: str | None) -> None:
+        self.digest = digest
+        self.size = size
+        self.data = data
+        self.path = path
+
+    @property
+    def hash(self) -> str:
+        return frame.integrity(self.digest)
+
+
+def small(data: bytes) -> Content:
+    """Content of at most INLINE_MAX bytes, as it lies in memory."""
+    return Content(hashlib.sha256(data).digest(), len(data), data, None)
+
+
+class Cas:
+    """The folder of large content."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def take(self, blocks: Iterable[bytes]) -> Content | None:
+        """All of `blocks`, hashed as they come; None if they are empty.
+
+        Memory holds at most INLINE_MAX bytes and one block. If the blocks end in an exception,
+        nothing is left behind and it goes on up.
+        """
+        head: list[bytes] = []
+        size = 0
+        source = iter(blocks)
+        for block in source:
+            head.append(block)
+            size += len(block)
+            if size > INLINE_MAX:
+                return self._spill(head, source)
+        return small(b"".join(head)) if size else None
+
+    def place(self, content: Content) -> None:
+        """Gives the temporary file its name, durably. What had that name is replaced whole."""
+        if content.path is None:
+            return
+        name = self._path(content.digest)
+        folder = os.path.dirname(name)
+        if not os.path.isdir(folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, _FOLDER_MODE)
+            sync_folder(self._folder)
+        os.replace(content.path, name)
+        content.path = None
+        sync_folder(folder)
+
+    def discard(self, content: Content) -> None:
+        """Forgets content that was taken and is not to be placed."""
+        if content.path is not None:
+            _unlink(content.path)
+            content.path = None
+
+    def has(self, digest: bytes) -> bool:
+        return os.path.isfile(self._path(digest))
+
+    def size(self, digest: bytes) -> int:
+        """Bytes. Raises `NotFound` if there is no such file."""
+        try:
+            return os.stat(self._path(digest)).st_size
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def open(self, digest: bytes) -> tuple[int, Iterator[bytes]]:
+        """Size and blocks of a file's content, which are only ever the right bytes.
+
+        Up to VERIFIED_WHOLE_MAX it is verified before this returns. Longer content is hashed as it
+        goes and its last block held back until the digest is right. Raises `Damaged` for what does
+        not match, `NotFound` if there is no file.
+        """
+        try:
+            file = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise _missing(digest) from None
+        except OSError as error:
+            raise Damaged(f"content {frame.integrity(digest)} can't be read: {error}") from None
+        size = os.fstat(file).st_size
+        blocks = _verified(file, digest)
+        if size > VERIFIED_WHOLE_MAX:
+            return size, blocks
+        data = b"".join(blocks)
+        return len(data), iter((data,))
+
+    def remove(self, digest: bytes) -> int:
+        """Removes a file, and answers how many bytes it had (0 if it was not there)."""
+        name = self._path(digest)
+        try:
+            size = os.stat(name).st_size
+        except FileNotFoundError:
+            return 0
+        _unlink(name)
+        return size
+
+    def digests(self) -> Iterator[bytes]:
+        """The digests of all files, folder by folder; other names are passed over."""
+        for prefix in sorted(_names(self._folder)):
+            if len(prefix) != 2:
+                continue
+            for rest in sorted(_names(os.path.join(self._folder, prefix))):
+                with contextlib.suppress(ValueError):
+                    digest = bytes.fromhex(prefix + rest)
+                    if len(digest) == 32 and digest.hex() == prefix + rest:
+                        yield digest
+
+    def age(self, digest: bytes) -> float:
+        """Seconds since the file was placed."""
+        try:
+            return time.time() - os.stat(self._path(digest)).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def remove_stale(self) -> int:
+        """Removes temporary files whose writers are gone; answers how many."""
+        removed = 0
+        for name in _names(self._folder):
+            path = os.path.join(self._folder, name)
+            if name.startswith("new-") and time.time() - os.stat(path).st_mtime > STALE_SECONDS:
+                _unlink(path)
+                removed += 1
+        return removed
+
+    def _path(self, digest: bytes) -> str:
+        name = digest.hex()
+        return os.path.join(self._folder, name[:2], name[2:])
+
+    def _spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
+        path = os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            try:
+                for blocks in (head, rest):
+                    for block in blocks:
+                        digest.update(block)
+                        _write(file, block)
+                        size += len(block)
+                sync(file)
+            finally:
+                os.close(file)
+        except BaseException:
+            _unlink(path)
+            raise
+        return Content(digest.digest(), size, None, path)
+
+
+def _verified(file: int, digest: bytes) -> Iterator[bytes]:
+    seen = hashlib.sha256()
+    held = b""
+    try:
+        while True:
+            block = os.read(file, BLOCK)
+            seen.update(block)
+            if not block:
+                break
+            if held:
+                yield held
+            held = block
+    except OSError as error:
+        raise Damaged(f"content {frame.integrity(digest)} can't be read: {error}") from None
+    finally:
+        os.close(file)
+    if seen.digest() != digest:
+        raise Damaged(f"content {frame.integrity(digest)} is damaged: its bytes don't match")
+    if held:
+        yield held
+
+
+def sync(file: int) -> None:
+    """fsync that reaches the disk: on macOS only F_FULLFSYNC does (fcntl(2) there)."""
+    if _FULL_SYNC is None:
+        os.fsync(file)
+    else:
+        _full_sync(file)
+
+
+def sync_folder(path: str) -> None:
+    """Makes the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync(folder)
+    finally:
+        os.close(folder)
+
+
+def _full_sync(file: int) -> None:
+    import fcntl
+
+    assert _FULL_SYNC is not None
+    try:
+        fcntl.fcntl(file, _FULL_SYNC)
+    except OSError:  # a file system that has no such call
+        os.fsync(file)
+
+
+def _find_full_sync() -> int | None:
+    import sys
+
+    if sys.platform != "darwin":
+        return None
+    import fcntl
+
+    return getattr(fcntl, "F_FULLFSYNC", None)
+
+
+_FULL_SYNC = _find_full_sync()
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _missing(digest: bytes) -> NotFound:
+    return NotFound(f"no content {frame.integrity(digest)}")

@@ -1,0 +1,121 @@
+"""Everything that can go wrong, as types: one sentence for a person, one HTTP status, one exit code.
+
+A message says what was wrong and what would be right. `api` turns an error into an answer by its
+`status`, `cli` ends with its `exit`, and `client` turns an answer back into the same type.
+"""
+
+from __future__ import annotations
+
+
+class XsError(Exception):
+    """The base of every error that a user can meet. `str(error)` is the sentence."""
+
+    status = 500
+    exit = 1
+
+
+class Invalid(XsError):
+    """The request itself is wrong: a topic, an id, meta, a query, a body."""
+
+    status = 400
+
+
+class Usage(XsError):
+    """The command line itself is wrong."""
+
+    status = 400
+    exit = 2
+
+
+class Unauthorized(XsError):
+    """A TCP address was used without its token."""
+
+    status = 401
+
+
+class Forbidden(XsError):
+    """Understood, and not allowed from here."""
+
+    status = 403
+
+
+class NotFound(XsError):
+    """No such frame, content or path."""
+
+    status = 404
+
+
+class MethodNotAllowed(XsError):
+    """A known path, with a method it does not have; `allow` lists those it has."""
+
+    status = 405
+
+    def __init__(self, sentence: str, allow: str = "") -> None:
+        super().__init__(sentence)
+        self.allow = allow
+
+
+class Conflict(XsError):
+    """A condition did not hold: `if-last`, or an import that contradicts what is stored.
+
+    `frame` is the newest frame of the topic as JSON bytes (`b"null"` if there is none) when the
+    condition was `if-last`, else None.
+    """
+
+    status = 409
+
+    def __init__(self, sentence: str, frame: bytes | None = None) -> None:
+        super().__init__(sentence)
+        self.frame = frame
+
+
+class TooLarge(XsError):
+    """Over a named limit (docs/protocol.md, Limits)."""
+
+    status = 413
+
+
+class Misdirected(XsError):
+    """The Host header names a host that this is not."""
+
+    status = 421
+
+
+class Damaged(XsError):
+    """What is stored is not what was stored: content that does not match its hash, a broken file."""
+
+    status = 500
+
+
+class Full(XsError):
+    """The disk is full, or a quota is reached. Nothing of the request was stored."""
+
+    status = 507
+
+
+class Unavailable(XsError):
+    """The store is busy or closing; the same request may succeed later."""
+
+    status = 503
+
+
+class Locked(Unavailable):
+    """Another process holds the store."""
+
+
+class NoStore(XsError):
+    """There is no store at that address."""
+
+    status = 404
+
+
+class NotAStore(XsError):
+    """There is something at that address, but it can't be opened as a store of this version."""
+
+    status = 500
+
+
+class BrokenBody(XsError):
+    """A body ended before it was whole: the other end went away, or found damage on its way."""
+
+    status = 400

@@ -1,0 +1,85 @@
+"""The store's one writer: a lock file that says who holds it.
+
+The lock itself is flock(2), which the kernel gives back however its holder ended. The file's text is
+for people and for those who wait: `<pid> serve` or `<pid> append`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from xs.errors import Locked
+
+FILENAME = "lock"
+WAIT_SECONDS = 10.0  # how long a writer waits for another one
+_LOOK_SECONDS = 0.005  # between two looks: flock has no time limit of its own
+
+SERVE = "serve"
+WRITE = "append"
+
+
+class Served(Locked):
+    """A server holds the store: use its socket."""
+
+
+class Lock:
+    """One process's handle on the lock of one store. Not shared between threads."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._path = os.path.join(folder, FILENAME)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def acquire(self, purpose: str, *, wait: float = WAIT_SECONDS) -> None:
+        """Takes the lock for SERVE or WRITE.
+
+        Raises `Served` at once if a server has it, `Locked` if another writer keeps it for longer
+        than `wait` seconds.
+        """
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid, holder = self.holder()
+                if holder == SERVE and _is_alive(pid):
+                    raise Served(
+                        f"store locked: {self._folder} is served by process {pid}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise Locked(
+                        f"store locked: {self._folder} is being written to by process {pid}"
+                    ) from None
+                time.sleep(_LOOK_SECONDS)
+            else:
+                os.ftruncate(self._file, 0)
+                os.pwrite(self._file, f"{os.getpid()} {purpose}\n".encode(), 0)
+                return
+
+    def holder(self) -> tuple[int, str]:
+        """Pid and purpose of who took the lock last; (0, "") if nobody has."""
+        words = os.pread(self._file, 64, 0).decode("ascii", "replace").split()
+        if len(words) == 2 and words[0].isdigit():
+            return int(words[0]), words[1]
+        return 0, ""
+
+    def release(self) -> None:
+        os.ftruncate(self._file, 0)
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Gives the lock back, if it is held."""
+        os.close(self._file)
+
+
+def _is_alive(pid: int) -> bool:
+    # The text may be a dead server's while its successor, a writer, has not yet put its own.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,238 @@
+"""Reading the stream: a position, the history after it, and what comes live.
+
+A reader holds the id of the last frame it has passed and nothing else. History comes in pages from
+the index, up to what was there when the reading began; from then on frames come from the bus, or
+from the index again when the position has left the bus's ring. The position decides, so no stored
+frame is missed or given twice, however slow the reader is.
+
+What is given is bytes, whole lines (or server-sent events), as they are to be sent.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from xs import frame, ids
+from xs.bus import Entry
+from xs.errors import NotFound
+from xs.index import Stored
+from xs.store import Store
+
+THRESHOLD = "xs.threshold"
+PULSE = "xs.pulse"
+
+CONTENT_INLINE_MAX = 8 * 1024 * 1024  # bytes: larger content is left to its hash by with-content
+_UNLIMITED = 1 << 62
+
+
+class Form(NamedTuple):
+    """How frames are written: as lines or server-sent events, and what is added to each."""
+
+    sse: bool = False
+    timestamp: bool = False
+    content: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether stored lines are sent as they are."""
+        return not (self.sse or self.timestamp or self.content)
+
+
+class Reader:
+    """One reading of the stream."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: frame.ReadOptions,
+        *,
+        sse: bool = False,
+        threshold: bool = True,
+    ) -> None:
+        self.store = store
+        self.options = options
+        self.form = Form(sse, options.with_timestamp, options.with_content)
+        self.patterns = options.patterns
+        self.left = _UNLIMITED if options.limit is None else options.limit
+        self.wants_threshold = threshold and options.follow and not options.new
+        # What is stored up to here is history; what comes after it is live.
+        self._now = store.newest()
+        self.position = self._first_position()
+
+    def _first_position(self) -> int:
+        options = self.options
+        if options.new:
+            return self._now
+        if options.last is None:
+            return options.after
+        start = self.store.index.start_of_last(
+            self.patterns,
+            options.last,
+            options.after,
+            self._bound(self._now),
+            self.store.clock(),
+        )
+        return max(options.after, self._now) if start is None else start - 1
+
+    def _bound(self, newest: int) -> int:
+        until = self.options.until
+        return newest if until is None else min(newest, until)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more can come: `limit` or `until` is reached."""
+        if self.left <= 0:
+            return True
+        until = self.options.until
+        return until is not None and (
+            self.position >= until or self.store.clock() > ids.milliseconds(until)
+        )
+
+    def history(self) -> Iterator[bytes]:
+        """What was stored when the reading began, in blocks of whole frames."""
+        yield from self._stored_up_to(self._now)
+
+    def missed(self) -> Iterator[bytes] | None:
+        """What is stored after the position, if the bus no longer has all of it; else None."""
+        if self.store.bus.after(self.position) is not None:
+            return None
+        return self._stored_up_to(self.store.newest())
+
+    def _stored_up_to(self, newest: int) -> Iterator[bytes]:
+        bound = self._bound(newest)
+        while self.left > 0 and self.position < bound:
+            block, count, last = self._page(bound)
+            if not count:
+                break
+            self.left -= count
+            self.position = last
+            yield block
+        # Nothing selected is left up to `newest`, which is as good as having read it.
+        if self.left > 0:
+            self.position = max(self.position, bound)
+
+    def _page(self, bound: int) -> tuple[bytes, int, int]:
+        index, now = self.store.index, self.store.clock()
+        if not self.form.content:
+            page, count = index.page(self.position, bound, self.patterns, self.left, now)
+            if not count:
+                return b"", 0, self.position
+            last = ids.parse(frame.id_of(page[page.rfind(b"\n", 0, -1) + 1 :]))
+            if not self.form.is_plain:
+                page = b"".join(
+                    [write(self.form, self.store, line) for line in page.split(b"\n")[:-1]]
+                )
+            return page, count, last
+        rows = index.rows(self.position, bound, self.patterns, self.left, now)
+        if not rows:
+            return b"", 0, self.position
+        blocks = []
+        size = count = 0
+        for stored in rows:
+            block = write(self.form, self.store, stored.line, stored)
+            blocks.append(block)
+            size += len(block)
+            count += 1
+            if size > CONTENT_INLINE_MAX:
+                break
+        return b"".join(blocks), count, ids.parse(frame.id_of(rows[count - 1].line))
+
+    def live(self, entries: list[Entry]) -> bytes:
+        """What of these entries is for this reader, as bytes; the position passes all of them."""
+        now = self.store.clock()
+        until = self.options.until
+        found = []
+        for entry in entries:
+            if self.left <= 0 or (until is not None and entry.id > until):
+                break
+            if entry.is_live(now) and frame.matches(self.patterns, entry.topic):
+                self.left -= 1
+                found.append(entry)
+        if entries:
+            self.position = max(self.position, entries[-1].id)
+        return write_entries(self.form, self.store, found)
+
+    def threshold(self) -> bytes:
+        """The frame that says: from here on live."""
+        return self.synthetic(THRESHOLD)
+
+    def pulse(self) -> bytes:
+        """The heartbeat."""
+        return self.synthetic(PULSE)
+
+    def synthetic(self, topic: str) -> bytes:
+        """A frame that is never stored. Its id is the reader's position: resuming there is right."""
+        id_text = ids.text(min(max(self.position, 0), ids.MAX))
+        line = frame.encode(topic, id_text, None, "null", frame.EPHEMERAL)
+        if self.form.timestamp:
+            line = f'{line[:-1]},"timestamp":"{frame.timestamp(self.store.clock())}"}}'
+        data = line.encode()
+        return b"data: " + data + b"\n\n" if self.form.sse else data + b"\n"
+
+    def follow(self) -> Iterator[bytes]:
+        """History, the threshold and all that comes, for who can wait in this thread.
+
+        Ends with `limit`, `until`, or the store. An empty block is given whenever nothing came for
+        a while, so that the caller can look around.
+        """
+        yield from self.history()
+        if self.left <= 0:
+            return
+        if self.wants_threshold:
+            yield self.threshold()
+        while not self.is_finished:
+            missed = self.missed()
+            if missed is not None:
+                yield from missed
+                continue
+            entries = self.store.bus.after(self.position)
+            if entries:
+                yield self.live(entries)
+            elif self.store.bus.closed:
+                return
+            elif not self.store.wait(self.position):
+                yield b""
+
+
+def write(form: Form, store: Store, line: bytes, stored: Stored | None = None) -> bytes:
+    """One frame's line as bytes to be sent, with what the form adds."""
+    dressed = line
+    if form.content:
+        dressed = _with_content(store, line, stored)
+    if form.timestamp:
+        stamp = frame.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
+        dressed = dressed[:-1] + f',"timestamp":"{stamp}"}}'.encode()
+    if form.sse:
+        return b"id: " + frame.id_of(line).encode() + b"\ndata: " + dressed + b"\n\n"
+    return dressed + b"\n"
+
+
+def write_entries(form: Form, store: Store, entries: Iterable[Entry]) -> bytes:
+    """Live frames as bytes to be sent."""
+    if form.is_plain:
+        return b"".join([entry.line + b"\n" for entry in entries])
+    return b"".join([write(form, store, entry.line) for entry in entries])
+
+
+def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
+    hash_ = frame.hash_text(line)
+    if hash_ is None:
+        return line
+    try:
+        if stored is None:
+            size, blocks = store.content_of(ids.parse(frame.id_of(line)))
+        else:
+            size, blocks = store.stored_content(stored, hash_)
+    except NotFound:
+        return line  # removed meanwhile
+    if size > CONTENT_INLINE_MAX:
+        return line
+    data = b"".join(blocks)
+    try:
+        added = ',"content":' + json.dumps(data.decode(), ensure_ascii=False)
+    except UnicodeDecodeError:
+        added = f',"content_base64":"{binascii.b2a_base64(data, newline=False).decode()}"'
+    return line[:-1] + added.encode() + b"}"

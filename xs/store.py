@@ -1,0 +1,905 @@
+"""The store: the only door to index, content files and bus.
+
+The way of an append, each step needed by the next (tests/test_crash.py stops at each of them):
+
+1. its content is hashed as it arrives: small content stays in memory, large content goes to a
+   temporary file, which is fsynced;
+2. it joins the waiting batch. Who finds no commit under way leads one: it does steps 3 to 6 for all
+   that wait. What arrives meanwhile is led by the commit thread, so that a leader gets back to its
+   own caller after one batch, and a client that is alone never pays a hand-over;
+3. large content gets its name, and its folder is fsynced;
+4. the frames get their ids, are encoded, and are written in one transaction with their small content;
+5. the transaction commits: fsync of the write-ahead log;
+6. the frames are published to the bus; then every append is answered.
+
+Locks, in the order in which they are taken: the store's lock file, `_queue_lock`, the bus's own.
+Content files are unlinked only by the leader, after a commit that left no frame naming them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Optional, Union
+
+from xs import frame, ids
+from xs.bus import Bus, Entry
+from xs.cas import Cas, Content, small, sync_folder
+from xs.errors import Conflict, Damaged, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.index import FILENAME as INDEX_FILENAME
+from xs.index import SWEEP_FRAMES, Index, NewFrame, Removed, Stored, Writer
+from xs.lock import SERVE, WRITE, Lock
+
+BATCH_WORKS = 1000  # works that share one commit
+EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
+IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
+LOOK_SECONDS = 0.05  # between two looks for other processes' commits, when there is no server
+GC_AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless asked otherwise
+
+CAS_FOLDER = "cas"
+
+
+def _clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Append(NamedTuple):
+    """One frame to be appended: checked, and its content taken in."""
+
+    topic: str
+    content: Optional[Content] = None
+    meta: str = "null"  # JSON text
+    ttl: str = frame.FOREVER
+    if_last: Optional[str] = None  # an id, or "none"
+    key: Optional[str] = None
+
+
+class Imported(NamedTuple):
+    """One frame to be stored as it is. `content` is inline content that came with it, if any."""
+
+    id: int
+    topic: str
+    hash: Optional[str]
+    meta: str
+    ttl: str
+    content: Optional[Content] = None
+
+
+class Work:
+    """Something to be done in a transaction, and what to do when it is durable.
+
+    `apply` is called once by the leader; after the commit `result` or `error` is set and `done`,
+    if there is one, is called, by the leader: it must not block.
+    """
+
+    __slots__ = ("done", "error", "finished", "result", "waiter")
+
+    def __init__(self, done: Callable[[Work], None] | None = None) -> None:
+        self.done = done
+        self.result: Any = None
+        self.error: XsError | None = None
+        self.finished = False
+        self.waiter: threading.Lock | None = None
+
+    def apply(self, commit: Commit) -> Any:
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Forgets what was taken in for this work: it has failed, or nothing needs it any more."""
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self.done is not None:
+            self.done(self)
+        elif self.waiter is not None:
+            self.waiter.release()
+
+
+class AppendWork(Work):
+    """Appends one frame; the result is its line."""
+
+    __slots__ = ("append",)
+
+    def __init__(self, append: Append, done: Callable[[Work], None] | None = None) -> None:
+        super().__init__(done)
+        self.append = append
+
+    def apply(self, commit: Commit) -> bytes:
+        return commit.append(self.append)
+
+    def discard(self) -> None:
+        _discard(self.append.content)
+
+
+class BatchWork(Work):
+    """Appends several frames; the result is a list of lines and errors, one for each.
+
+    With `atomic` the first error undoes all of them, and is raised as it is.
+    """
+
+    __slots__ = ("appends", "atomic")
+
+    def __init__(self, appends: list[Union[Append, XsError]], *, atomic: bool = False) -> None:
+        super().__init__()
+        self.appends = appends
+        self.atomic = atomic
+
+    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
+        results: list[Union[bytes, XsError]] = []
+        if self.atomic:
+            commit.start_part()
+        for append in self.appends:
+            try:
+                if isinstance(append, XsError):
+                    raise append
+                results.append(commit.append(append))
+            except XsError as error:
+                if self.atomic:
+                    commit.undo_part()
+                    raise
+                results.append(error)
+        if self.atomic:
+            commit.end_part()
+        return results
+
+
+class ImportWork(Work):
+    """Stores frames as they are; the result is a list of lines and errors, one for each."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: list[Union[Imported, XsError]]) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
+        results: list[Union[bytes, XsError]] = []
+        for each in self.frames:
+            try:
+                if isinstance(each, XsError):
+                    raise each
+                results.append(commit.import_frame(each))
+            except XsError as error:
+                results.append(error)
+        return results
+
+
+class RemoveWork(Work):
+    """Removes one frame; raises `NotFound` if there is none."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.id = value
+
+    def apply(self, commit: Commit) -> None:
+        commit.remove(self.id)
+
+
+class PinWork(Work):
+    """Keeps content that no frame names (POST /cas); the result is its hash."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Content) -> None:
+        super().__init__()
+        self.content = content
+
+    def apply(self, commit: Commit) -> str:
+        return commit.pin(self.content)
+
+    def discard(self) -> None:
+        _discard(self.content)
+
+
+class UnpinWork(Work):
+    """Takes away pins made before a time; the result is how many, and the bytes they held."""
+
+    __slots__ = ("before",)
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.before = before
+
+    def apply(self, commit: Commit) -> tuple[int, int]:
+        return commit.unpin(self.before)
+
+
+class SweepWork(Work):
+    """Removes expired frames; the result is how many."""
+
+    __slots__ = ()
+
+    def apply(self, commit: Commit) -> int:
+        return commit.sweep()
+
+
+class Store:
+    """One store, in its directory.
+
+    `exclusive`: this process is the store's one writer until `close` (a server). Otherwise each
+    batch takes the lock, and reads see what other processes have committed.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        exclusive: bool = False,
+        create: bool = False,
+        clock: Callable[[], int] = _clock,
+    ) -> None:
+        """Opens the store in `folder`; `create` makes one where there is nothing yet.
+
+        `clock` gives milliseconds since 1970. Raises `NoStore`, `NotAStore`, `Locked`.
+        """
+        self.folder = folder
+        self.exclusive = exclusive
+        self.clock = clock
+        _check_folder(folder, create=create)
+        self._lock = _open_lock(folder, needed=exclusive or create)
+        try:
+            if exclusive or (create and not _has_index(folder)):
+                self._with_lock_held_once(create=create)
+            self.index = Index(
+                folder, create=exclusive or create, read_only=not os.access(folder, os.W_OK)
+            )
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+        self.cas = Cas(os.path.join(folder, CAS_FOLDER))
+        if exclusive:
+            self.cas.remove_stale()
+        mark = self.index.mark()
+        self.bus = Bus(mark)
+        self._writer: Writer | None = None
+        self._ids = ids.Sequence(mark)
+        self._reserved = mark  # no id up to here will be given out again, whatever happens
+        self._queue_lock = threading.Condition(threading.Lock())  # guards the next six
+        self._queue: list[Work] = []
+        self._leading = False
+        self._handed_over = False
+        self._committer: threading.Thread | None = None
+        self._closing = self._closed = False
+        self._sweeper: threading.Thread | None = None
+        self._next_expiry: int | None = None
+        self._data_version: Callable[[], int] | None = None
+        self._expiry_known = threading.Condition(threading.Lock())  # guards the one above
+
+    def _with_lock_held_once(self, *, create: bool) -> None:
+        """Makes what a store consists of, under its lock, which a server then keeps."""
+        assert self._lock is not None
+        self._lock.acquire(SERVE if self.exclusive else WRITE)
+        try:
+            os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
+            if create and not _has_index(self.folder):
+                Index(self.folder, create=True).close()
+                sync_folder(self.folder)
+                sync_folder(os.path.dirname(os.path.abspath(self.folder)))
+        finally:
+            if not self.exclusive:
+                self._lock.release()
+
+    # Writing
+
+    def append(self, append: Append) -> bytes:
+        """Appends one frame and answers its line, when it is durable."""
+        return bytes(self.run(AppendWork(append)))
+
+    def run(self, work: Work) -> Any:
+        """Does `work`, waits until it is durable, and gives its result or raises its error."""
+        work.waiter = threading.Lock()
+        work.waiter.acquire()
+        self.submit(work)
+        if not work.finished:
+            work.waiter.acquire()
+        if work.error is not None:
+            raise work.error
+        return work.result
+
+    def start(self, work: Work) -> Callable[[], Any]:
+        """Hands `work` to the commit thread; the function that it gives waits, as `run` does."""
+        work.waiter = waiter = threading.Lock()
+        waiter.acquire()
+        if self.exclusive:
+            with self._queue_lock:
+                self._check_open()
+                self._queue.append(work)
+                if not self._leading:
+                    self._leading = True
+                    self._hand_over()
+        else:
+            self.submit(work)  # one command on the files: a thread would gain nothing
+
+        def wait() -> Any:
+            waiter.acquire()
+            if work.error is not None:
+                raise work.error
+            return work.result
+
+        return wait
+
+    def submit(self, work: Work) -> None:
+        """Does `work` in the next batch. It may be done when this returns, or later."""
+        with self._queue_lock:
+            self._check_open()
+            self._queue.append(work)
+            if self._leading:
+                return
+            self._leading = True
+            batch = self._take_batch()
+        self._commit(batch)
+        with self._queue_lock:
+            if not self._queue:
+                self._leading = False
+                self._queue_lock.notify_all()
+                return
+            self._hand_over()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the store is closing")
+
+    def _hand_over(self) -> None:
+        """Lets the commit thread lead; `_queue_lock` is held and `_leading` is set."""
+        self._handed_over = True
+        if self._committer is None:
+            self._committer = threading.Thread(target=self._lead, name="xs-commit", daemon=True)
+            self._committer.start()
+        self._queue_lock.notify_all()
+
+    def _take_batch(self) -> list[Work]:
+        batch, self._queue = self._queue[:BATCH_WORKS], self._queue[BATCH_WORKS:]
+        return batch
+
+    def _lead(self) -> None:
+        """The commit thread: leads while something waits, and rests while someone else can."""
+        while True:
+            with self._queue_lock:
+                while not self._handed_over:
+                    if self._closed:
+                        return
+                    self._queue_lock.wait()
+                if not self._queue:
+                    self._handed_over = self._leading = False
+                    self._queue_lock.notify_all()
+                    continue
+                batch = self._take_batch()
+            self._commit(batch)
+
+    def _commit(self, batch: list[Work]) -> None:
+        """One transaction for a batch; then delivery, then the answers."""
+        try:
+            commit = self._commit_or_raise(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                # One of them may be to blame, for instance by its size: each for itself.
+                for work in batch:
+                    self._commit([work])
+                return
+            cause = error if isinstance(error, XsError) else _unexpected(error)
+            batch[0].error = cause
+            batch[0].discard()
+            batch[0]._finish()
+            return
+        self.bus.discard(commit.gone)
+        if commit.history_mark is not None:
+            self.bus.skip_to(commit.history_mark)
+        self.bus.publish(commit.entries)
+        for digest in commit.unnamed_files:
+            self.cas.remove(digest)
+        if commit.earliest_expiry is not None:
+            self._expect_expiry(commit.earliest_expiry)
+        for work in batch:
+            if work.error is not None:
+                work.discard()
+            work._finish()
+
+    def _commit_or_raise(self, batch: list[Work]) -> Commit:
+        if self._writer is None:
+            self._writer = self.index.writer()
+        writer = self._writer
+        if not self.exclusive:
+            assert self._lock is not None
+            self._lock.acquire(WRITE)
+        try:
+            writer.begin(shared=not self.exclusive)
+            try:
+                if not self.exclusive:
+                    self._ids.raise_to(writer.mark())
+                commit = Commit(self, writer, self._ids, self.clock())
+                for work in batch:
+                    work.error = None
+                    try:
+                        work.result = work.apply(commit)
+                    except XsError as error:
+                        work.error = error
+                self._finish_transaction(commit)
+                writer.commit()
+            except BaseException:
+                writer.rollback()
+                raise
+            return commit
+        finally:
+            if not self.exclusive:
+                assert self._lock is not None
+                self._lock.release()
+
+    def _finish_transaction(self, commit: Commit) -> None:
+        commit.apply_trims()
+        if not self.exclusive:
+            commit.sweep()
+        commit.look_for_unnamed_files()
+        if commit.newest_ephemeral > self._reserved:
+            # The disk must know of ids that no stored frame shows. One commit reserves a second.
+            reserve = commit.newest_ephemeral + (EPHEMERAL_RESERVE_MS << 80)
+            commit.writer.raise_mark(reserve)
+            self._reserved = reserve
+
+    # Expiry
+
+    def start_sweeping(self) -> None:
+        """Removes frames when they expire, in a thread that sleeps until the next one does."""
+        self._next_expiry = self.index.next_expiry()
+        self._sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
+        self._sweeper.start()
+
+    def _expect_expiry(self, at: int) -> None:
+        with self._expiry_known:
+            if self._next_expiry is None or at < self._next_expiry:
+                self._next_expiry = at
+                self._expiry_known.notify_all()
+
+    def _sweep(self) -> None:
+        while True:
+            with self._expiry_known:
+                while not self._closing:
+                    if self._next_expiry is None:
+                        self._expiry_known.wait()
+                    else:
+                        left = (self._next_expiry - self.clock()) / 1000
+                        if left <= 0:
+                            break
+                        # The clock may be set forward while this waits: look once in a while.
+                        self._expiry_known.wait(min(left, 60.0))
+                if self._closing:
+                    return
+                self._next_expiry = None
+            try:
+                self.run(SweepWork())
+                upcoming = self.index.next_expiry()
+            except XsError:
+                upcoming = self.clock() + 60_000  # the disk may be full: try again later
+            if upcoming is not None:
+                self._expect_expiry(upcoming)
+
+    # Reading
+
+    def newest(self) -> int:
+        """The position of a reader that has seen all there is."""
+        return self.bus.newest if self.exclusive else self.index.mark()
+
+    def wait(self, position: int) -> bool:
+        """Waits until there may be something above `position`; False if nothing came for a while.
+
+        Without a server nobody publishes what other processes commit: then this looks for it.
+        """
+        if self.exclusive:
+            return self.bus.wait(position)
+        if self._data_version is None:
+            self._data_version = self.index.data_version()
+        version = self._data_version()
+        time.sleep(LOOK_SECONDS)
+        if version == self._data_version() and self.index.mark() <= position:
+            return False
+        self.bus.skip_to(self.index.mark())
+        return True
+
+    def get(self, value: int) -> bytes:
+        """The line of the frame with that id, stored or ephemeral. Raises `NotFound`."""
+        line = self.index.get(value, self.clock())
+        if line is None:
+            entry = self.bus.find(value)
+            if entry is None or not entry.is_live(self.clock()) or b'"ttl":"ephe' not in entry.line:
+                raise NotFound(f"no frame {ids.text(value)}")
+            line = entry.line
+        return line
+
+    def content_of(self, value: int) -> tuple[int, Iterator[bytes]]:
+        """Size and blocks of the content of the frame with that id. Raises `NotFound`, `Damaged`."""
+        stored = self.index.stored(value, self.clock())
+        if stored is not None:
+            hash_ = frame.hash_text(stored.line)
+            if hash_ is None:
+                return 0, iter(())
+            return self.stored_content(stored, hash_)
+        hash_ = frame.hash_text(self.get(value))
+        return (0, iter(())) if hash_ is None else self.content(hash_)
+
+    def stored_content(self, stored: Stored, hash_: str) -> tuple[int, Iterator[bytes]]:
+        """Size and blocks of a stored frame's content."""
+        if stored.is_file:
+            return self.cas.open(frame.parse_integrity(hash_))
+        return _verified(stored.content or b"", hash_)
+
+    def content(self, hash_: str) -> tuple[int, Iterator[bytes]]:
+        """Size and blocks of the content with that hash. Raises `NotFound`, `Damaged`."""
+        digest = frame.parse_integrity(hash_)
+        now = self.clock()
+        if self.index.names_file(digest, now):
+            return self.cas.open(digest)
+        data = self.index.content(digest, now)
+        if data is None:
+            data = self.bus.content(digest)
+        if data is None:
+            raise NotFound(f"no content {hash_}")
+        return _verified(data, hash_)
+
+    # Housekeeping
+
+    def gc(self, age_seconds: float) -> tuple[int, int]:
+        """Removes what was put by POST /cas and no frame names, older than `age_seconds`.
+
+        Answers how many contents went, and their bytes.
+        """
+        removed, size = self.run(UnpinWork(self.clock() - int(age_seconds * 1000)))
+        for digest in list(self.cas.digests()):
+            if self.cas.age(digest) >= age_seconds and not self.index.names_file(
+                digest, self.clock()
+            ):
+                work = _RemoveOrphan(digest)
+                found = self.run(work)
+                removed += found > 0
+                size += found
+        self.cas.remove_stale()
+        return removed, size
+
+    def check(self) -> Iterator[Union[str, tuple[int, int]]]:
+        """Problems, one sentence each, and at the end (frames, contents) that were looked at."""
+        yield from self.index.problems()
+        frames = contents = 0
+        position, now = -1, self.clock()
+        while True:
+            page = self.index.rows(position, None, None, 1000, now)
+            if not page:
+                break
+            for stored in page:
+                frames += 1
+                problem = None
+                try:
+                    value = frame.Frame.from_json(stored.line)
+                    number = ids.parse(value.id)
+                    if number <= position:
+                        problem = f"frame {value.id} is out of order"
+                    position = number
+                    frame.check_topic(value.topic)
+                    if value.hash is not None and not stored.is_file:
+                        contents += 1
+                        for _ in self.stored_content(stored, value.hash)[1]:
+                            pass
+                except (XsError, ValueError, KeyError) as error:
+                    if problem is None and not isinstance(error, Damaged):
+                        error = Damaged(f"a frame after {ids.text(max(position, 0))}: {error}")
+                    problem = f"{frame.id_of(stored.line)}: {error}"
+                if problem:
+                    yield problem
+        for digest in self.index.file_digests():
+            contents += 1
+            try:
+                for _ in self.cas.open(digest)[1]:
+                    pass
+            except XsError as error:
+                yield str(error)
+        yield frames, contents
+
+    def refuse_more(self, last: Append | None = None) -> None:
+        """From now on nothing can be appended; `last` is the last frame that is."""
+        if last is not None:
+            work = AppendWork(last)
+            work.waiter = threading.Lock()
+            work.waiter.acquire()
+        with self._queue_lock:
+            if self._closing:
+                return
+            self._closing = True
+            if last is not None:
+                self._queue.append(work)
+                if not self._leading:
+                    self._leading = True
+                    self._hand_over()
+        if last is not None:
+            work.waiter.acquire()
+
+    def close(self) -> None:
+        """Finishes what was submitted, then closes. What is submitted later is refused."""
+        with self._queue_lock:
+            self._closing = True
+            self._queue_lock.wait_for(lambda: not self._leading)
+            self._closed = True
+            self._queue_lock.notify_all()
+        with self._expiry_known:
+            self._expiry_known.notify_all()
+        for thread in (self._sweeper, self._committer):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+        self.bus.close()
+        self.index.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+class _RemoveOrphan(Work):
+    """Removes a content file that no frame names; the result is its size in bytes."""
+
+    __slots__ = ("digest",)
+
+    def __init__(self, digest: bytes) -> None:
+        super().__init__()
+        self.digest = digest
+
+    def apply(self, commit: Commit) -> int:
+        return commit.remove_orphan(self.digest)
+
+
+class Commit:
+    """One batch's transaction, as works see it, and what is to happen once it is durable."""
+
+    def __init__(self, store: Store, writer: Writer, sequence: ids.Sequence, now: int) -> None:
+        self.writer = writer
+        self.now = now
+        self.entries: list[Entry] = []
+        self.gone: list[int] = []
+        self.unnamed_files: list[bytes] = []
+        self.newest_ephemeral = 0
+        self.history_mark: int | None = None
+        self.earliest_expiry: int | None = None
+        self._cas = store.cas
+        self._ids = sequence
+        self._mark: int | None = None
+        self._trims: dict[str, str] = {}
+        self._maybe_unnamed: set[bytes] = set()
+        self._part: tuple[int, int, dict[str, str]] = (0, 0, {})
+
+    def append(self, append: Append) -> bytes:
+        """Adds a frame and answers its line, or that of the frame its key has made before.
+
+        Raises `Conflict` when its condition does not hold.
+        """
+        topic, content, meta, ttl, if_last, key = append
+        if self._trims.get(topic, ttl) != ttl:
+            self._trim(topic, self._trims.pop(topic))
+        if key is not None:
+            answered = self.writer.answer_for(topic, key)
+            if answered is not None:
+                _discard(content)
+                return answered
+        if if_last is not None:
+            self._check_last(topic, if_last)
+        hash_ = data = digest = None
+        if content is not None:
+            hash_, data, digest = content.hash, content.data, content.digest
+            if data is None:
+                self._place(content, ttl)
+        while True:
+            value = self._ids.next(self.now)
+            json = frame.encode(topic, self._ids.text(value), hash_, meta, ttl)
+            expires = frame.expiry(ttl, value >> 80)
+            if ttl == frame.EPHEMERAL:
+                self.newest_ephemeral = value
+                break
+            if self.writer.append(NewFrame(value, topic, json, expires, digest, data)):
+                break
+            self._ids.skip_millisecond()
+        line = json.encode()
+        if ttl == frame.EPHEMERAL:
+            self.entries.append(Entry(value, topic, line, None, digest, data))
+        else:
+            self.entries.append(Entry(value, topic, line, expires))
+        if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
+            self.earliest_expiry = expires
+        if ttl.startswith("last:"):
+            self._trims[topic] = ttl
+        if key is not None:
+            self.writer.keep_answer(topic, key, json)
+        return line
+
+    def _check_last(self, topic: str, expected: str) -> None:
+        newest = self.writer.last(topic, self.now)
+        actual = "none" if newest is None else frame.id_of(newest)
+        if actual != expected:
+            raise Conflict(
+                f"the newest frame of {topic} is {actual}, not {expected}", newest or b"null"
+            )
+
+    def _place(self, content: Content, ttl: str) -> None:
+        if ttl == frame.EPHEMERAL:
+            raise Invalid(
+                "the content is too large for an ephemeral frame: give the frame another ttl"
+            )
+        self._cas.place(content)
+
+    def import_frame(self, new: Imported) -> bytes:
+        """Stores a frame as it is. Raises `Invalid` and `Conflict`."""
+        json = frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl)
+        line = json.encode()
+        if self._mark is None:
+            self._mark = self.writer.mark()
+        if new.id <= self._mark:
+            found = self.writer.find(new.id)
+            if found == line:
+                _discard(new.content)
+                return line
+            if found is not None:
+                raise Conflict(f"another frame has the id {ids.text(new.id)}")
+        if new.id >> 80 > self.now + IMPORT_AHEAD_MS:
+            raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
+        digest, data = self._content_of(new)
+        expires = frame.expiry(new.ttl, new.id >> 80)
+        stored = NewFrame(new.id, new.topic, json, expires, digest, data)
+        ahead = new.id > self._mark
+        if not (self.writer.append(stored) if ahead else self.writer.insert(stored)):
+            raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
+        if ahead:
+            self._mark = new.id
+            self._ids.raise_to(new.id)
+        self.history_mark = max(new.id, self.history_mark or 0)
+        if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
+            self.earliest_expiry = expires
+        return line
+
+    def _content_of(self, new: Imported) -> tuple[bytes | None, bytes | None]:
+        if new.hash is None:
+            return None, None
+        digest = frame.parse_integrity(new.hash)
+        if new.content is not None:
+            if new.content.digest != digest:
+                raise Invalid(f"the content of {ids.text(new.id)} does not match its hash")
+            self._cas.place(new.content)
+            return digest, new.content.data
+        data = self.writer.inline_content(digest, self.now)
+        if data is None and not self._cas.has(digest):
+            raise Invalid(
+                f"the content {new.hash} of {ids.text(new.id)} is not here: "
+                "put it with POST /cas first, or give it in the line"
+            )
+        return digest, data
+
+    def remove(self, value: int) -> None:
+        """Removes a frame. Raises `NotFound`."""
+        self.apply_trims()
+        removed = self.writer.remove(value)
+        if removed is None:
+            raise NotFound(f"no frame {ids.text(value)}")
+        self._note_removed([removed])
+
+    def sweep(self) -> int:
+        """Removes expired frames, some at a time; answers how many."""
+        removed = self.writer.remove_expired(self.now)
+        self._note_removed(removed)
+        if len(removed) == SWEEP_FRAMES:
+            self.earliest_expiry = self.now
+        return len(removed)
+
+    def pin(self, content: Content) -> str:
+        """Keeps content, and answers its hash."""
+        self._cas.place(content)
+        self.writer.pin(content.digest, content.data, self.now)
+        return content.hash
+
+    def unpin(self, before: int) -> tuple[int, int]:
+        """Takes away pins made before a time; answers how many contents went, and their bytes."""
+        files, count, size = self.writer.unpin(before)
+        kept = 0
+        for digest in files:
+            if self.writer.names_file(digest, self.now):
+                kept += 1
+            else:
+                size += self._cas.size(digest) if self._cas.has(digest) else 0
+                self._maybe_unnamed.add(digest)
+        return count - kept, size
+
+    def remove_orphan(self, digest: bytes) -> int:
+        if self.writer.names_file(digest, self.now) or not self._cas.has(digest):
+            return 0
+        self._maybe_unnamed.add(digest)
+        return self._cas.size(digest)
+
+    def apply_trims(self) -> None:
+        """Does what `last:n` asks of the frames added so far."""
+        while self._trims:
+            topic, ttl = self._trims.popitem()
+            self._trim(topic, ttl)
+
+    def _trim(self, topic: str, ttl: str) -> None:
+        self._note_removed(self.writer.remove_but(topic, frame.kept(ttl) or 1, self.now))
+
+    def _note_removed(self, removed: list[Removed]) -> None:
+        for each in removed:
+            self.gone.append(ids.parse(frame.id_of(each.line)))
+            if each.file_digest is not None:
+                self._maybe_unnamed.add(each.file_digest)
+
+    def look_for_unnamed_files(self) -> None:
+        """Which of the content files that lost a frame in this transaction have lost their last."""
+        for digest in self._maybe_unnamed:
+            if not self.writer.names_file(digest, self.now):
+                self.unnamed_files.append(digest)
+
+    def start_part(self) -> None:
+        """Starts a part of the transaction that can be undone by itself."""
+        self.apply_trims()
+        self.writer.savepoint()
+        self._part = (len(self.entries), len(self.gone), dict(self._trims))
+
+    def undo_part(self) -> None:
+        self.writer.undo()
+        entries, gone, trims = self._part
+        del self.entries[entries:]
+        del self.gone[gone:]
+        self._trims = trims
+
+    def end_part(self) -> None:
+        self.apply_trims()
+        self.writer.release()
+
+
+def _discard(content: Content | None) -> None:
+    if content is not None and content.path is not None:
+        try:
+            os.unlink(content.path)
+        except FileNotFoundError:
+            pass
+        content.path = None
+
+
+def _verified(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
+    if small(data).hash != hash_:
+        raise Damaged(f"content {hash_} is damaged: its bytes don't match")
+    return len(data), iter((data,))
+
+
+def _unexpected(error: Exception) -> XsError:
+    if isinstance(error, OSError):
+        from xs.errors import Full
+
+        if error.errno in (28, 122, 27):  # ENOSPC, EDQUOT, EFBIG
+            return Full("the disk is full: nothing of this request was stored")
+        return Unavailable(f"the store can't be written: {error.strerror}")
+    return XsError(f"{type(error).__name__}: {error}")
+
+
+def _has_index(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, INDEX_FILENAME))
+
+
+def _check_folder(folder: str, *, create: bool) -> None:
+    """Raises `NoStore` or `NotAStore` unless there is a store, or one may be made."""
+    if _has_index(folder):
+        return
+    hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise NotAStore(f"not a store: {folder} is not a directory")
+    if not create:
+        raise NoStore(f"no store at: {folder}: {hint}")
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token"}
+    except OSError as error:
+        raise NotAStore(f"can't make a store at {folder}: {error.strerror}") from None
+    if others:
+        raise NotAStore(
+            f"not a store: {folder} has other files in it: name an empty or a new directory"
+        )
+
+
+def _open_lock(folder: str, *, needed: bool) -> Lock | None:
+    try:
+        return Lock(folder)
+    except OSError as error:
+        if needed:
+            raise NotAStore(f"can't write to the store at {folder}: {error.strerror}") from None
+        return None
