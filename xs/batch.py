@@ -312,23 +312,21 @@ def _content(store: Store, value: dict[str, Any]) -> Content | None:
 
 
 def _from_base64(coded: object) -> bytes:
-    try:
-        if not isinstance(coded, str):
-            raise ValueError
-        return binascii.a2b_base64(coded.encode("ascii"), strict_mode=True)  # type: ignore[call-arg]
-    except TypeError:  # Python before 3.11 has no strict_mode
-        assert isinstance(coded, str)
-        data = binascii.a2b_base64(coded.encode("ascii"))
-        if binascii.b2a_base64(data, newline=False).decode() == coded:
-            return data
-    except ValueError:
-        pass
+    if isinstance(coded, str):
+        try:
+            data = binascii.a2b_base64(coded)
+            if binascii.b2a_base64(data, newline=False).decode() == coded:
+                return data
+        except ValueError:
+            pass  # said below, as for what only looks like base64
     raise Invalid("content_base64 is not base64")
 
 
 def _expected(value: object) -> str | None:
-    if value is None or value == "none":
-        return value  # type: ignore[return-value]
+    if value is None:
+        return None
+    if value == "none":
+        return "none"
     if isinstance(value, str) and ids.is_id(value):
         return value.lower()
     raise Invalid('if_last is neither an id nor "none"')

@@ -8,7 +8,8 @@ until it has caught up, and is parked again.
 
 A second thread watches parked connections for clients that go away.
 
-Lock: `_lock` guards what is parked; under it only sockets are written, without blocking.
+Lock: `_lock` guards what is parked; under it sockets are written without blocking, and the bus's own
+lock may be taken, never the other way round.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Parked(Protocol):
     def resume(self, follower: Follower) -> None:
         """Goes on in a thread of its own: `follower.unsent` first, then what it has missed."""
 
-    def finish(self, follower: Follower) -> None:
+    def end_following(self) -> None:
         """Nothing more comes: ends the response in good order, and the connection."""
 
     def drop(self) -> None:
@@ -123,7 +124,7 @@ class Delivery:
             for follower in followers:
                 self._remove(follower)
         for follower in followers:
-            follower.connection.finish(follower)
+            follower.connection.end_following()
         self._waker.send(b".")
         self._threads[1].join()
         self._selector.close()
@@ -190,9 +191,7 @@ class Delivery:
 
     def _has_work(self) -> bool:
         return (
-            self._bus.newest > self._position
-            or self._bus.closed
-            or self._seconds_to_pulse() == 0.0
+            self._bus.newest > self._position or self._bus.closed or self._seconds_to_pulse() == 0.0
         )
 
     def _dispatch(self, entries: list[Entry], after: list[Callable[[], None]]) -> None:
@@ -249,7 +248,7 @@ class Delivery:
 
     def _finish(self, follower: Follower, after: list[Callable[[], None]]) -> None:
         if self._remove(follower):
-            after.append(lambda: follower.connection.finish(follower))
+            after.append(follower.connection.end_following)
 
     def _send_all_back(self, after: list[Callable[[], None]]) -> None:
         """This thread itself has fallen behind the ring: each follower reads for itself."""
@@ -263,10 +262,11 @@ class Delivery:
     # Pulses
 
     def _seconds_to_pulse(self) -> float | None:
-        with self._lock:
-            if not self._pulses:
-                return None
+        # Without the lock: the bus asks under its own, which is taken after this one.
+        try:
             return max(0.0, self._pulses[0][0] - time.monotonic())
+        except IndexError:
+            return None
 
     def _send_pulses(self, after: list[Callable[[], None]]) -> None:
         now = time.monotonic()

@@ -538,7 +538,7 @@ class Writer:
             (before, base | ORDER_MAX),
         ).fetchone()
         row = max(before + 1, base)
-        if after is not None and after[0] <= row or row > base | ORDER_MAX:
+        if (after is not None and after[0] <= row) or row > base | ORDER_MAX:
             if not self._renumber(base):
                 return False
             return self.insert(new)

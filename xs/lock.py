@@ -31,6 +31,7 @@ class Lock:
         self._folder = folder
         self._path = os.path.join(folder, FILENAME)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._is_held = False
 
     def acquire(self, purpose: str, *, wait: float = WAIT_SECONDS) -> None:
         """Takes the lock for SERVE or WRITE.
@@ -54,6 +55,7 @@ class Lock:
                     ) from None
                 time.sleep(_LOOK_SECONDS)
             else:
+                self._is_held = True
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"{os.getpid()} {purpose}\n".encode(), 0)
                 return
@@ -67,10 +69,13 @@ class Lock:
 
     def release(self) -> None:
         os.ftruncate(self._file, 0)
+        self._is_held = False
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Gives the lock back, if it is held."""
+        if self._is_held:
+            self.release()
         os.close(self._file)
 
 

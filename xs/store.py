@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
@@ -30,7 +30,7 @@ from xs.cas import Cas, Content, small, sync_folder
 from xs.errors import Conflict, Damaged, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import FILENAME as INDEX_FILENAME
 from xs.index import SWEEP_FRAMES, Index, NewFrame, Removed, Stored, Writer
-from xs.lock import SERVE, WRITE, Lock
+from xs.lock import SERVE, WRITE, Lock, Served
 
 BATCH_WORKS = 1000  # works that share one commit
 EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
@@ -89,7 +89,7 @@ class Work:
     def discard(self) -> None:
         """Forgets what was taken in for this work: it has failed, or nothing needs it any more."""
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         self.finished = True
         if self.done is not None:
             self.done(self)
@@ -292,11 +292,11 @@ class Store:
 
     def run(self, work: Work) -> Any:
         """Does `work`, waits until it is durable, and gives its result or raises its error."""
-        work.waiter = threading.Lock()
-        work.waiter.acquire()
+        work.waiter = waiter = threading.Lock()
+        waiter.acquire()
         self.submit(work)
         if not work.finished:
-            work.waiter.acquire()
+            waiter.acquire()
         if work.error is not None:
             raise work.error
         return work.result
@@ -375,6 +375,8 @@ class Store:
         """One transaction for a batch; then delivery, then the answers."""
         try:
             commit = self._commit_or_raise(batch)
+        except Served:
+            raise  # only without a server of our own: `local` knows where to go
         except Exception as error:
             if len(batch) > 1:
                 # One of them may be to blame, for instance by its size: each for itself.
@@ -384,7 +386,7 @@ class Store:
             cause = error if isinstance(error, XsError) else _unexpected(error)
             batch[0].error = cause
             batch[0].discard()
-            batch[0]._finish()
+            batch[0].finish()
             return
         self.bus.discard(commit.gone)
         if commit.history_mark is not None:
@@ -397,7 +399,7 @@ class Store:
         for work in batch:
             if work.error is not None:
                 work.discard()
-            work._finish()
+            work.finish()
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
         if self._writer is None:
@@ -598,21 +600,21 @@ class Store:
 
     def refuse_more(self, last: Append | None = None) -> None:
         """From now on nothing can be appended; `last` is the last frame that is."""
-        if last is not None:
-            work = AppendWork(last)
-            work.waiter = threading.Lock()
-            work.waiter.acquire()
+        waiter = threading.Lock()
+        waiter.acquire()
         with self._queue_lock:
             if self._closing:
                 return
             self._closing = True
             if last is not None:
+                work = AppendWork(last)
+                work.waiter = waiter
                 self._queue.append(work)
                 if not self._leading:
                     self._leading = True
                     self._hand_over()
         if last is not None:
-            work.waiter.acquire()
+            waiter.acquire()
 
     def close(self) -> None:
         """Finishes what was submitted, then closes. What is submitted later is refused."""
@@ -658,6 +660,7 @@ class Commit:
         self.history_mark: int | None = None
         self.earliest_expiry: int | None = None
         self._cas = store.cas
+        self._delivers = store.exclusive
         self._ids = sequence
         self._mark: int | None = None
         self._trims: dict[str, str] = {}
@@ -670,6 +673,8 @@ class Commit:
         Raises `Conflict` when its condition does not hold.
         """
         topic, content, meta, ttl, if_last, key = append
+        if ttl == frame.EPHEMERAL and not self._delivers:
+            raise Invalid("an ephemeral frame needs a server: start one with xs serve")
         if self._trims.get(topic, ttl) != ttl:
             self._trim(topic, self._trims.pop(topic))
         if key is not None:

@@ -1,0 +1,658 @@
+"""The API on sockets: a thread for each connection, time limits, bounds, an orderly end.
+
+An append is answered by whoever led its commit, not by the connection's own thread, which has gone
+back to reading by then (docs/architecture.md, The way of an append). So everything that is written
+goes through the connection's lock, in the order of its requests: any other answer waits until the
+appends before it are answered. What the leader can't write without blocking is left to a thread that
+can.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Optional, Union
+
+from xs import api, http1
+from xs.access import Access, refusal
+from xs.delivery import Delivery, Follower
+from xs.errors import BrokenBody, Invalid, Unavailable, XsError
+from xs.reader import Reader
+from xs.store import Store, Work
+
+
+class Limits:
+    """What a client can make a server spend. One place; docs/protocol.md lists it.
+
+    A head on a TCP address is read before its token is known, so it gets less room there.
+    """
+
+    connections = 4096  # at once, on all listeners of a server; above it: 503
+    head_bytes = 1_500_000  # on the Unix socket: room for the largest meta, in base64
+    head_bytes_tcp = 65_536
+    head_seconds = 30.0  # from a head's first byte to its last: 408
+    idle_seconds = 600.0  # without a request: the connection is closed
+    answers_waiting = 128  # appends on one connection that are not answered yet
+    drained_bytes = 262_144  # of a body that nobody wants, before the connection is closed instead
+    linger_seconds = 2.0  # for a client that still sends while it is being refused
+    stack_bytes = 256 * 1024  # of each thread
+
+
+_RECEIVE = 256 * 1024
+_RECEIVE_HEAD = 16 * 1024
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """One client's connection. Its `handle` is the connection's own thread."""
+
+    server: Server
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.sock = self.request
+        self.buffer = bytearray()
+        self.chunked = False  # of the response under way
+        self._out = threading.Condition(threading.Lock())  # guards the next four; taken last
+        self._pending = 0  # appends whose answers are still to come
+        self._unsent: list[bytes] = []
+        self._draining = False
+        self._broken = False
+        self._handed_on = False
+        self._ending = False
+        self.server.opened(self)
+
+    def handle(self) -> None:
+        try:
+            self._serve_requests()
+        except (OSError, BrokenBody):
+            self._broken = True  # the client is gone
+
+    def finish(self) -> None:
+        if not self._handed_on:
+            self._close()
+
+    def _serve_requests(self) -> None:
+        limit = self.server.head_limit
+        while not self._ending:
+            try:
+                head = http1.read_request_head(self.buffer, limit)
+                if head is None:
+                    head = self._await_head(limit)
+            except http1.Refusal as refused:
+                self._refuse(refused.status, str(refused))
+                return
+            if head is None or not self._serve(head):
+                return
+
+    def _await_head(self, limit: int) -> http1.RequestHead | None:
+        """Reads until there is a whole head; None if the client ends, or stays idle, before it."""
+        started = 0.0
+        while True:
+            if self.buffer and not started:
+                started = time.monotonic()
+                _set_timeout(self.sock, Limits.head_seconds)
+            try:
+                data = self.sock.recv(_RECEIVE_HEAD)
+            except BlockingIOError:
+                data = b""
+            if started and (not data or time.monotonic() - started > Limits.head_seconds):
+                if not data and time.monotonic() - started < Limits.head_seconds:
+                    self._refuse(400, "the connection ended within a request's head")
+                else:
+                    self._refuse(408, f"no whole request within {Limits.head_seconds:.0f} s")
+                return None
+            if not data:
+                return None
+            self.buffer += data
+            head = http1.read_request_head(self.buffer, limit)
+            if head is not None:
+                if started:
+                    _set_timeout(self.sock, Limits.idle_seconds)
+                return head
+
+    def _serve(self, head: http1.RequestHead) -> bool:
+        """Answers one request; whether the connection goes on."""
+        body = _Body(self, head)
+        refused = refusal(head, self.server.access)
+        if refused is not None:
+            found = api.error_answer(refused)
+        else:
+            found = self._ask(head, body)
+        keep = head.keep_alive and not self._ending
+        if not body.is_read:
+            keep = body.drain() and keep
+        if found.work is not None:
+            self._answer_later(head, found, keep)
+            if keep:
+                return True
+            self._settle()
+        elif found.reader is not None:
+            self._settle()
+            self._follow(head, found, found.reader)
+            return False
+        else:
+            self._settle()
+            keep = self._answer(head, found, keep) and keep
+        if not keep:
+            self._linger(body)
+        return keep
+
+    def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
+        request = api.Request(head.method, head.path, head.query, head.fields, body)
+        try:
+            return api.answer(self.server.store, request)
+        except Exception as error:  # a defect of ours: this request fails, the server goes on
+            self.server.log(f"{head.method} {head.path}: {type(error).__name__}: {error}")
+            return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    # Answers
+
+    def _answer(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> bool:
+        """Writes an answer; False if it broke off."""
+        if found.blocks is None:
+            self._write(_whole(head, found, keep))
+            return True
+        fields = list(found.fields)
+        chunked = found.length is None and head.minor == 1
+        if found.length is not None:
+            fields.append(("content-length", str(found.length)))
+        elif chunked:
+            fields.append(("transfer-encoding", "chunked"))
+        else:
+            keep = False
+        if not keep:
+            fields.append(("connection", "close"))
+        start = http1.response_head(found.status, fields)
+        if head.method == "HEAD":
+            self._write(start)
+            return True
+        try:
+            for block in found.blocks:
+                if block:
+                    self._write(start + (http1.chunk(block) if chunked else block))
+                    start = b""
+        except XsError as error:
+            # The head is out: a body that breaks off is all that can still be said.
+            if start:
+                self._write(start)
+            self.server.log(f"{head.method} {head.path}: broke off: {error}")
+            return False
+        self._write(start + (http1.LAST_CHUNK if chunked else b""))
+        return keep
+
+    def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
+        work = found.work
+        assert work is not None and found.finish is not None
+        finish = found.finish
+
+        def done(work: Work) -> None:
+            self._deliver(_whole(head, finish(work), keep))
+
+        with self._out:
+            while self._pending >= Limits.answers_waiting or self._draining:
+                self._out.wait()
+            self._pending += 1
+        work.done = done
+        try:
+            self.server.store.submit(work)
+        except XsError as error:
+            self._deliver(_whole(head, api.error_answer(error), keep))
+
+    def _deliver(self, data: bytes) -> None:
+        """Writes an append's answer, in whatever thread, without blocking."""
+        with self._out:
+            self._pending -= 1
+            if self._broken:
+                pass
+            elif self._unsent:
+                self._unsent.append(data)
+            else:
+                try:
+                    sent = self.sock.send(data, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    sent = len(data)
+                    self._broken = True
+                if sent < len(data):
+                    self._unsent.append(data[sent:])
+                    self._draining = True
+                    threading.Thread(target=self._drain, name="xs-drain", daemon=True).start()
+            self._out.notify_all()
+
+    def _drain(self) -> None:
+        """Writes what a leader could not, for a client that is slow to read its answers."""
+        while True:
+            with self._out:
+                if not self._unsent or self._broken:
+                    self._unsent.clear()
+                    self._draining = False
+                    self._out.notify_all()
+                    return
+                data = b"".join(self._unsent)
+                self._unsent = [b""]  # not empty: what comes meanwhile queues up behind
+            try:
+                self.sock.sendall(data)
+            except OSError:
+                self._broken = True
+            with self._out:
+                self._unsent.pop(0)
+
+    def _settle(self) -> None:
+        """Waits until every append so far is answered."""
+        if self._pending or self._draining:
+            with self._out:
+                while self._pending or self._draining:
+                    self._out.wait()
+        if self._broken:
+            raise BrokenPipeError
+
+    def _write(self, data: bytes) -> None:
+        """Writes from the connection's own thread; nothing else does meanwhile (see `_settle`)."""
+        self.sock.sendall(data)
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self._settle()
+        found = api.Answer(status, api.TEXT, f"{sentence}\n".encode())
+        data = http1.response_head(
+            status, [*found.fields, ("content-length", str(len(found.body))), _CLOSE]
+        )
+        self._write(data + found.body)
+        self._linger(None)
+
+    def _linger(self, body: Optional[_Body]) -> None:
+        """Lets a client that still sends read the answer: closing at once would reset it."""
+        if body is not None and body.is_read and not self.buffer:
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + Limits.linger_seconds
+            _set_timeout(self.sock, Limits.linger_seconds)
+            while time.monotonic() < deadline and self.sock.recv(_RECEIVE):
+                pass
+        except OSError:
+            pass  # it is gone, or silent: either way there is nobody to wait for
+
+    # Following
+
+    def _follow(self, head: http1.RequestHead, found: api.Answer, reader: Reader) -> None:
+        self.chunked = head.minor == 1
+        fields = [*found.fields, ("cache-control", "no-store"), _CLOSE]
+        if self.chunked:
+            fields.append(("transfer-encoding", "chunked"))
+        # Before the first frame: who sees the head knows that nothing from now on is missed.
+        self._write(http1.response_head(found.status, fields))
+        if head.method == "HEAD":
+            return
+        follower = Follower(self, reader)
+        try:
+            for block in reader.history():
+                self._write(follower.framed(block))
+            if reader.left > 0:
+                if reader.wants_threshold:
+                    self._write(follower.framed(reader.threshold()))
+                self._catch_up(follower)
+            else:
+                self._end_body()
+        except XsError as error:
+            self.server.log(f"{head.method} {head.path}: broke off: {error}")
+
+    def _catch_up(self, follower: Follower) -> None:
+        """Writes what the follower has missed, until it can be parked, or is finished."""
+        reader, bus = follower.reader, self.server.store.bus
+        while not reader.is_finished:
+            missed = reader.missed()
+            if missed is not None:
+                for block in missed:
+                    self._write(follower.framed(block))
+                continue
+            entries = bus.after(reader.position)
+            if entries:
+                block = reader.live(entries)
+                if block:
+                    self._write(follower.framed(block))
+                continue
+            self._handed_on = True
+            if self.server.delivery.park(follower):
+                return  # from here on it is the delivery thread's
+            self._handed_on = False
+            if bus.closed:
+                break
+        self._end_body()
+
+    def _end_body(self) -> None:
+        if self.chunked:
+            self._write(http1.LAST_CHUNK)
+
+    def resume(self, follower: Follower) -> None:
+        """A parked follower could not take what was sent: it gets a thread again."""
+        try:
+            threading.Thread(target=self._resume, args=(follower,), daemon=True).start()
+        except RuntimeError:  # no more threads: it can come back and resume where it was
+            self.drop()
+
+    def _resume(self, follower: Follower) -> None:
+        self._handed_on = False
+        try:
+            unsent, follower.unsent = follower.unsent, b""
+            self._write(bytes(unsent))
+            self._catch_up(follower)
+        except (OSError, XsError):
+            self._handed_on = False
+        if not self._handed_on:
+            self._close()
+
+    def end_following(self) -> None:
+        """A parked follower has all that it will get."""
+        try:
+            if self.chunked:
+                self.sock.send(http1.LAST_CHUNK, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # it is gone, or too slow to hear the end
+        self._close()
+
+    def drop(self) -> None:
+        """The client of a parked follower is gone."""
+        self._close()
+
+    # The end
+
+    def end(self) -> None:
+        """Lets the request under way be answered, and reads no other."""
+        self._ending = True
+        try:
+            self.sock.shutdown(socket.SHUT_RD)
+        except OSError:
+            pass  # it has ended by itself
+
+    def _close(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the other end was first
+        with self._out:
+            self._broken = True
+            self.sock.close()
+            self._out.notify_all()
+        self.server.closed(self)
+
+
+_CLOSE = ("connection", "close")
+
+
+def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
+    """An answer whose body is in memory, as bytes."""
+    fields = found.fields
+    if found.status != 204:
+        fields = [*fields, ("content-length", str(len(found.body)))]
+    if not keep:
+        fields = [*fields, _CLOSE]
+    elif head.minor == 0:
+        fields = [*fields, ("connection", "keep-alive")]
+    data = http1.response_head(found.status, fields)
+    return data if head.method == "HEAD" else data + found.body
+
+
+class _Body:
+    """A request's body as blocks, read from the socket when they are asked for."""
+
+    __slots__ = ("_connection", "_head", "_reader", "_started")
+
+    def __init__(self, connection: Connection, head: http1.RequestHead) -> None:
+        self._connection = connection
+        self._head = head
+        self._reader: Optional[Union[http1.LengthBody, http1.ChunkedBody]] = (
+            None if head.length == 0 else http1.body_reader(head)
+        )
+        self._started = False
+
+    @property
+    def is_read(self) -> bool:
+        return self._reader is None or self._reader.done
+
+    def __iter__(self) -> Iterator[bytes]:
+        reader = self._reader
+        if reader is None:
+            return
+        connection = self._connection
+        buffer = connection.buffer
+        if not self._started:
+            self._started = True
+            if self._head.expects_continue and not buffer:
+                connection._settle()
+                connection._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            while True:
+                data = reader.read(buffer)
+                if data:
+                    yield data
+                if reader.done:
+                    return
+                if data is None or not buffer:
+                    self._receive(buffer)
+        except http1.Refusal as refused:
+            connection._ending = True
+            raise BrokenBody(f"the body is broken: {refused}") from None
+
+    def _receive(self, buffer: bytearray) -> None:
+        # A body may be slow: `tail -f | xs append --lines` sends for days. There is no time limit.
+        while True:
+            try:
+                data = self._connection.sock.recv(_RECEIVE)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                self._connection._ending = True
+                raise BrokenBody("the body broke off before its end")
+            buffer += data
+            return
+
+    def drain(self) -> bool:
+        """Reads what is left of a short body that nobody wanted; False if it is too long."""
+        if self._head.expects_continue and not self._started:
+            return False  # nobody can tell whether the body comes
+        length = self._head.length
+        if length is None or length > Limits.drained_bytes:
+            return False
+        try:
+            for _ in self:
+                pass
+        except BrokenBody:
+            return False
+        return True
+
+
+# Listeners
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """One listener of one store."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        store: Store,
+        delivery: Delivery,
+        connections: Connections,
+        access: Optional[Access] = None,
+        log: Any = None,
+    ) -> None:
+        """`sock` is bound; a TCP address has `access`, the Unix socket none."""
+        socketserver.BaseServer.__init__(self, sock.getsockname(), Connection)
+        self.socket = sock
+        self.store = store
+        self.delivery = delivery
+        self.access = access
+        self.log = log or (lambda text: None)
+        self.head_limit = Limits.head_bytes if access is None else Limits.head_bytes_tcp
+        self._connections = connections
+        self.server_activate()
+
+    def start(self) -> None:
+        # Without a poll interval it waits for a connection, and for nothing else.
+        threading.Thread(
+            target=self.serve_forever, args=(None,), name="xs-accept", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """Accepts no more."""
+        stopping = threading.Thread(target=self.shutdown, daemon=True)
+        stopping.start()
+        deadline = time.monotonic() + 2.0
+        while stopping.is_alive() and time.monotonic() < deadline:
+            self._wake()
+            stopping.join(0.05)
+        self.socket.close()
+
+    def _wake(self) -> None:
+        """A connection of our own ends the wait for one."""
+        with socket.socket(self.socket.family, socket.SOCK_STREAM) as waker:
+            waker.setblocking(False)
+            try:
+                waker.connect(self.socket.getsockname())
+            except OSError:
+                pass  # under way, or the listener is gone: both end its wait
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = self.socket.accept()
+        # Time limits are the kernel's: Python's own would cost a second system call for each read.
+        sock.setblocking(True)
+        _set_timeout(sock, Limits.idle_seconds)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return sock, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if self._connections.count < Limits.connections:
+            return True
+        data = http1.response_head(503, [("content-length", "0"), ("retry-after", "1"), _CLOSE])
+        try:
+            request.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # it did not wait for the refusal
+        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no more threads
+            self.log("no thread for another connection")
+            request.close()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Nothing: a connection closes its socket itself, or has handed it on."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        import sys
+
+        self.log(f"a connection ended with {sys.exc_info()[1]!r}")
+        request.close()
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+
+class Connections:
+    """Those that are open, on all listeners of a server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
+        self._open: set[Connection] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection) -> None:
+        with self._lock:
+            self._open.add(connection)
+
+    def discard(self, connection: Connection) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            self._lock.notify_all()
+
+    def end(self, seconds: float) -> None:
+        """Lets requests under way be answered, for so long at most, and closes all connections."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            connection.end()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._open, seconds)
+            connections = list(self._open)
+        for connection in connections:
+            connection.drop()
+
+
+def _set_timeout(sock: socket.socket, seconds: float) -> None:
+    """A limit on each read that the kernel keeps: it then fails with EAGAIN."""
+    whole = int(seconds)
+    limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A socket at `path`, for the user alone; one that is left behind there is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    mask = os.umask(0o177)
+    try:
+        _bind_unix(sock, path)
+    finally:
+        os.umask(mask)
+    return sock
+
+
+def _bind_unix(sock: socket.socket, path: str) -> None:
+    """Binds also where the path is longer than an address of a socket may be (unix(7))."""
+    try:
+        sock.bind(path)
+        return
+    except OSError as error:
+        if "too long" not in str(error):
+            raise
+    before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # The folder of the process belongs to all its threads; this runs before there are any.
+        os.chdir(os.path.dirname(path))
+        sock.bind(os.path.basename(path))
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A socket at a TCP address. Raises `Unavailable` or `Invalid`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise Invalid(f"no such host: {host}: {error.strerror}") from None
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror}") from None
+    return sock

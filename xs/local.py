@@ -1,0 +1,315 @@
+"""The API on a store's files, in this process: what commands use when no server has the store.
+
+A transport like `client.HttpTransport`, over the same routes. Each batch of writes takes the store's
+lock; reads take none. A server that appears or ends meanwhile is no harm: a follower moves to its
+socket where it stands, and back to the files; a writer that finds the lock taken by it sends there
+what it was about to commit.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Union
+
+from xs import api, errors, frame, ids
+from xs.cas import BLOCK, Content
+from xs.client import HttpTransport, error_from
+from xs.lock import Served
+from xs.reader import Reader
+from xs.store import (
+    AppendWork,
+    BatchWork,
+    Imported,
+    ImportWork,
+    PinWork,
+    RemoveWork,
+    Store,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from xs.client import Response
+
+_SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
+_LOOK_SECONDS = 0.01
+
+_NDJSON = ("content-type", api.NDJSON)
+
+
+class Local:
+    """Requests to the files of the store in `folder`."""
+
+    def __init__(self, folder: str, *, create: bool = False) -> None:
+        self._store = _Files(folder, create=create)
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        fields: Iterable[tuple[str, str]] = (),
+        body: bytes | Iterable[bytes] | None = None,
+    ) -> Response:
+        """The answer that a server would give. Errors of the request are answers, as there."""
+        path, _, query = target.partition("?")
+        blocks: Iterable[bytes] = (
+            () if body is None else [body] if isinstance(body, bytes) else body
+        )
+        lower = [(name.lower(), value) for name, value in fields]
+        request = api.Request(method, path, query, lower, blocks)
+        found = api.run(self._store, api.answer(self._store, request))
+        reader = found.reader
+        if reader is None:
+            return _Answered(found, iter((found.body,)) if found.blocks is None else found.blocks)
+        if reader.options.pulse is not None:
+            pulse = errors.Invalid("a pulse needs a server: start one with xs serve")
+            return _Answered(api.error_answer(pulse), iter((f"{pulse}\n".encode(),)))
+        return _Answered(found, _Following(self._store, reader, request).blocks())
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class _Answered:
+    """An answer of this process, in the form of one that came over a socket."""
+
+    def __init__(self, found: api.Answer, blocks: Iterator[bytes]) -> None:
+        self.status = found.status
+        self.fields = found.fields
+        self._blocks = blocks
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        return dict(self.fields).get(name, default)
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._blocks
+        except errors.BrokenBody:
+            raise
+        except errors.XsError as error:
+            raise errors.BrokenBody(str(error)) from error
+
+    def read(self) -> bytes:
+        return b"".join(self)
+
+    def close(self) -> None:
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
+
+
+class _Files(Store):
+    """The store without a server; when one has come up, what can't be committed is sent there."""
+
+    def _commit(self, batch: list[Work]) -> None:
+        try:
+            super()._commit(batch)
+        except Served as served:
+            for work in batch:
+                self._send_to_server(work, served)
+
+    def _send_to_server(self, work: Work, served: Served) -> None:
+        deadline = time.monotonic() + _SERVER_SECONDS
+        while True:
+            transport = _server(self.folder)
+            if transport is not None:
+                break
+            try:
+                super()._commit([work])  # it has ended again
+                return
+            except Served:
+                if time.monotonic() > deadline:
+                    work.error = served
+                    work.discard()
+                    work.finish()
+                    return
+            time.sleep(_LOOK_SECONDS)
+        work.error = None
+        try:
+            work.result = _forward(transport, work)
+        except errors.XsError as error:
+            work.error = error
+        finally:
+            transport.close()
+        work.discard()
+        work.finish()
+
+
+def _server(folder: str) -> HttpTransport | None:
+    """A connection to the store's server, if there is one."""
+    path = os.path.join(folder, "sock")
+    if not os.path.exists(path):
+        return None
+    try:
+        return HttpTransport(("unix", path), None, None).open()
+    except OSError:
+        return None
+
+
+# Work as requests
+
+
+def _forward(transport: HttpTransport, work: Work) -> Any:
+    """Does over the wire what `work` would have done here, and gives what its result would be."""
+    if isinstance(work, AppendWork):
+        return _forward_append(transport, work)
+    if isinstance(work, BatchWork) and not work.atomic:
+        return _forward_batch(transport, work)
+    if isinstance(work, ImportWork):
+        return _forward_import(transport, work)
+    if isinstance(work, RemoveWork):
+        return _asked(transport.request("DELETE", f"/{ids.text(work.id)}"))
+    if isinstance(work, PinWork):
+        return _asked(transport.request("POST", "/cas", (), _blocks(work.content))).decode()
+    raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
+
+
+def _asked(response: Response) -> bytes:
+    if response.status >= 400:
+        raise error_from(response)
+    return response.read()
+
+
+def _blocks(content: Content) -> Iterator[bytes]:
+    if content.path is None:
+        yield content.data or b""
+        return
+    with open(content.path, "rb") as file:
+        while True:
+            block = file.read(BLOCK)
+            if not block:
+                return
+            yield block
+
+
+def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
+    topic, content, meta, ttl, if_last, key = work.append
+    condition = "" if if_last is None else f"&if-last={if_last}"
+    fields = [("xs-meta", binascii.b2a_base64(meta.encode(), newline=False).decode())]
+    if key is not None:
+        fields.append(("idempotency-key", key))
+    body = None if content is None else _blocks(content)
+    target = f"/append/{topic}?ttl={ttl}{condition}"
+    return _asked(transport.request("POST", target, fields, body)).rstrip(b"\n")
+
+
+def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:
+    wanted = [each for each in work.appends if not isinstance(each, errors.XsError)]
+
+    def lines() -> Iterator[bytes]:
+        for topic, content, meta, ttl, if_last, key in wanted:
+            data = b"" if content is None else b"".join(_blocks(content))
+            line = {"topic": topic, "ttl": ttl, "if_last": if_last, "key": key}
+            line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
+            yield f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
+
+    answers = _asked(transport.request("POST", "/append?each", [_NDJSON], lines())).splitlines()
+    if len(answers) != len(wanted):
+        raise errors.Unavailable("the server went away before it had answered everything")
+    given = iter(answers)
+    return [
+        each if isinstance(each, errors.XsError) else _line_or_error(next(given))
+        for each in work.appends
+    ]
+
+
+def _line_or_error(line: bytes) -> Union[bytes, errors.XsError]:
+    if line.startswith(b'{"error":'):
+        return errors.Invalid(json.loads(line)["error"])
+    return line
+
+
+def _forward_import(
+    transport: HttpTransport, work: ImportWork
+) -> list[Union[bytes, errors.XsError]]:
+    wanted = [each for each in work.frames if not isinstance(each, errors.XsError)]
+
+    def lines() -> Iterator[bytes]:
+        for each in wanted:
+            line = _line_of(each)
+            if each.content is not None:
+                data = binascii.b2a_base64(b"".join(_blocks(each.content)), newline=False)
+                line = line[:-1] + b',"content_base64":"' + data + b'"}'
+            yield line + b"\n"
+
+    summary = json.loads(_asked(transport.request("POST", "/import", [_NDJSON], lines())))
+    wrong = {each["line"]: errors.Invalid(each["error"]) for each in summary["errors"]}
+    results: list[Union[bytes, errors.XsError]] = []
+    number = 0
+    for each in work.frames:
+        if isinstance(each, errors.XsError):
+            results.append(each)
+        else:
+            number += 1
+            results.append(wrong.get(number) or _line_of(each))
+    return results
+
+
+def _line_of(new: Imported) -> bytes:
+    return frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl).encode()
+
+
+# Following
+
+
+class _Following:
+    """A follower that looks for other processes' commits, and moves between files and server."""
+
+    def __init__(self, store: Store, reader: Reader, request: api.Request) -> None:
+        self._store = store
+        self._reader = reader
+        self._request = request
+
+    def blocks(self) -> Iterator[bytes]:
+        for block in self._reader.follow():
+            if block:
+                yield block
+                continue
+            transport = _server(self._store.folder)
+            if transport is not None:
+                yield from self._from_server(transport)
+
+    def _from_server(self, transport: HttpTransport) -> Iterator[bytes]:
+        """What the server gives from here on; the reader's position goes along."""
+        reader = self._reader
+        kept = [
+            part
+            for part in self._request.query.split("&")
+            if part and part.partition("=")[0] not in _PLACES
+        ]
+        kept.append(f"after={ids.text(max(reader.position, 0))}")
+        if reader.options.limit is not None:
+            kept.append(f"limit={reader.left}")
+        target = f"{self._request.path}?{'&'.join(kept)}"
+        fields = [(n, v) for n, v in self._request.fields if n == "accept"]
+        end = b"\n\n" if reader.form.sse else b"\n"
+        rest = b""
+        awaits_threshold = True  # it was given already, or was never asked for
+        try:
+            response = transport.request("GET", target, fields)
+            if response.status >= 400:
+                raise error_from(response)
+            for block in response:
+                *whole, rest = (rest + block).split(end)
+                given = []
+                for event in whole:
+                    line = event[event.index(b'{"topic":') :]
+                    if awaits_threshold and line.startswith(b'{"topic":"xs.threshold"'):
+                        awaits_threshold = False
+                        continue
+                    reader.position = max(reader.position, ids.parse(frame.id_of(line)))
+                    reader.left -= 1
+                    given.append(event + end)
+                if given:
+                    yield b"".join(given)
+        except errors.BrokenBody:
+            pass  # the server was killed: the files have all that it had answered
+        finally:
+            transport.close()
+
+
+# Parameters that say where a reading begins: the position takes their place.
+_PLACES = frozenset(("after", "last-id", "from", "new", "tail", "last", "limit"))
