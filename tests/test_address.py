@@ -237,6 +237,26 @@ def test_a_directory_without_a_server_is_opened_on_its_files(store_dir):
     transport.close()
 
 
+def test_a_store_is_made_by_the_first_append_and_by_nothing_before_it(store_dir):
+    transport = open_transport(store_dir, create=True)
+    for method, target in (("GET", "/"), ("DELETE", "/03gw3h0000000000000000000")):
+        with pytest.raises(errors.NoStore):
+            transport.request(method, target)
+    assert not os.path.exists(store_dir)
+    assert transport.request("POST", "/append/t", (), b"x").status == 200
+    assert b'"topic":"t"' in transport.request("GET", "/").read()
+    transport.close()
+
+
+def test_a_store_that_another_has_made_meanwhile_is_read(store_dir):
+    early = open_transport(store_dir, create=True)
+    other = open_transport(store_dir, create=True)
+    other.request("POST", "/append/t", (), b"x").read()
+    assert b'"topic":"t"' in early.request("GET", "/").read()
+    early.close()
+    other.close()
+
+
 def test_a_socket_left_by_a_server_that_died_is_passed_over(store_dir):
     transport = open_transport(store_dir, create=True)
     transport.request("POST", "/append/t", (), b"x").read()

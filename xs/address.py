@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xs.client import Address, Transport
+    from xs.client import Address, Body, Fields, Response, Transport
 
 _TYPE_BITS = 0o170000  # S_IFMT, S_IFSOCK, S_IFDIR; `stat` is not needed for the rest of its names
 _SOCKET = 0o140000
@@ -126,7 +126,7 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
         kind = os.stat(addr).st_mode & _TYPE_BITS
     except (FileNotFoundError, NotADirectoryError):
         if create and os.path.basename(addr) != "sock":
-            return _open_files(addr, create)
+            return _NotYet(addr, timeout)
         raise _no_store(addr) from None
     except OSError as error:
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
@@ -174,16 +174,45 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
                 f"no store at: {addr}: it has other files in it, and a new store starts in an "
                 "empty directory"
             )
-    return _open_files(addr, create)
+        return _NotYet(addr, timeout)
+    return _open_files(addr, create=False)
 
 
 _STORE_FILES = frozenset(("xs.db", "xs.db-wal", "xs.db-shm", "cas", "sock", "lock", "token"))
 
 
-def _open_files(directory: str, create: bool) -> Transport:
-    from xs import local
+class _NotYet:
+    """A store that the first write will make; until then there is none to read."""
 
-    return local.Local(directory, create=create)
+    __slots__ = ("_addr", "_timeout", "_transport")
+
+    def __init__(self, addr: str, timeout: float | None) -> None:
+        self._addr = addr
+        self._timeout = timeout
+        self._transport: Transport | None = None
+
+    def request(self, method: str, target: str, fields: Fields = (), body: Body = None) -> Response:
+        if self._transport is None:
+            self._transport = self._open(method)
+        return self._transport.request(method, target, fields, body)
+
+    def _open(self, method: str) -> Transport:
+        try:
+            return open_transport(self._addr, timeout=self._timeout)  # made by another meanwhile
+        except errors.NoStore:
+            if method != "POST":
+                raise
+            return _open_files(self._addr, create=True)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _open_files(directory: str, *, create: bool) -> Transport:
+    from xs.local import Local
+
+    return Local(directory, create=create)
 
 
 def _no_store(addr: str) -> errors.NoStore:

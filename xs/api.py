@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 from xs import __version__, frame, ids
 from xs.batch import EVERY_LINE, append_lines, append_lines_each, import_lines, parse_imported
+from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
 from xs.errors import (
     Conflict,
     Invalid,
@@ -23,16 +24,7 @@ from xs.errors import (
     XsError,
 )
 from xs.reader import Form, Reader, write
-from xs.store import (
-    GC_AGE_SECONDS,
-    Append,
-    AppendWork,
-    ImportWork,
-    PinWork,
-    RemoveWork,
-    Store,
-    Work,
-)
+from xs.store import GC_AGE_SECONDS, Store
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"

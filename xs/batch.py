@@ -13,8 +13,9 @@ from typing import Any, Callable, Union
 
 from xs import frame, ids
 from xs.cas import INLINE_MAX, Content, small
+from xs.commit import Append, BatchWork, Imported, ImportWork, Work
 from xs.errors import BrokenBody, Invalid, TooLarge, XsError
-from xs.store import Append, BatchWork, Imported, ImportWork, Store, Work
+from xs.store import Store
 
 EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
 BATCH_LINES = 4000  # lines in one commit at most

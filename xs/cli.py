@@ -504,14 +504,13 @@ def _serve(arguments: Arguments) -> int | None:
     directory = arguments.rest[0]
     if directory.startswith("~"):
         raise errors.Usage(f"{directory} has a literal ~: the shell expands it when not quoted")
-    from xs import server
+    from xs.server import serve
 
-    status: int | None = server.serve(
+    return serve(
         directory,
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
     )
-    return status
 
 
 # Writing

@@ -20,10 +20,11 @@ from typing import Any, Optional, Union
 
 from xs import api, http1
 from xs.access import Access, refusal
+from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, Invalid, Unavailable, XsError
 from xs.reader import Reader
-from xs.store import Store, Work
+from xs.store import Store
 
 
 class Limits:

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Union
 from xs import api, errors, frame, ids
 from xs.cas import BLOCK, Content
 from xs.client import HttpTransport, error_from
-from xs.lock import Served
-from xs.reader import Reader
-from xs.store import (
+from xs.commit import (
     AppendWork,
     BatchWork,
     Imported,
     ImportWork,
     PinWork,
     RemoveWork,
-    Store,
     Work,
 )
+from xs.lock import Served
+from xs.reader import Reader
+from xs.store import Store
 
 if TYPE_CHECKING:
     from xs.client import Response

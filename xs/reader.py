@@ -18,7 +18,7 @@ from typing import NamedTuple
 from xs import frame, ids
 from xs.bus import Entry
 from xs.errors import NotFound
-from xs.index import Stored
+from xs.schema import Stored
 from xs.store import Store
 
 THRESHOLD = "xs.threshold"

@@ -17,10 +17,11 @@ import threading
 
 from xs import __version__, frame
 from xs.access import access
+from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Usage
 from xs.httpd import Connections, Limits, Server, listen_tcp, listen_unix
-from xs.store import Append, Store
+from xs.store import Store
 
 SOCKET = "sock"
 TOKEN = "token"

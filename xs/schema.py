@@ -1,0 +1,108 @@
+"""The SQLite schema of a store, its migrations, and SQLite's errors as ours.
+
+`index` reads, `writer` changes, `scan` finds the way through rows; what all three must agree on is
+here. docs/architecture.md tells what each table is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
+
+from xs.errors import Damaged, Full, NotAStore, Unavailable, XsError
+
+FILENAME = "xs.db"
+APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
+FORMAT = 1
+
+ORDER_BITS = 15  # of a row: the order of a frame within its millisecond
+ORDER_MAX = (1 << ORDER_BITS) - 1
+ROW_MAX = (1 << 63) - 1
+LARGE_JSON = 4096  # bytes: a frame above it is read in pages that are bounded in bytes
+
+_SCHEMA_1 = """
+CREATE TABLE topic (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE frame (
+    row INTEGER PRIMARY KEY,  -- milliseconds << 15 | order
+    topic INTEGER NOT NULL,
+    bucket INTEGER,  -- with digest: NULL unless content lies here
+    digest INTEGER,  -- the first 4 bytes of the content's sha256
+    expires INTEGER,  -- milliseconds since 1970
+    json TEXT NOT NULL,
+    content BLOB
+);
+CREATE INDEX frame_topic ON frame (topic);
+CREATE INDEX frame_digest ON frame (bucket, digest) WHERE bucket IS NOT NULL;
+CREATE INDEX frame_expires ON frame (expires) WHERE expires IS NOT NULL;
+CREATE TABLE below (prefix INTEGER, row INTEGER, PRIMARY KEY (prefix, row)) WITHOUT ROWID;
+CREATE TABLE large (row INTEGER PRIMARY KEY);
+CREATE TABLE file (digest BLOB, row INTEGER, PRIMARY KEY (digest, row)) WITHOUT ROWID;
+CREATE TABLE pin (digest BLOB PRIMARY KEY, created INTEGER NOT NULL, content BLOB);
+CREATE TABLE answered (topic INTEGER, key TEXT, json TEXT NOT NULL, PRIMARY KEY (topic, key))
+    WITHOUT ROWID;
+CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)
+"""
+
+# Each takes the format before it to the next, inside one transaction.
+_MIGRATIONS: list[str] = [_SCHEMA_1]
+
+TABLES_WITH_ROWS = ("frame", "below", "large", "file")
+ID = 'substr(json, instr(json, \'"id":"\') + 6, 25)'
+LIVE = "(f.expires IS NULL OR f.expires > :now)"
+
+
+class Stored(NamedTuple):
+    """One frame as a row-by-row read gives it."""
+
+    line: bytes
+    content: Optional[bytes]
+    is_file: bool  # the content is in `cas/`
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    with translated():
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have done it while this one waited.
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            for script in _MIGRATIONS[version:]:
+                for statement in script.split(";\n"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def short(digest: bytes) -> int:
+    """What the digest index keeps of a digest: its first four bytes, as a signed number."""
+    return int.from_bytes(digest[:4], "big", signed=True)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """SQLite's errors as ours, each in one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _as_error(error) from error
+
+
+def _as_error(error: sqlite3.Error) -> XsError:
+    text = str(error)
+    if "full" in text:
+        return Full("the disk is full: nothing of this request was stored")
+    if "not a database" in text:
+        return NotAStore("not a store: xs.db is not an SQLite database")
+    if "malformed" in text or "corrupt" in text:
+        return Damaged(f"the index is damaged: {text}: run xs check")
+    if "locked" in text or "busy" in text:
+        return Unavailable("another process is writing to the store: try again")
+    if "closed" in text:
+        return Unavailable("the store is closing")
+    return Unavailable(f"the index can't be used: {text}")

@@ -1,0 +1,379 @@
+"""Changes to the index, in transactions.
+
+Frames that were added are gathered and written together: many rows in one statement, because
+SQLite's calls give up the interpreter's lock each time and have to win it back (measured with
+bench/batch.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
+
+from xs import frame, ids
+from xs.scan import floor, inline_content, mark_of, names_file, one, row_of
+from xs.schema import (
+    LARGE_JSON,
+    ORDER_BITS,
+    ORDER_MAX,
+    ROW_MAX,
+    TABLES_WITH_ROWS,
+    short,
+    translated,
+)
+
+BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index
+SWEEP_FRAMES = 1000  # expired frames removed in one transaction
+TOPICS_CACHED = 65536
+
+
+class Removed(NamedTuple):
+    """What is left to do for a removed frame: its line, and its content if that is a file."""
+
+    line: bytes
+    file_digest: Optional[bytes]
+
+
+class NewFrame(NamedTuple):
+    """A frame to be stored: `content` inline, or `file_digest` of content that is in `cas/`."""
+
+    id: int
+    topic: str
+    json: str
+    expires: Optional[int]
+    digest: Optional[bytes]
+    content: Optional[bytes]
+
+    @property
+    def is_file(self) -> bool:
+        return self.digest is not None and self.content is None
+
+
+class Writer:
+    """Changes, in transactions. `begin`, then any of the others, then `commit` or `rollback`.
+
+    Frames that were added are gathered and written together by `flush`, which reads and `commit`
+    do by themselves: many rows in one statement, because SQLite's calls give up the interpreter's
+    lock each time and have to win it back (measured with bench/batch.py).
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+        self._topics: dict[str, int] = {}
+        self._prefixes: dict[int, tuple[int, ...]] = {}
+        self._frames: list[Any] = []  # flat: seven values a row
+        self._below: list[int] = []  # flat: prefix, row
+        self._newest_row = -1
+        self._bucket = 0
+        self._bucket_left = 0
+        self._fresh = False
+
+    def begin(self, *, shared: bool) -> None:
+        """Starts a transaction. `shared`: another process may have written since the last one."""
+        with translated():
+            self._execute("BEGIN IMMEDIATE")
+            if shared or not self._fresh:
+                try:
+                    self._reload()
+                except BaseException:
+                    self.rollback()
+                    raise
+
+    def _reload(self) -> None:
+        self._topics.clear()
+        self._prefixes.clear()
+        row, bucket = self._execute(
+            "SELECT (SELECT max(row) FROM frame), "
+            "(SELECT max(bucket) FROM frame WHERE bucket IS NOT NULL)"
+        ).fetchone()
+        self._newest_row = -1 if row is None else row
+        self._bucket = bucket or 0
+        used = self._execute(
+            "SELECT count(*) FROM frame WHERE bucket = ?", (self._bucket,)
+        ).fetchone()[0]
+        self._bucket_left = BUCKET_FRAMES - used
+        self._fresh = True
+
+    def commit(self) -> None:
+        """Makes everything since `begin` durable (fsync of the write-ahead log)."""
+        self.flush()
+        with translated():
+            self._execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undoes everything since `begin`."""
+        self._frames.clear()
+        self._below.clear()
+        self._fresh = False
+        if self._connection.in_transaction:
+            with translated():
+                self._execute("ROLLBACK")
+
+    def savepoint(self) -> None:
+        """Starts a part that `undo` can take back, and `release` ends."""
+        self.flush()
+        self._execute("SAVEPOINT part")
+
+    def undo(self) -> None:
+        self._frames.clear()
+        self._below.clear()
+        self._execute("ROLLBACK TO part")
+        self._execute("RELEASE part")
+        self._reload()
+
+    def release(self) -> None:
+        self.flush()
+        self._execute("RELEASE part")
+
+    def mark(self) -> int:
+        """No id above it has been given out."""
+        self.flush()
+        return mark_of(self._connection)
+
+    def raise_mark(self, value: int) -> None:
+        """Keeps that id as given out, though no stored frame shows it."""
+        self._execute(
+            "INSERT INTO mark VALUES (1, :id) ON CONFLICT (one) DO UPDATE "
+            "SET id = :id WHERE id < :id",
+            {"id": ids.text(value)},
+        )
+
+    # Frames
+
+    def append(self, new: NewFrame) -> bool:
+        """Adds a frame whose id is above all others; False if its millisecond is full."""
+        row = new.id >> 80 << ORDER_BITS
+        if row <= self._newest_row:
+            row = self._newest_row + 1
+            if row >> ORDER_BITS != new.id >> 80:
+                return False
+        self._newest_row = row
+        self._add(row, new)
+        return True
+
+    def insert(self, new: NewFrame) -> bool:
+        """Adds a frame at its id's place among the others; False if its millisecond is full.
+
+        The id must not be stored yet. Frames of that millisecond move up if they have to.
+        """
+        self.flush()
+        base = new.id >> 80 << ORDER_BITS
+        before = floor(self._connection, new.id)
+        after = self._execute(
+            "SELECT row FROM frame WHERE row > ? AND row <= ? ORDER BY row LIMIT 1",
+            (before, base | ORDER_MAX),
+        ).fetchone()
+        row = max(before + 1, base)
+        if (after is not None and after[0] <= row) or row > base | ORDER_MAX:
+            if not self._renumber(base):
+                return False
+            return self.insert(new)
+        self._newest_row = max(self._newest_row, row)
+        self._add(row, new)
+        self.flush()
+        return True
+
+    def _renumber(self, base: int) -> bool:
+        """Spreads the frames of a millisecond evenly over its orders; False if it is full."""
+        found = self._execute(
+            "SELECT row FROM frame WHERE row BETWEEN ? AND ? ORDER BY row",
+            (base, base | ORDER_MAX),
+        ).fetchall()
+        gap = (ORDER_MAX + 1) // (len(found) + 1)
+        if gap == 0 or len(found) >= ORDER_MAX:
+            return False
+        for table in TABLES_WITH_ROWS:
+            # Out of the way first, so that no step meets a row that has yet to move.
+            self._execute(
+                f"UPDATE {table} SET row = -row WHERE row BETWEEN ? AND ?",
+                (base, base | ORDER_MAX),
+            )
+            for n, (row,) in enumerate(found):
+                to = base + gap * n + gap // 2
+                self._execute(f"UPDATE {table} SET row = ? WHERE row = ?", (to, -row))
+        self._reload()
+        return True
+
+    def _add(self, row: int, new: NewFrame) -> None:
+        topic = self._topics.get(new.topic)
+        if topic is None:
+            topic = self._number(new.topic)
+        bucket = digest = None
+        if new.content is not None and new.digest is not None:
+            if self._bucket_left <= 0:
+                self._bucket += 1
+                self._bucket_left = BUCKET_FRAMES
+            self._bucket_left -= 1
+            bucket, digest = self._bucket, short(new.digest)
+        self._frames += (row, topic, bucket, digest, new.expires, new.json, new.content)
+        for prefix in self._prefixes[topic]:
+            self._below += (prefix, row)
+        if new.digest is not None and new.content is None:
+            self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
+        if len(new.json) > LARGE_JSON:
+            self._execute("INSERT INTO large VALUES (?)", (row,))
+
+    def _number(self, name: str) -> int:
+        """The number of a topic, made if it is new, with its prefixes' numbers."""
+        if len(self._topics) >= TOPICS_CACHED:
+            self._topics.clear()
+            self._prefixes.clear()
+        numbers = []
+        for each in [*frame.prefixes(name), name]:
+            found = self._execute("SELECT number FROM topic WHERE name = ?", (each,)).fetchone()
+            if found is None:
+                cursor = self._execute("INSERT INTO topic (name) VALUES (?)", (each,))
+                numbers.append(int(cursor.lastrowid or 0))
+            else:
+                numbers.append(found[0])
+        topic = numbers.pop()
+        self._topics[name] = topic
+        self._prefixes[topic] = tuple(numbers)
+        return topic
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        if self._frames:
+            with translated():
+                frames, self._frames = self._frames, []
+                below, self._below = self._below, []
+                _insert(self._execute, "frame", 7, frames)
+                if below:
+                    _insert(self._execute, "below", 2, below)
+
+    def find(self, value: int) -> bytes | None:
+        """The line of the frame with that id, expired or not."""
+        self.flush()
+        row = row_of(self._connection, value)
+        if row is None:
+            return None
+        return bytes(
+            self._execute("SELECT CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)).fetchone()[
+                0
+            ]
+        )
+
+    def last(self, topic: str, now: int) -> bytes | None:
+        """The newest frame of a topic, with what this transaction has added."""
+        self.flush()
+        return one(self._connection, frozenset((topic,)), None, ROW_MAX, now)
+
+    def remove(self, value: int) -> Removed | None:
+        """Removes the frame with that id; None if there is none."""
+        self.flush()
+        row = row_of(self._connection, value)
+        return None if row is None else self._remove(row)
+
+    def remove_but(self, topic: str, keep: int, now: int) -> list[Removed]:
+        """Removes all but the newest `keep` frames of a topic."""
+        self.flush()
+        number = self._topics.get(topic) or self._number(topic)
+        found = self._execute(
+            "SELECT row FROM frame WHERE topic = ? AND row < coalesce((SELECT min(row) FROM "
+            "(SELECT row FROM frame f WHERE topic = ? AND (expires IS NULL OR expires > ?) "
+            "ORDER BY row DESC LIMIT ?)), 0)",
+            (number, number, now, keep),
+        ).fetchall()
+        return [self._remove(row) for (row,) in found]
+
+    def remove_expired(self, now: int) -> list[Removed]:
+        """Removes expired frames, at most SWEEP_FRAMES of them."""
+        self.flush()
+        found = self._execute(
+            "SELECT row FROM frame WHERE expires <= ? LIMIT ?", (now, SWEEP_FRAMES)
+        ).fetchall()
+        return [self._remove(row) for (row,) in found]
+
+    def _remove(self, row: int) -> Removed:
+        topic, bucket, line = self._execute(
+            "SELECT topic, bucket, CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)
+        ).fetchone()
+        if row == self._newest_row:
+            # The mark must outlive the frame that showed it.
+            self.raise_mark(ids.parse(frame.id_of(line)))
+            self._fresh = False
+        self._execute("DELETE FROM frame WHERE row = ?", (row,))
+        name = frame.topic_of(line)
+        if "." in name:
+            if topic not in self._prefixes:
+                self._number(name)
+            for prefix in self._prefixes[topic]:
+                self._execute("DELETE FROM below WHERE prefix = ? AND row = ?", (prefix, row))
+        if len(line) > LARGE_JSON:
+            self._execute("DELETE FROM large WHERE row = ?", (row,))
+        digest = hash_in(line)
+        if bucket is not None or digest is None:
+            return Removed(line, None)
+        self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
+        return Removed(line, digest)
+
+    # Content, keys
+
+    def inline_content(self, digest: bytes, now: int) -> bytes | None:
+        self.flush()
+        return inline_content(self._connection, digest, now)
+
+    def names_file(self, digest: bytes, now: int) -> bool:
+        self.flush()
+        return names_file(self._connection, digest, now)
+
+    def pin(self, digest: bytes, content: bytes | None, now: int) -> None:
+        """Keeps content that no frame names: inline, or (None) as a file."""
+        self._execute(
+            "INSERT INTO pin VALUES (:digest, :now, :content) ON CONFLICT (digest) DO UPDATE "
+            "SET created = :now",
+            {"digest": digest, "now": now, "content": content},
+        )
+
+    def unpin(self, before: int) -> tuple[list[bytes], int, int]:
+        """Takes away pins made before a time: digests of files, how many pins, inline bytes."""
+        found = self._execute(
+            "SELECT digest, content FROM pin WHERE created <= ?", (before,)
+        ).fetchall()
+        self._execute("DELETE FROM pin WHERE created <= ?", (before,))
+        files = [digest for digest, content in found if content is None]
+        return files, len(found), sum(len(content or b"") for _, content in found)
+
+    def answer_for(self, topic: str, key: str) -> bytes | None:
+        """The line of the frame that this key made on this topic, or None."""
+        self.flush()
+        number = self._topics.get(topic) or self._number(topic)
+        found = self._execute(
+            "SELECT CAST(json AS BLOB) FROM answered WHERE topic = ? AND key = ?", (number, key)
+        ).fetchone()
+        return None if found is None else bytes(found[0])
+
+    def keep_answer(self, topic: str, key: str, json: str) -> None:
+        """Remembers the frame that a key made, for as long as the store lives."""
+        number = self._topics.get(topic) or self._number(topic)
+        self._execute("INSERT INTO answered VALUES (?, ?, ?)", (number, key, json))
+
+
+def hash_in(line: bytes) -> bytes | None:
+    text = frame.hash_text(line)
+    return None if text is None else frame.parse_integrity(text)
+
+
+_ROWS_MAX = 64  # rows in one statement: 7 values each, within SQLite's 999 before 3.32
+_INSERTS = {
+    (table, rows): f"INSERT INTO {table} VALUES "
+    + ",".join(["(" + ",".join("?" * width) + ")"] * rows)
+    for table, width in (("frame", 7), ("below", 2))
+    for rows in (1, 2, 4, 8, 16, 32, _ROWS_MAX)
+}
+
+
+def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
+    """Inserts rows given flat: powers of two at a time, so that few statements are ever prepared."""
+    left = len(values) // width
+    start = 0
+    rows = _ROWS_MAX
+    while left:
+        while rows > left:
+            rows //= 2
+        end = start + rows * width
+        execute(_INSERTS[table, rows], values[start:end])
+        start = end
+        left -= rows
