@@ -257,6 +257,32 @@ def test_a_hash_is_found_in_a_frame_and_nothing_else_is_taken_for_one(line, foun
     assert cli._hash_in(line) == found
 
 
+@pytest.mark.parametrize(
+    ("added", "content"),
+    [
+        (b',"content":"a\\",\\"content\\":\\"\\u00fc"}', 'a","content":"ü'.encode()),
+        (b',"content_base64":"/w=="}', b"\xff"),
+        (b',"content":",\\"content_base64\\":\\"eA=="}', b',"content_base64":"eA=='),
+        (b"}", None),
+    ],
+)
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"null",
+        b'{"content":"x"}',
+        b'{"a":1,"content":"x"}',
+        b'{"a":1,"content_base64":"eA=="}',
+        b'[",\\"content\\":\\"x"]',
+    ],
+)
+def test_the_content_at_the_end_of_a_frame_is_told_from_all_that_looks_like_it(
+    meta, added, content
+):
+    bare = FRAME.replace(b'"meta":null', b'"meta":' + meta)
+    assert cli._without_content(bare[:-1] + added) == (bare, content)
+
+
 def test_a_contents_file_is_named_by_base64_of_its_hash_which_has_no_slash():
     for n in range(256):
         digest = hashlib.sha256(bytes([n])).digest()

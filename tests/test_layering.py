@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # those in parentheses for their types alone.
 ARCHITECTURE = {
     # what everybody may know
+    "version":     "",
     "errors":      "",
     "ids":         "errors",
     "frame":       "errors ids",
@@ -40,11 +41,11 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame schema bus store",
     "batch":       "errors ids frame cas commit store",
-    "api":         "errors ids frame commit store reader batch __init__",
+    "api":         "errors ids frame commit store reader batch version",
     "access":      "errors http1",
     "delivery":    "frame bus http1 store reader",
     "httpd":       "errors http1 commit store reader api access delivery",
-    "server":      "errors frame commit store access delivery httpd __init__ | address",
+    "server":      "errors frame commit store access delivery httpd version | address",
     # the other end: an address is a transport, over a socket or right on the files
     "client":      "errors http1 | frame",
     "local":       "errors ids frame lock cas commit store reader api client",
@@ -53,13 +54,13 @@ ARCHITECTURE = {
     "terminal":    "errors",
     "completion":  "errors (cli)",
     "cli":         "errors client address | ids frame terminal completion local server",
-    "__init__":    "| errors frame client address",
+    "__init__":    "version | errors frame client address",
     "__main__":    "cli",
 }  # fmt: skip
 
 # Starting is part of the command line's speed: what it takes to say "append" to a server imports at
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
-HOT_PATH = ("__init__", "cli", "address", "client", "http1", "errors")
+HOT_PATH = ("__init__", "version", "cli", "address", "client", "http1", "errors")
 CHEAP = ("sys", "os", "_socket")
 # … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")

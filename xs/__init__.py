@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from xs.version import VERSION as __version__
+
 __all__ = ["Client", "Frame", "XsError", "__version__", "open"]
 
 TYPE_CHECKING = False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Optional
 
-from xs import __version__, frame, ids
+from xs import frame, ids
 from xs.batch import EVERY_LINE, append_lines, append_lines_each, import_lines, parse_imported
 from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
 from xs.errors import (
@@ -25,6 +25,7 @@ from xs.errors import (
 )
 from xs.reader import Form, Reader, write
 from xs.store import GC_AGE_SECONDS, Store
+from xs.version import VERSION
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
@@ -331,7 +332,7 @@ def _import(store: Store, request: Request, _: str) -> Answer:
 
 def _version(store: Store, request: Request, _: str) -> Answer:
     request.options()
-    return Answer(200, JSON, f'{{"version":"{__version__}"}}\n'.encode())
+    return Answer(200, JSON, f'{{"version":"{VERSION}"}}\n'.encode())
 
 
 def _check(store: Store, request: Request, _: str) -> Answer:
@@ -346,10 +347,10 @@ def _report(store: Store) -> Iterator[bytes]:
     for found in store.check():
         if isinstance(found, str):
             problems += 1
-            yield json.dumps({"problem": found}).encode() + b"\n"
+            yield b'{"problem":' + json.dumps(found).encode() + b"}\n"
         else:
-            checked = {"frames": found[0], "contents": found[1]}
-            yield json.dumps({"checked": checked, "problems": problems}).encode() + b"\n"
+            checked = f'{{"frames":{found[0]},"contents":{found[1]}}}'
+            yield f'{{"checked":{checked},"problems":{problems}}}\n'.encode()
 
 
 def _gc(store: Store, request: Request, _: str) -> Answer:

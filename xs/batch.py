@@ -127,14 +127,18 @@ def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
     }
     if unlisted:
         summary["errors_unlisted"] = unlisted
-    return json.dumps(summary, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _json(summary)
 
 
 def _outcome_line(outcome: Outcome) -> bytes:
     number, result = outcome
     if isinstance(result, XsError):
-        return json.dumps({"error": str(result), "line": number}).encode() + b"\n"
+        return _json({"error": str(result), "line": number})
     return result + b"\n"
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _append_atomically(store: Store, body: Iterable[bytes]) -> bytes:

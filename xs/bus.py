@@ -11,38 +11,29 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from typing import NamedTuple, Optional
 
 RING_FRAMES = 8192
 RING_BYTES = 8 * 1024 * 1024  # of lines and ephemeral content
 _TRIM = 1024  # frames beyond the bound before the lists are cut: cutting one by one is slow
 
 
-class Entry:
-    """A frame in the ring. `line` is its JSON without a newline."""
+class Entry(NamedTuple):
+    """A frame in the ring. `line` is its JSON without a newline.
 
-    __slots__ = ("content", "digest", "expires", "id", "line", "removed", "topic")
+    `digest` and `content` are there for an ephemeral frame only.
+    """
 
-    def __init__(
-        self,
-        id: int,
-        topic: str,
-        line: bytes,
-        expires: int | None = None,
-        digest: bytes | None = None,
-        content: bytes | None = None,
-    ) -> None:
-        """`digest` and `content` are given for an ephemeral frame only."""
-        self.id = id
-        self.topic = topic
-        self.line = line
-        self.expires = expires
-        self.digest = digest
-        self.content = content
-        self.removed = False
+    id: int
+    topic: str
+    line: bytes
+    expires: Optional[int] = None
+    digest: Optional[bytes] = None
+    content: Optional[bytes] = None
 
     def is_live(self, now: int) -> bool:
-        """Whether it may still be delivered: neither removed nor expired."""
-        return not self.removed and (self.expires is None or self.expires > now)
+        """Whether it may still be delivered: not expired, and not removed (then it has no line)."""
+        return bool(self.line) and (self.expires is None or self.expires > now)
 
     @property
     def size(self) -> int:
@@ -78,7 +69,7 @@ class Bus:
         with self._condition:
             self._entries += entries
             self._ids += [entry.id for entry in entries]
-            self._bytes += sum([entry.size for entry in entries])
+            self._bytes += _size(entries)
             self._newest = entries[-1].id
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
@@ -113,7 +104,7 @@ class Bus:
                 self._floor = mark
                 del self._entries[: bisect_right(self._ids, mark)]
                 del self._ids[: bisect_right(self._ids, mark)]
-                self._bytes = sum(entry.size for entry in self._entries)
+                self._bytes = _size(self._entries)
             if mark > self._newest:
                 self._newest = mark
                 self._condition.notify_all()
@@ -124,7 +115,9 @@ class Bus:
             for value in removed:
                 place = bisect_left(self._ids, value)
                 if place < len(self._ids) and self._ids[place] == value:
-                    self._entries[place].removed = True
+                    entry = self._entries[place]
+                    self._bytes -= entry.size
+                    self._entries[place] = entry._replace(line=b"", content=None, digest=None)
 
     def find(self, value: int) -> Entry | None:
         """The entry with that id, if it is in the ring and was not removed."""
@@ -132,14 +125,14 @@ class Bus:
             place = bisect_left(self._ids, value)
             if place < len(self._ids) and self._ids[place] == value:
                 entry = self._entries[place]
-                return None if entry.removed else entry
+                return entry if entry.line else None
             return None
 
     def content(self, digest: bytes) -> bytes | None:
         """The content of an ephemeral frame in the ring."""
         with self._condition:
             for entry in reversed(self._entries):
-                if entry.digest == digest and not entry.removed:
+                if entry.digest == digest:
                     return entry.content
             return None
 
@@ -156,7 +149,7 @@ class Bus:
 
     def _trim(self) -> None:
         drop = max(0, len(self._entries) - RING_FRAMES)
-        freed = sum(entry.size for entry in self._entries[:drop])
+        freed = _size(self._entries[:drop])
         while self._bytes - freed > RING_BYTES and drop < len(self._entries) - 1:
             freed += self._entries[drop].size
             drop += 1
@@ -165,3 +158,9 @@ class Bus:
             self._bytes -= freed
             del self._entries[:drop]
             del self._ids[:drop]
+
+
+def _size(entries: list[Entry]) -> int:
+    return sum([len(entry.line) for entry in entries]) + sum(
+        [len(entry.content) for entry in entries if entry.content]
+    )

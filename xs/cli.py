@@ -20,7 +20,7 @@ from xs import __version__, address, client, errors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from xs.client import Body, Fields, Response, Transport
     from xs.terminal import Progress
@@ -1091,10 +1091,8 @@ def _export(arguments: Arguments) -> None:
         from xs.terminal import Progress
 
         with Progress("frames") as progress, open(part, "xb") as file:
-            for block in _ask(transport, "GET", "/"):
-                file.write(block)
-                progress.add(block.count(b"\n"))
-        with Progress("frames' contents") as progress:
+            _export_frames(transport, file, cas, progress)
+        with Progress("contents") as progress:
             gone = _export_contents(transport, part, cas, progress)
         if gone:
             _leave_out(part, gone)
@@ -1118,18 +1116,60 @@ def _make_empty(out: str) -> None:
         raise errors.Invalid(f"can't export to {out}: {error.strerror}") from None
 
 
+def _export_frames(transport: Transport, file: BinaryIO, cas: str, progress: Progress) -> None:
+    """Writes all frames, and the contents that come with them: all but the very large ones.
+
+    One stream with everything in it takes a tenth of the time of a request for each content.
+    """
+    for line in client.split_lines(_ask(transport, "GET", "/?with-content=true")):
+        bare, content = _without_content(line)
+        if content is not None:
+            integrity = _integrity_of(content)
+            if integrity != _hash_in(bare):
+                raise errors.Damaged(f"the store gave content {integrity} for {bare.decode()}")
+            try:
+                with open(os.path.join(cas, file_name(integrity)), "xb") as new:
+                    new.write(content)
+                    _sync_unless_linux(new)
+            except FileExistsError:
+                pass  # another frame has it too
+        file.write(bare + b"\n")
+        progress.add(1)
+
+
+def _without_content(line: bytes) -> tuple[bytes, bytes | None]:
+    """A frame's line as it is stored, and the content that was added to it at its end, if any."""
+    import binascii
+    import json
+
+    # In a string of JSON no quote stands behind a comma without a backslash: these are keys. What
+    # follows the last one is the frame's own content only if it goes on to the end of the line.
+    at = line.rfind(b',"content_base64":"')
+    value = line[at + 19 : -2]
+    if at > 0 and b'"' not in value:
+        return line[:at] + b"}", binascii.a2b_base64(value)
+    at = line.rfind(b',"content":"')
+    if at > 0:
+        try:
+            text = json.loads(line[at + 11 : -1])
+        except ValueError:
+            return line, None  # it is within meta
+        return line[:at] + b"}", text.encode("utf-8")
+    return line, None
+
+
 def _export_contents(transport: Transport, frames: str, cas: str, progress: Progress) -> set[bytes]:
-    """Fetches every content that the frames name; returns the lines of frames removed meanwhile."""
+    """Fetches the contents still missing; returns the lines of frames removed meanwhile."""
     gone = set()
     with open(frames, "rb") as file:
         for line in file:
-            progress.add(1)
             integrity = _hash_in(line)
             if integrity is None:
                 continue
             path = os.path.join(cas, file_name(integrity))
             if os.path.exists(path):
                 continue
+            progress.add(1)
             try:
                 _fetch(transport, integrity, path)
             except errors.NotFound:
@@ -1153,13 +1193,17 @@ def _fetch(transport: Transport, integrity: str, path: str) -> None:
         for block in response:
             digest.update(block)
             file.write(block)
-        if sys.platform != "linux":
-            file.flush()
-            os.fsync(file.fileno())
+        _sync_unless_linux(file)
     found = binascii.b2a_base64(digest.digest(), newline=False).decode("ascii")
     if "sha256-" + found != integrity:
         os.unlink(path)
         raise errors.Damaged(f"the store gave other content for {integrity}: sha256-{found}")
+
+
+def _sync_unless_linux(file: BinaryIO) -> None:
+    if sys.platform != "linux":  # there `os.sync` does it for all files at the end
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _is_stored(transport: Transport, line: bytes) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
@@ -18,6 +19,8 @@ from xs.cas import Cas, Content
 from xs.errors import Conflict, Invalid, NotFound, XsError
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
 
+RUN_FRAMES = 4096  # frames that get consecutive ids in one go
+_PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
 IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
 
 
@@ -106,16 +109,20 @@ class BatchWork(Work):
         results: list[Union[bytes, XsError]] = []
         if self.atomic:
             commit.start_part()
-        for append in self.appends:
-            try:
-                if isinstance(append, XsError):
-                    raise append
-                results.append(commit.append(append))
-            except XsError as error:
-                if self.atomic:
-                    commit.undo_part()
-                    raise
-                results.append(error)
+        for is_plain, run in groupby(self.appends, commit.is_plain):
+            if is_plain:
+                results += commit.append_run(list(run))  # type: ignore[arg-type]
+                continue
+            for append in run:
+                try:
+                    if isinstance(append, XsError):
+                        raise append
+                    results.append(commit.append(append))
+                except XsError as error:
+                    if self.atomic:
+                        commit.undo_part()
+                        raise
+                    results.append(error)
         if self.atomic:
             commit.end_part()
         return results
@@ -273,6 +280,43 @@ class Commit:
         if key is not None:
             self.writer.keep_answer(topic, key, json)
         return line
+
+    def is_plain(self, append: Union[Append, XsError]) -> bool:
+        """Whether `append_run` can take it: no condition, no key, no content file, kept for ever."""
+        return (
+            isinstance(append, Append)
+            and append[3:] == _PLAIN
+            and (append.content is None or append.content.data is not None)
+            and append.topic not in self._trims
+        )
+
+    def append_run(self, appends: list[Append]) -> list[bytes]:
+        """Adds plain frames, as `append` would one by one, and answers their lines.
+
+        The way of long batches: what is the same for all is done once (bench/batch.py).
+        """
+        lines: list[bytes] = []
+        for start in range(0, len(appends), RUN_FRAMES):
+            part = appends[start : start + RUN_FRAMES]
+            while True:
+                values, texts = self._ids.run(len(part), self.now)
+                row = self.writer.room(values[0] >> 80, len(part))
+                if row is not None:
+                    break
+                self._ids.skip_millisecond()
+            frames = []
+            for value, id_text, (topic, content, meta, ttl, _, _) in zip(values, texts, part):
+                hash_ = data = digest = None
+                if content is not None:
+                    digest, data = content.digest, content.data
+                    hash_ = frame.integrity(digest)
+                json = frame.encode(topic, id_text, hash_, meta, ttl)
+                line = json.encode()
+                lines.append(line)
+                self.entries.append(Entry(value, topic, line))
+                frames.append((value, topic, json, None, digest, data))
+            self.writer.append_run(row, frames)
+        return lines
 
     def _check_last(self, topic: str, expected: str) -> None:
         newest = self.writer.last(topic, self.now)

@@ -125,7 +125,7 @@ class Connection(socketserver.BaseRequestHandler):
         else:
             found = self._ask(head, body)
         keep = head.keep_alive and not self._ending
-        if not body.is_read:
+        if not body.is_read and found.blocks is None:
             keep = body.drain() and keep
         if found.work is not None:
             self._answer_later(head, found, keep)
@@ -139,6 +139,8 @@ class Connection(socketserver.BaseRequestHandler):
         else:
             self._settle()
             keep = self._answer(head, found, keep) and keep
+            if not body.is_read:  # not before: POST /append?each reads while it answers
+                keep = body.drain() and keep
         if not keep:
             self._linger(body)
         return keep

@@ -25,6 +25,7 @@ _RENEW_HIGH_MS = 1000  # SCRU128: the counter's high half is drawn anew at most 
 _ENTROPY_POOL = 1024  # ids whose randomness is fetched with one system call
 
 _PAIRS = [a + b for a in DIGITS for b in DIGITS]
+_STEP = 36**7  # between two ids of a run: 36 bits
 _LOW = 36**12  # the last 12 digits: 62 bits, so that a run of ids shares the first 13
 _ALLOWED = frozenset(DIGITS + DIGITS.upper())
 
@@ -112,6 +113,30 @@ class Sequence:
             pool = memoryview(os.urandom(4 * _ENTROPY_POOL)).cast("I")
             self._entropy = entropy = list(pool)
         return self._ms << 80 | self._counter << 32 | entropy.pop()
+
+    def run(self, count: int, now_ms: int) -> tuple[list[int], list[str]]:
+        """`count` ids of one millisecond, as numbers and as text: quicker than one by one.
+
+        They share their last 7 digits, drawn anew for each run, and count up in those before: the
+        counter goes up by 18 and more from each to the next, as SCRU128 lets a generator do.
+        """
+        high = self.next(now_ms) // _STEP
+        while (high + count + 1) * _STEP >> 80 != self._ms:
+            self.skip_millisecond()
+            high = self.next(now_ms) // _STEP
+        suffix = int.from_bytes(os.urandom(5), "big") % _STEP
+        start = (high + 1) * _STEP + suffix
+        values = list(range(start, start + count * _STEP, _STEP))
+        self._counter = values[-1] >> 32 & _COUNTER_MAX
+        end = _twelve(suffix)[-7:]
+        texts: list[str] = []
+        number = high + 1
+        while len(texts) < count:
+            head = text(number * _STEP)[:16]
+            texts += [head + pair + end for pair in _PAIRS[number % 1296 :]]
+            number += 1296 - number % 1296
+        del texts[count:]
+        return values, texts
 
     def skip_millisecond(self) -> None:
         """The next id belongs to a later millisecond than the last one."""

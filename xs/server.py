@@ -15,13 +15,14 @@ import socket
 import sys
 import threading
 
-from xs import __version__, frame
+from xs import frame
 from xs.access import access
 from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Usage
 from xs.httpd import Connections, Limits, Server, listen_tcp, listen_unix
 from xs.store import Store
+from xs.version import VERSION
 
 SOCKET = "sock"
 TOKEN = "token"
@@ -54,7 +55,7 @@ class Running:
         except BaseException:
             self._abandon()
             raise
-        meta = {"version": __version__, "expose": self.addresses}
+        meta = {"version": VERSION, "expose": self.addresses}
         self._store.append(Append("xs.start", meta=_json(meta)))
         self._store.start_sweeping()
         self._delivery.start()

@@ -153,6 +153,34 @@ class Writer:
         self._add(row, new)
         return True
 
+    def room(self, ms: int, count: int) -> int | None:
+        """The row of the first of `count` frames appended in that millisecond; None if it is full."""
+        row = max(ms << ORDER_BITS, self._newest_row + 1)
+        return row if row + count - 1 <= ms << ORDER_BITS | ORDER_MAX else None
+
+    def append_run(self, row: int, frames: list[tuple[Any, ...]]) -> None:
+        """Adds frames (fields as in `NewFrame`, content inline or none) from `row` on."""
+        self._newest_row = row + len(frames) - 1
+        flat = self._frames
+        topics = self._topics
+        for _, topic, json, expires, digest, content in frames:
+            number = topics.get(topic)
+            if number is None:
+                number = self._number(topic)
+            bucket = short_digest = None
+            if digest is not None:
+                if self._bucket_left <= 0:
+                    self._bucket += 1
+                    self._bucket_left = BUCKET_FRAMES
+                self._bucket_left -= 1
+                bucket, short_digest = self._bucket, short(digest)
+            flat += (row, number, bucket, short_digest, expires, json, content)
+            for prefix in self._prefixes[number]:
+                self._below += (prefix, row)
+            if len(json) > LARGE_JSON:
+                self._execute("INSERT INTO large VALUES (?)", (row,))
+            row += 1
+
     def insert(self, new: NewFrame) -> bool:
         """Adds a frame at its id's place among the others; False if its millisecond is full.
 

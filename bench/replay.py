@@ -1,0 +1,163 @@
+"""How many frames a second does a replay bring to a client that throws them away?
+
+Floors: the same bytes from a process that does nothing but send them, and SQLite alone joining the
+same pages. Half of the frames are of one topic, half of 1,000 topics below one prefix.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import statistics
+from collections.abc import Iterator
+
+from _measure import (
+    Report,
+    Server,
+    alternate,
+    at_least,
+    discard,
+    folder,
+    percentile,
+    pick,
+    populate,
+    request,
+    seconds,
+    server,
+)
+
+FRAMES = pick(1_000_000, 200_000)
+ROUNDS = pick(7, 3)
+RATE = 1_500_000  # frames a second: the goal
+CLOSE = "Connection: close"
+
+PAGE = """
+SELECT CAST(group_concat(json, char(10)) || char(10) AS BLOB), max(row)
+FROM (SELECT row, json FROM frame WHERE row > ? ORDER BY row LIMIT 1000)
+"""
+
+
+def topics() -> Iterator[str]:
+    for n in range(FRAMES // 2):
+        yield "one"
+        yield f"many.t{n % 1000:03d}"
+
+
+def replay(running: Server, target: str, frames: int) -> float:
+    """Frames a second."""
+    data = request("GET", target, b"", CLOSE)
+    return frames / seconds(lambda: discard(running.socket_path, data))
+
+
+def join_pages(store: str) -> int:
+    """What SQLite needs for the pages, with nobody to send them to; their bytes."""
+    connection = sqlite3.connect(f"file:{store}/xs.db?mode=ro", uri=True, isolation_level=None)
+    row, size = -1, 0
+    while True:
+        page, last = connection.execute(PAGE, (row,)).fetchone()
+        if page is None:
+            break
+        row = last
+        size += len(page)
+    connection.close()
+    return size
+
+
+class Sender:
+    """A process that sends so many bytes to whoever connects and asks."""
+
+    def __init__(self, where: str, size: int) -> None:
+        self.path = os.path.join(where, "floor.sock")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.path)
+        listener.listen(1)
+        self._pid = os.fork()
+        if self._pid == 0:
+            block = b"x" * 200_000
+            while True:
+                peer = listener.accept()[0]
+                if not peer.recv(65536):
+                    os._exit(0)
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for _ in range(size // len(block)):
+                    peer.sendall(block)
+                peer.sendall(block[: size % len(block)])
+                peer.close()
+        listener.close()
+
+    def stop(self) -> None:
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(self.path)
+        os.waitpid(self._pid, 0)
+
+
+def main() -> None:
+    report = Report("replay", f"Replay of {FRAMES:,} frames over the Unix socket")
+    with folder() as where:
+        store = os.path.join(where, "store")
+        known = populate(store, topics())
+        with server(store) as running:
+            size = join_pages(store)
+            sender = Sender(where, size)
+            ask = request("GET", "/", b"", CLOSE)
+            floors = {
+                "socket to socket": lambda: FRAMES / seconds(lambda: discard(sender.path, ask)),
+                "SQLite joins pages": lambda: FRAMES / seconds(lambda: join_pages(store)),
+            }
+            for what, floor in floors.items():
+                found = alternate(ROUNDS, lambda: replay(running, "/", FRAMES), floor)
+                report.add(
+                    "GET /",
+                    found.subject,
+                    "frames/s",
+                    at_least(found.subject, RATE, "/s"),
+                    floor=found.floor,
+                    floor_unit=f"frames/s, {what}",
+                    ratio=found.ratio,
+                )
+            sender.stop()
+            for what, target in (
+                ("one topic, half of all", "/?topic=one"),
+                ("a wildcard over 1,000 topics, the other half", "/?topic=many.*"),
+                ("with-timestamp", "/?with-timestamp"),
+                ("SSE", "/?topic=one"),
+            ):
+                fields = ("Accept: text/event-stream", CLOSE) if what == "SSE" else (CLOSE,)
+                data = request("GET", target, b"", *fields)
+                frames = FRAMES // 2 if "topic" in target else FRAMES
+                found = alternate(
+                    pick(3, 2),
+                    lambda frames=frames, data=data: (
+                        frames / seconds(lambda: discard(running.socket_path, data))
+                    ),
+                    floors["SQLite joins pages"],
+                )
+                report.add(
+                    what,
+                    found.subject,
+                    "frames/s",
+                    floor=found.floor,
+                    floor_unit="frames/s, SQLite joins pages",
+                    ratio=found.ratio,
+                )
+            version = request("GET", "/version", b"", CLOSE)
+            near_end = request("GET", f"/?after={known[-1]}", b"", CLOSE)
+            firsts, bare = [], []
+            for _ in range(pick(300, 100)):
+                firsts.append(discard(running.socket_path, near_end)[1] * 1e6)
+                bare.append(discard(running.socket_path, version)[1] * 1e6)
+            for what, of in (("p50", statistics.median), ("p99", lambda v: percentile(v, 99))):
+                report.add(
+                    f"after= near the end: first byte, {what}",
+                    of(firsts),
+                    "µs",
+                    floor=of(bare),
+                    floor_unit="µs, GET /version",
+                    ratio=of(firsts) / of(bare),
+                )
+    report.end()
+
+
+if __name__ == "__main__":
+    main()
