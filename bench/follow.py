@@ -155,9 +155,15 @@ class Bare:
         self._readers.close()
 
 
-def main() -> None:
+def allow_sockets() -> None:
+    """Lets this process have as many sockets as followers need."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192) if hard > 0 else 8192, hard))
+    most = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def main() -> None:
+    allow_sockets()
     report = Report("follow", "From an append to its delivery to followers (Unix socket)")
     with folder() as where:
         one = Bare(where, 1)

@@ -29,7 +29,7 @@ def open(address: str, *, timeout: float | None = None) -> Client:
     from xs.address import open_transport
     from xs.client import Client
 
-    return Client(open_transport(address, timeout=timeout))
+    return Client(open_transport(address, timeout=timeout, create=True))
 
 
 def __getattr__(name: str) -> object:

@@ -216,19 +216,22 @@ def compact_meta(text: str) -> str:
     Keeps key order, `1.10`, integers of any size and escapes as they are. Raises `Invalid` for what
     is not JSON, NaN and Infinity, a lone surrogate, nesting over META_DEPTH and text over META_MAX.
     """
-    if len(text) > META_MAX or (not text.isascii() and len(text.encode("utf-8")) > META_MAX):
-        raise Invalid(f"meta is too large: at most {META_MAX} bytes of JSON")
-    if text.count("[") + text.count("{") > META_DEPTH:
-        check_depth(text, META_DEPTH)
+    check_depth(text, META_DEPTH)
     try:
         value = _VALIDATOR.decode(text)
     except (ValueError, RecursionError) as error:
         detail = str(error).split(": line", 1)[0]
         raise Invalid(f"meta is not JSON: {detail[:120]}") from None
+    return _compact(text, value)
+
+
+def _compact(text: str, value: object) -> str:
     if "\\u" in text:
         check_surrogates(value)
     if " " in text or "\n" in text or "\t" in text or "\r" in text:
-        return _INSIGNIFICANT.sub(_significant, text)
+        text = _INSIGNIFICANT.sub(_significant, text)
+    if len(text) > META_MAX or (not text.isascii() and len(text.encode()) > META_MAX):
+        raise Invalid(f"meta is too large: at most {META_MAX} bytes of JSON")
     return text
 
 
@@ -247,6 +250,8 @@ def _significant(match: re.Match[str]) -> str:
 
 def check_depth(text: str, most: int) -> None:
     """Raises `Invalid` if arrays and objects are nested deeper than `most` in JSON text."""
+    if text.count("[") + text.count("{") <= most:
+        return
     depth = 0
     for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
         mark = token.group()
@@ -258,8 +263,25 @@ def check_depth(text: str, most: int) -> None:
             depth -= 1
 
 
-def member_text(text: str, name: str) -> str:
-    """The text of one member's value in a valid JSON object that has it; the last, if several."""
+def meta_in(text: str) -> str:
+    """The meta, as `compact_meta` gives it, of a valid JSON object that has one.
+
+    Raises `Invalid` for what JSON allows and meta does not.
+    """
+    if text.count('"meta"') == 1:
+        # A quote inside a string is escaped, so this can only be the name itself.
+        start = _skip_blanks(text, _skip_blanks(text, text.index('"meta"') + 6) + 1)
+        value, end = _VALIDATOR.raw_decode(text, start)
+        found = text[start:end]
+    else:
+        found = _member_text(text, "meta")
+        value = _VALIDATOR.decode(found)
+    check_depth(found, META_DEPTH)
+    return _compact(found, value)
+
+
+def _member_text(text: str, name: str) -> str:
+    """The text of one member's value; of the last, if several have that name."""
     found = ""
     at = text.index("{") + 1
     while True:
@@ -280,6 +302,8 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def _skip_blanks(text: str, at: int) -> int:
+    if text[at] not in " \t\r\n":
+        return at
     match = _BLANKS.match(text, at)
     return match.end() if match else at
 

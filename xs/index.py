@@ -189,7 +189,7 @@ class Index:
             found: list[Stored] = []
             size = 0
             cursor = reader.execute(
-                select(source, "CAST(f.json AS BLOB), f.content, f.bucket"),
+                select(source, "CAST(f.json AS BLOB), f.content, f.digest"),
                 {
                     **source.values,
                     "low": low,
@@ -198,8 +198,8 @@ class Index:
                     "count": min(limit, PAGE_ROWS),
                 },
             )
-            for line, content, bucket in cursor:
-                found.append(as_stored(line, content, bucket))
+            for line, content, digest in cursor:
+                found.append(as_stored(line, content, digest))
                 size += len(line) + len(content or b"")
                 if size > LARGE_PAGE_BYTES:
                     break

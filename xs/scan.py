@@ -178,15 +178,15 @@ def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored |
     if row is None:
         return None
     found = reader.execute(
-        "SELECT CAST(f.json AS BLOB), f.content, f.bucket FROM frame f "
+        "SELECT CAST(f.json AS BLOB), f.content, f.digest FROM frame f "
         f"WHERE f.row = :row AND {LIVE}",
         {"row": row, "now": now},
     ).fetchone()
     return None if found is None else as_stored(*found)
 
 
-def as_stored(line: bytes, content: bytes | None, bucket: int | None) -> Stored:
-    return Stored(line, content, bucket is None and frame.hash_text(line) is not None)
+def as_stored(line: bytes, content: bytes | None, digest: int | None) -> Stored:
+    return Stored(line, content, digest is None and frame.hash_text(line) is not None)
 
 
 def mark_of(reader: sqlite3.Connection) -> int:
@@ -205,18 +205,19 @@ def inline_content(reader: sqlite3.Connection, digest: bytes, now: int) -> bytes
     if pinned is not None and pinned[0] is not None:
         return bytes(pinned[0])
     # Newest bucket first: what was just appended is what is mostly asked for.
-    bucket = reader.execute("SELECT max(bucket) FROM frame WHERE bucket IS NOT NULL").fetchone()[0]
+    newest = reader.execute("SELECT max(digest) FROM frame WHERE digest IS NOT NULL").fetchone()[0]
     expected = frame.integrity(digest)
-    while bucket is not None:
+    while newest is not None:
+        bucket = newest >> 32 << 32
         for line, content in reader.execute(
             "SELECT CAST(f.json AS BLOB), f.content FROM frame f "
-            f"WHERE f.bucket = :bucket AND f.digest = :digest AND {LIVE}",
-            {"bucket": bucket, "digest": short(digest), "now": now},
+            f"WHERE f.digest = :digest AND {LIVE}",
+            {"digest": bucket | short(digest), "now": now},
         ):
             if frame.hash_text(line) == expected:  # four bytes may agree by chance
                 return bytes(content)
-        bucket = reader.execute(
-            "SELECT max(bucket) FROM frame WHERE bucket IS NOT NULL AND bucket < ?", (bucket,)
+        newest = reader.execute(
+            "SELECT max(digest) FROM frame WHERE digest IS NOT NULL AND digest < ?", (bucket,)
         ).fetchone()[0]
     return None
 

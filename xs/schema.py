@@ -27,14 +27,13 @@ CREATE TABLE topic (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE frame (
     row INTEGER PRIMARY KEY,  -- milliseconds << 15 | order
     topic INTEGER NOT NULL,
-    bucket INTEGER,  -- with digest: NULL unless content lies here
-    digest INTEGER,  -- the first 4 bytes of the content's sha256
-    expires INTEGER,  -- milliseconds since 1970
+    digest INTEGER,  -- bucket << 32 | 4 bytes of sha256; NULL unless content lies here
     json TEXT NOT NULL,
-    content BLOB
+    content BLOB,
+    expires INTEGER  -- milliseconds since 1970
 );
 CREATE INDEX frame_topic ON frame (topic);
-CREATE INDEX frame_digest ON frame (bucket, digest) WHERE bucket IS NOT NULL;
+CREATE INDEX frame_digest ON frame (digest) WHERE digest IS NOT NULL;
 CREATE INDEX frame_expires ON frame (expires) WHERE expires IS NOT NULL;
 CREATE TABLE below (prefix INTEGER, row INTEGER, PRIMARY KEY (prefix, row)) WITHOUT ROWID;
 CREATE TABLE large (row INTEGER PRIMARY KEY);
@@ -80,8 +79,8 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 
 
 def short(digest: bytes) -> int:
-    """What the digest index keeps of a digest: its first four bytes, as a signed number."""
-    return int.from_bytes(digest[:4], "big", signed=True)
+    """What the digest index keeps of a digest, behind its bucket's number: its first four bytes."""
+    return int.from_bytes(digest[:4], "big")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ bench/batch.py).
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
@@ -63,8 +64,10 @@ class Writer:
         self._execute = connection.execute
         self._topics: dict[str, int] = {}
         self._prefixes: dict[int, tuple[int, ...]] = {}
-        self._frames: list[Any] = []  # flat: seven values a row
-        self._below: list[int] = []  # flat: prefix, row
+        # To be written, flat: values of one row after those of another.
+        self._frames: list[Any] = []
+        self._expiring: list[Any] = []
+        self._below: list[Any] = []
         self._newest_row = -1
         self._bucket = 0
         self._bucket_left = 0
@@ -84,14 +87,14 @@ class Writer:
     def _reload(self) -> None:
         self._topics.clear()
         self._prefixes.clear()
-        row, bucket = self._execute(
+        row, digest = self._execute(
             "SELECT (SELECT max(row) FROM frame), "
-            "(SELECT max(bucket) FROM frame WHERE bucket IS NOT NULL)"
+            "(SELECT max(digest) FROM frame WHERE digest IS NOT NULL)"
         ).fetchone()
         self._newest_row = -1 if row is None else row
-        self._bucket = bucket or 0
+        self._bucket = (digest or 0) >> 32 << 32
         used = self._execute(
-            "SELECT count(*) FROM frame WHERE bucket = ?", (self._bucket,)
+            "SELECT count(*) FROM frame WHERE digest >= ?", (self._bucket,)
         ).fetchone()[0]
         self._bucket_left = BUCKET_FRAMES - used
         self._fresh = True
@@ -104,8 +107,8 @@ class Writer:
 
     def rollback(self) -> None:
         """Undoes everything since `begin`."""
-        self._frames.clear()
-        self._below.clear()
+        for values in (self._frames, self._expiring, self._below):
+            values.clear()
         self._fresh = False
         if self._connection.in_transaction:
             with translated():
@@ -117,8 +120,8 @@ class Writer:
         self._execute("SAVEPOINT part")
 
     def undo(self) -> None:
-        self._frames.clear()
-        self._below.clear()
+        for values in (self._frames, self._expiring, self._below):
+            values.clear()
         self._execute("ROLLBACK TO part")
         self._execute("RELEASE part")
         self._reload()
@@ -159,22 +162,15 @@ class Writer:
         return row if row + count - 1 <= ms << ORDER_BITS | ORDER_MAX else None
 
     def append_run(self, row: int, frames: list[tuple[Any, ...]]) -> None:
-        """Adds frames (fields as in `NewFrame`, content inline or none) from `row` on."""
+        """Adds frames (fields as in `NewFrame`; content inline or none, no expiry) from `row` on."""
         self._newest_row = row + len(frames) - 1
         flat = self._frames
         topics = self._topics
-        for _, topic, json, expires, digest, content in frames:
+        for _, topic, json, _, digest, content in frames:
             number = topics.get(topic)
             if number is None:
                 number = self._number(topic)
-            bucket = short_digest = None
-            if digest is not None:
-                if self._bucket_left <= 0:
-                    self._bucket += 1
-                    self._bucket_left = BUCKET_FRAMES
-                self._bucket_left -= 1
-                bucket, short_digest = self._bucket, short(digest)
-            flat += (row, number, bucket, short_digest, expires, json, content)
+            flat += (row, number, None if digest is None else self._listed(digest), json, content)
             for prefix in self._prefixes[number]:
                 self._below += (prefix, row)
             if len(json) > LARGE_JSON:
@@ -228,20 +224,27 @@ class Writer:
         topic = self._topics.get(new.topic)
         if topic is None:
             topic = self._number(new.topic)
-        bucket = digest = None
+        digest = None
         if new.content is not None and new.digest is not None:
-            if self._bucket_left <= 0:
-                self._bucket += 1
-                self._bucket_left = BUCKET_FRAMES
-            self._bucket_left -= 1
-            bucket, digest = self._bucket, short(new.digest)
-        self._frames += (row, topic, bucket, digest, new.expires, new.json, new.content)
+            digest = self._listed(new.digest)
+        if new.expires is None:
+            self._frames += (row, topic, digest, new.json, new.content)
+        else:
+            self._expiring += (row, topic, digest, new.json, new.content, new.expires)
         for prefix in self._prefixes[topic]:
             self._below += (prefix, row)
         if new.digest is not None and new.content is None:
             self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
         if len(new.json) > LARGE_JSON:
             self._execute("INSERT INTO large VALUES (?)", (row,))
+
+    def _listed(self, digest: bytes) -> int:
+        """What the digest index keeps for one more frame with that content."""
+        if self._bucket_left <= 0:
+            self._bucket += 1 << 32
+            self._bucket_left = BUCKET_FRAMES
+        self._bucket_left -= 1
+        return self._bucket | short(digest)
 
     def _number(self, name: str) -> int:
         """The number of a topic, made if it is new, with its prefixes' numbers."""
@@ -263,13 +266,15 @@ class Writer:
 
     def flush(self) -> None:
         """Writes what was gathered."""
-        if self._frames:
-            with translated():
-                frames, self._frames = self._frames, []
-                below, self._below = self._below, []
-                _insert(self._execute, "frame", 7, frames)
-                if below:
-                    _insert(self._execute, "below", 2, below)
+        for table, width, values in (
+            ("frame (row, topic, digest, json, content)", 5, self._frames),
+            ("frame (row, topic, digest, json, content, expires)", 6, self._expiring),
+            ("below", 2, self._below),
+        ):
+            if values:
+                with translated():
+                    _insert(self._execute, table, width, values)
+                values.clear()
 
     def find(self, value: int) -> bytes | None:
         """The line of the frame with that id, expired or not."""
@@ -315,8 +320,8 @@ class Writer:
         return [self._remove(row) for (row,) in found]
 
     def _remove(self, row: int) -> Removed:
-        topic, bucket, line = self._execute(
-            "SELECT topic, bucket, CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)
+        topic, listed, line = self._execute(
+            "SELECT topic, digest, CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)
         ).fetchone()
         if row == self._newest_row:
             # The mark must outlive the frame that showed it.
@@ -332,7 +337,7 @@ class Writer:
         if len(line) > LARGE_JSON:
             self._execute("DELETE FROM large WHERE row = ?", (row,))
         digest = hash_in(line)
-        if bucket is not None or digest is None:
+        if listed is not None or digest is None:
             return Removed(line, None)
         self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
         return Removed(line, digest)
@@ -384,13 +389,14 @@ def hash_in(line: bytes) -> bytes | None:
     return None if text is None else frame.parse_integrity(text)
 
 
-_ROWS_MAX = 64  # rows in one statement: 7 values each, within SQLite's 999 before 3.32
-_INSERTS = {
-    (table, rows): f"INSERT INTO {table} VALUES "
-    + ",".join(["(" + ",".join("?" * width) + ")"] * rows)
-    for table, width in (("frame", 7), ("below", 2))
-    for rows in (1, 2, 4, 8, 16, 32, _ROWS_MAX)
-}
+# Rows in one statement: 6 values each at most, of 999 that a statement may have before SQLite 3.32.
+_ROWS_MAX = 512 if sqlite3.sqlite_version_info >= (3, 32, 0) else 128
+
+
+@functools.lru_cache(maxsize=None)
+def _insert_statement(table: str, width: int, rows: int) -> str:
+    row = "(" + ",".join("?" * width) + ")"
+    return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
@@ -402,6 +408,6 @@ def _insert(execute: Callable[..., Any], table: str, width: int, values: list[An
         while rows > left:
             rows //= 2
         end = start + rows * width
-        execute(_INSERTS[table, rows], values[start:end])
+        execute(_insert_statement(table, width, rows), values[start:end])
         start = end
         left -= rows

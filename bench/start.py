@@ -1,0 +1,126 @@
+"""How long do whole commands take, and a server's start?
+
+Floor: the same interpreter started bare to do nothing (`python -I -S -c pass`). Commands are started
+by tools/xs, as a user of a clone starts them; its shell is part of the time.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from _measure import (
+    CONTENT,
+    ENVIRON,
+    PYTHON,
+    XS,
+    Report,
+    Server,
+    alternate,
+    at_most,
+    folder,
+    pick,
+    populate,
+    server,
+)
+
+STARTS = pick(15, 8)  # in a round
+ROUNDS = pick(7, 3)
+FRAMES = pick(1_000_000, 200_000)
+WITH_SERVER, ON_FILES = 12.0, 20.0  # ms above the floor: the goals
+
+
+def run(program: str, *words: str, stdin: int) -> None:
+    """One process, from its start to its end, with nothing of our own in between."""
+    pid = os.posix_spawn(
+        program,
+        [program, *words],
+        ENVIRON,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        ],
+    )
+    status = os.waitpid(pid, 0)[1]
+    if status:
+        raise SystemExit(f"{program} {' '.join(words)} ended with wait status {status}")
+
+
+def milliseconds(act: Callable[[], None]) -> float:
+    """The median of some starts."""
+    found = []
+    for _ in range(STARTS):
+        started = time.perf_counter()
+        act()
+        found.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(found)
+
+
+def commands(report: Report, path: str, where: str, goal: float) -> None:
+    content = os.path.join(os.path.dirname(path), "content")
+    with open(content, "wb") as file:
+        file.write(CONTENT)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+
+    def append() -> None:
+        stdin = os.open(content, os.O_RDONLY)
+        run(XS, "append", path, "events", stdin=stdin)
+        os.close(stdin)
+
+    def bare() -> float:
+        return milliseconds(lambda: run(PYTHON, "-I", "-S", "-c", "pass", stdin=nothing))
+
+    acts: dict[str, Callable[[], None]] = {
+        "xs append": append,
+        "xs cat --limit 1": lambda: run(XS, "cat", path, "--limit", "1", stdin=nothing),
+        "xs last": lambda: run(XS, "last", path, stdin=nothing),
+    }
+    for name, act in acts.items():
+        found = alternate(ROUNDS, lambda act=act: milliseconds(act), bare)
+        report.add(
+            f"{name}, {where}",
+            found.subject,
+            "ms",
+            at_most(round(found.subject - found.floor, 1), goal, "ms more"),
+            floor=found.floor,
+            floor_unit="ms, python -I -S -c pass",
+            ratio=found.ratio,
+        )
+    os.close(nothing)
+
+
+def start_and_stop(path: str) -> float:
+    """Milliseconds from a server's start to its first answer."""
+    running = Server(path)
+    running.stop()
+    return running.start_seconds * 1e3
+
+
+def main() -> None:
+    report = Report("start", "Whole processes, from start to end")
+    with folder() as where:
+        path = os.path.join(where, "store")
+        populate(path, ["events"] * 1000)
+        with server(path):
+            commands(report, path, "with a server", WITH_SERVER)
+        commands(report, path, "on the files", ON_FILES)
+        large = os.path.join(where, "large")
+        populate(large, (f"app.t{n % 1000}" for n in range(FRAMES)))
+        found = alternate(
+            pick(9, 5), lambda: start_and_stop(large), lambda: start_and_stop(path)
+        )
+        report.add(
+            f"xs serve to its first answer, {FRAMES:,} frames",
+            found.subject,
+            "ms",
+            floor=found.floor,
+            floor_unit="ms, with 1,000 frames",
+            ratio=found.ratio,
+        )
+    report.end()
+
+
+if __name__ == "__main__":
+    main()
