@@ -1,9 +1,9 @@
 """What the benchmarks share: servers, lean clients, floors, rounds, the table and its JSON.
 
-A figure means little by itself on a machine that has other work to do. So each has a floor: the least
-that any program would need for the same, measured in the same run, in rounds that alternate with the
-subject's. What counts is the median of the rounds' ratios. Goals that are absolute are marked so by
-their unit.
+A figure means little by itself on a machine that has other work to do. So each has a floor: the
+least that any program would need for the same, measured in the same run, in rounds that alternate
+with the subject's. What counts is the median of the rounds' ratios. Goals that are absolute are
+marked so by their unit.
 
 Clients here are as lean as Python allows: requests made beforehand, raw sockets, answers read up to
 their end and thrown away. They run in the benchmark's own process, apart from the server's. Where
@@ -425,8 +425,8 @@ Row = tuple[int, str, bytes]
 class Floor:
     """Bare SQLite: one table with what a frame can't do without."""
 
-    def __init__(self, where: str) -> None:
-        self._connection = sqlite3.connect(os.path.join(where, "floor.db"), isolation_level=None)
+    def __init__(self, where: str, name: str = "floor.db") -> None:
+        self._connection = sqlite3.connect(os.path.join(where, name), isolation_level=None)
         for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
             self._connection.execute(f"PRAGMA {setting}").fetchall()
         self._connection.execute(

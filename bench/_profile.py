@@ -3,17 +3,17 @@
 Three runs of the load, each on a server of its own in a process of its own:
 
 bare     only what the kernel counts: processor time and context switches of each thread;
-sample   a thread looks at all others every millisecond (`sys._current_frames`). It sees where threads
-         wait; of what runs it sees more of those lines that give up the interpreter's lock than their
-         share, since it needs that lock itself;
-profile  cProfile in every thread, on the thread's own processor time. It counts calls exactly, and
-         makes small Python functions look dearer than C.
+sample   a thread looks at all others every millisecond (`sys._current_frames`). It sees where
+         threads wait; of what runs it sees more of those lines that give up the interpreter's lock
+         than their share, since it needs that lock itself;
+profile  cProfile in every thread, on the thread's own processor time. It counts calls exactly,
+         and makes small Python functions look dearer than C.
 """
 
 from __future__ import annotations
 
-import cProfile
 import collections
+import cProfile
 import linecache
 import os
 import pstats
@@ -103,7 +103,9 @@ class Watcher:
         for number, seen in self._seen.items():
             name = self._names.get(number, "?")
             threads[name.split("-")[0] if name.startswith("Thread-") else name].append(seen)
-        print(f"{'thread':<24}{'how many':>9}{'user s':>9}{'system s':>10}{'waits':>10}{'forced':>9}")
+        print(
+            f"{'thread':<24}{'how many':>9}{'user s':>9}{'system s':>10}{'waits':>10}{'forced':>9}"
+        )
         for name, all_seen in sorted(threads.items(), key=lambda item: -sum(s[0] for s in item[1])):
             user, system, waits, forced = (sum(column) for column in zip(*all_seen))
             print(f"{name:<24}{len(all_seen):>9}{user:>9.2f}{system:>10.2f}{waits:>10}{forced:>9}")

@@ -23,7 +23,7 @@ from _measure import (
 
 GOALS = {1: 0.5, 8: 1.6, 50: 2.5}
 ROUNDS = pick(7, 3)
-SECONDS = pick(1.5, 0.5)
+SECONDS = pick(1.0, 0.3)
 
 
 def main() -> None:

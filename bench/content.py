@@ -1,8 +1,9 @@
 """From which size on is content better off in a file of its own than in the index?
 
-Appends a second of one writer, in this process, with `cas.INLINE_MAX` set so that all content is inline,
-or all of it is in files; written one after another, and by eight threads that share commits.
-Floor: bare SQLite with the same content in its row. What is chosen is `cas.INLINE_MAX`.
+Appends a second in this process, with `cas.INLINE_MAX` set so that all content is inline,
+or all of it is in files; by one writer, and by eight threads that share commits.
+Inline has bare SQLite as its floor, with the same content in its row; files have inline as theirs.
+Pages of a replay are read from the index that results.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import time
 
 from _measure import Floor, Report, folder, pick
 
-from xs import cas
+from xs import cas, frame, ids
 from xs.commit import Append
 from xs.store import Store
 
-SIZES = [1024 << n for n in range(9)]  # 1 KiB … 256 KiB
-SECONDS = pick(0.6, 0.15)  # of each round
+SIZES = [1024 << n for n in range(0, 11, 2)]  # 1 KiB … 1 MiB
+SECONDS = pick(0.3, 0.1)  # of each round
 ROUNDS = pick(5, 3)
 
 
@@ -56,46 +57,82 @@ def bare(floor: Floor, size: int) -> float:
     return count / (time.perf_counter() - started)
 
 
+def replay(store: Store) -> float:
+    """Frames a second that come out of the index, page after page."""
+    count = found = 0
+    position = -1
+    started = time.perf_counter()
+    while time.perf_counter() < started + SECONDS / 2:
+        page, found = store.index.page(position, None, None, 1 << 62, store.clock())
+        count += found
+        position = ids.parse(frame.id_of(page[page.rfind(b"\n", 0, -1) + 1 :])) if found else -1
+    return count / (time.perf_counter() - started)
+
+
 def main() -> None:
     chosen = cas.INLINE_MAX
     report = Report("content", f"Content inline or in a file (INLINE_MAX is {chosen:,} bytes)")
     with folder() as where:
         for writers in (1, 8):
             for size in SIZES:
-                rates: dict[str, list[float]] = {"inline": [], "file": [], "bare": []}
-                path = os.path.join(where, "store")
-                stores = {
-                    kind: Store(f"{path}-{kind}", exclusive=True, create=True)
-                    for kind in ("inline", "file")
-                }
-                floor = Floor(where)
-                for _ in range(ROUNDS):
-                    for kind, limit in (("inline", 1 << 40), ("file", 0)):
-                        cas.INLINE_MAX = limit
-                        rates[kind].append(appends(stores[kind], size, writers))
-                    rates["bare"].append(bare(floor, size))
-                cas.INLINE_MAX = chosen
-                floor.close()
-                for kind, store in stores.items():
-                    store.close()
-                    shutil.rmtree(f"{path}-{kind}")
-                os.unlink(os.path.join(where, "floor.db"))
-                for kind in ("inline", "file"):
-                    pairs = zip(rates[kind], rates["bare"])
-                    kinds = ("inline", "file") if kind == "inline" else ("file", "inline")
-                    wins = statistics.median(
-                        a / b for a, b in zip(rates[kinds[0]], rates[kinds[1]])
-                    )
-                    mark = " (as chosen)" if (size <= chosen) == (kind == "inline") else ""
-                    report.add(
-                        f"{size // 1024} KiB, {writers} writer{'s'[: writers > 1]}, {kind}{mark}",
-                        statistics.median(rates[kind]),
-                        f"/s, {wins:.2f} × {kinds[1]}",
-                        floor=statistics.median(rates["bare"]),
-                        floor_unit="commits/s, bare SQLite",
-                        ratio=statistics.median(a / b for a, b in pairs),
-                    )
+                compare(report, where, size, writers)
     report.end()
+
+
+def compare(report: Report, where: str, size: int, writers: int) -> None:
+    chosen = cas.INLINE_MAX
+    limits = {"inline": 1 << 40, "file": 0}
+    stores = {
+        kind: Store(os.path.join(where, f"{kind}-{size}-{writers}"), exclusive=True, create=True)
+        for kind in limits
+    }
+    floor = Floor(where, f"floor-{size}-{writers}.db")
+    rates: dict[str, list[float]] = {"inline": [], "file": [], "bare": []}
+    reads: dict[str, list[float]] = {"inline": [], "file": []}
+    for _ in range(ROUNDS):
+        for kind, limit in limits.items():
+            cas.INLINE_MAX = limit
+            rates[kind].append(appends(stores[kind], size, writers))
+        rates["bare"].append(bare(floor, size))
+    for _ in range(ROUNDS):
+        for kind, store in stores.items():
+            reads[kind].append(replay(store))
+    cas.INLINE_MAX = chosen
+    floor.close()
+    for store in stores.values():
+        store.close()
+        shutil.rmtree(store.folder)
+    name = f"{size // 1024} KiB, {writers} writer{'s'[: writers > 1]}"
+    kept = "inline" if size <= chosen else "a file"
+    report.add(
+        f"{name}, inline (now {kept})",
+        statistics.median(rates["inline"]),
+        "appends/s",
+        floor=statistics.median(rates["bare"]),
+        floor_unit="commits/s, bare SQLite",
+        ratio=ratio(rates["inline"], rates["bare"]),
+    )
+    report.add(
+        f"{name}, in files",
+        statistics.median(rates["file"]),
+        "appends/s",
+        floor=statistics.median(rates["inline"]),
+        floor_unit="appends/s, inline",
+        ratio=ratio(rates["file"], rates["inline"]),
+    )
+    if writers == 1:
+        report.add(
+            f"{size // 1024} KiB, pages read beside inline content",
+            statistics.median(reads["inline"]),
+            "frames/s",
+            floor=statistics.median(reads["file"]),
+            floor_unit="frames/s, beside files",
+            ratio=ratio(reads["inline"], reads["file"]),
+        )
+
+
+def ratio(subjects: list[float], floors: list[float]) -> float:
+    return statistics.median(s / f for s, f in zip(subjects, floors))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """How long does it take from an append to its delivery, with 1, 100 and 1,000 followers?
 
-From sending the append to a follower's having read it: of all deliveries (p50, p99), and of the last
-follower of each append, which is what the goals are for. One append is under way at a time. This
-process is the writer and all followers, in one selector's loop.
+From sending the append to a follower's having read it: of all deliveries (p50, p99), and of the
+last follower of each append, which is what the goals are for. One append is under way at a time.
+This process is the writer and all followers, in one selector's loop.
 
-Floor: a bare process that, asked over a socket, commits one row (SQLite) and writes it to one socket;
-and to as many sockets as there are followers.
+Floor: a bare process that, asked over a socket, commits one row (SQLite) and writes it to one
+socket; and to as many sockets as there are followers.
 """
 
 from __future__ import annotations

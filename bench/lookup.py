@@ -1,7 +1,7 @@
 """What does it cost to look up one frame, and does it stay the same as the store grows?
 
-One connection, one request at a time, ids chosen at random. Stores of all sizes are served at the same
-time and asked in turn. Floor: `GET /version`. Flat: the rate at the largest size against 10,000.
+One connection, one request at a time, ids chosen at random. Stores of all sizes are served at the
+same time and asked in turn. Floor: `GET /version`. Flat: the rate at each size against 10,000.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much memory does a server take, and does it stay bounded?
 
-Idle, for each follower, while a replay's reader reads nothing, and while large content comes and goes.
-The content's speed has a floor of its own: sha256sum, then a copy that is fsynced.
+Idle, for each follower, while a replay's reader reads nothing, and while large content comes and
+goes. The content's speed has a floor of its own: sha256sum, then a copy that is fsynced.
 """
 
 from __future__ import annotations

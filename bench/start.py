@@ -1,7 +1,7 @@
 """How long do whole commands take, and a server's start?
 
-Floor: the same interpreter started bare to do nothing (`python -I -S -c pass`). Commands are started
-by tools/xs, as a user of a clone starts them; its shell is part of the time.
+Floor: the same interpreter started bare to do nothing (`python -I -S -c pass`). Commands are
+started by tools/xs, as a user of a clone starts them; its shell is part of the time.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def main() -> None:
         commands(report, path, "on the files", ON_FILES)
         large = os.path.join(where, "large")
         populate(large, (f"app.t{n % 1000}" for n in range(FRAMES)))
-        found = alternate(
-            pick(9, 5), lambda: start_and_stop(large), lambda: start_and_stop(path)
-        )
+        found = alternate(pick(9, 5), lambda: start_and_stop(large), lambda: start_and_stop(path))
         report.add(
             f"xs serve to its first answer, {FRAMES:,} frames",
             found.subject,

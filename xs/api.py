@@ -159,7 +159,7 @@ def _route(store: Store, request: Request) -> Answer:
         known, rest = _BY_ID_OR_TOPIC, word
     handlers = known[1] if slash or known is _BY_ID_OR_TOPIC else known[0]
     if not handlers:
-        wanted = "" if slash else f": it is /{word}/… with something behind"
+        wanted = "" if slash or not any(known) else f": it is /{word}/… with something behind"
         raise NotFound(f"no such path: {path[:128]}{wanted}")
     method = "GET" if request.method == "HEAD" else request.method
     handler = handlers.get(method)
@@ -202,7 +202,7 @@ def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -
 
 
 def _accepts_events(request: Request) -> bool:
-    accept = request.get("accept") or ""
+    accept = ",".join([value for name, value in request.fields if name == "accept"])
     return any(part.split(";")[0].strip().lower() == EVENTS for part in accept.split(","))
 
 
@@ -374,12 +374,14 @@ _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "cas": ({"POST": _put_content}, {"GET": _cas}),
     "check": ({"POST": _check}, {}),
     "content": ({}, {"GET": _content}),
+    "eval": ({}, {}),  # not a topic: it is for scripts, as pipe is
     "first": ({"GET": _first}, {"GET": _first}),
     "gc": ({"POST": _gc}, {}),
     "head": ({}, {"GET": _last}),
     "import": ({"POST": _import}, {}),
     "last": ({"GET": _last}, {"GET": _last}),
     "next": ({}, {"GET": _next}),
+    "pipe": ({}, {}),
     "prev": ({}, {"GET": _prev}),
     "stream": ({}, {"GET": _read_topic, "POST": _append}),
     "version": ({"GET": _version}, {}),
@@ -401,6 +403,8 @@ def decode(text: str) -> str:
     data = [pieces[0]]
     for piece in pieces[1:]:
         try:
+            if not piece:
+                raise binascii.Error
             data.append(binascii.a2b_hex(piece[:2]) + piece[2:])
         except binascii.Error:
             raise Invalid(f"broken percent-encoding: {text[:64]!r}") from None
@@ -429,10 +433,16 @@ def parse_meta_field(value: str | None) -> str:
 
 
 def parse_key(value: Optional[str]) -> str | None:
-    """An idempotency key."""
-    if value is not None and not 1 <= len(value.encode("utf-8", "replace")) <= frame.KEY_MAX:
+    """An idempotency key, as a field has it: UTF-8, read as Latin-1."""
+    if value is None:
+        return None
+    key = value.encode("latin-1")
+    if not 1 <= len(key) <= frame.KEY_MAX:
         raise Invalid(f"the idempotency key has 1 to {frame.KEY_MAX} bytes")
-    return value
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        raise Invalid("the idempotency key is not UTF-8") from None
 
 
 def parse_expected(value: str) -> str:

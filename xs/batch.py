@@ -153,10 +153,12 @@ def _append_atomically(store: Store, body: Iterable[bytes]) -> bytes:
                 f"{ATOMIC_BYTES} bytes with atomic"
             )
     appends = parse_appends(store, [text for _, text in lines])
+    work = BatchWork(appends, atomic=True)
     for (number, _), append in zip(lines, appends):
         if isinstance(append, XsError):
+            work.discard()
             raise type(append)(f"line {number}: {append}; nothing was stored")
-    results = store.run(BatchWork(appends, atomic=True))
+    results = store.run(work)
     return _summary("appended", iter([[(n, r) for (n, _), r in zip(lines, results)]]))
 
 
@@ -218,6 +220,7 @@ def parse_appends(store: Store, lines: list[bytes]) -> list[Union[Append, XsErro
 
 
 _APPEND_KEYS = frozenset(("topic", "meta", "ttl", "content", "content_base64", "if_last", "key"))
+_PLAIN_KEYS = frozenset(("topic", "meta", "content", "content_base64"))
 _IMPORT_KEYS = frozenset(
     ("topic", "id", "hash", "meta", "ttl", "timestamp", "content", "content_base64")
 )
@@ -249,17 +252,12 @@ def _parse_append(store: Store, text: bytes) -> Append:
     if not isinstance(topic, str):
         raise Invalid('no topic: a line is {"topic": …, "content": …}')
     frame.check_client_topic(topic)
-    content = _content(store, value)
-    if len(value) <= 2 and "ttl" not in value:
-        return Append(topic, content, meta)
-    return Append(
-        topic,
-        content,
-        meta,
-        frame.parse_ttl(value.get("ttl")),
-        _expected(value.get("if_last")),
-        _key(value.get("key")),
-    )
+    if _PLAIN_KEYS.issuperset(value):
+        return Append(topic, _content(store, value), meta)
+    ttl = frame.parse_ttl(value.get("ttl"))
+    if_last, key = _expected(value.get("if_last")), _key(value.get("key"))
+    # Last: content that was taken in for a line that is wrong would stay behind.
+    return Append(topic, _content(store, value), meta, ttl, if_last, key)
 
 
 def parse_imported(store: Store, text: bytes) -> Union[Imported, XsError]:
@@ -277,14 +275,14 @@ def parse_imported(store: Store, text: bytes) -> Union[Imported, XsError]:
             raise Invalid(
                 "an ephemeral frame is never stored: give it another ttl, or leave it out"
             )
-        content = _content(store, value)
         if hash_ is not None:
             if not isinstance(hash_, str):
                 raise Invalid("the hash is not a string")
             frame.parse_integrity(hash_)
-        elif content is not None:
+        elif value.get("content") or value.get("content_base64"):
             raise Invalid("there is content, and no hash for it")
-        return Imported(ids.parse(id_text), topic, hash_, meta, ttl, content)
+        # Content last: what was taken in for a line that is wrong would stay behind.
+        return Imported(ids.parse(id_text), topic, hash_, meta, ttl, _content(store, value))
     except XsError as error:
         return error
 

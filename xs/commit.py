@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, Optional, Union
 from xs import frame, ids
 from xs.bus import Entry
 from xs.cas import Cas, Content
-from xs.errors import Conflict, Invalid, NotFound, XsError
+from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
 
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
 _PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
 IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
+_ALWAYS = -1  # a time before every expiry: an expired frame keeps its content until it is swept
 
 
 class Append(NamedTuple):
@@ -120,12 +121,19 @@ class BatchWork(Work):
                     results.append(commit.append(append))
                 except XsError as error:
                     if self.atomic:
-                        commit.undo_part()
+                        commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
                         raise
+                    if isinstance(append, Append):
+                        _discard(append.content)
                     results.append(error)
         if self.atomic:
             commit.end_part()
         return results
+
+    def discard(self) -> None:
+        for append in self.appends:
+            if isinstance(append, Append):
+                _discard(append.content)
 
 
 class ImportWork(Work):
@@ -145,8 +153,15 @@ class ImportWork(Work):
                     raise each
                 results.append(commit.import_frame(each))
             except XsError as error:
+                if isinstance(each, Imported):
+                    _discard(each.content)
                 results.append(error)
         return results
+
+    def discard(self) -> None:
+        for each in self.frames:
+            if isinstance(each, Imported):
+                _discard(each.content)
 
 
 class RemoveWork(Work):
@@ -279,6 +294,7 @@ class Commit:
             self._trims[topic] = ttl
         if key is not None:
             self.writer.keep_answer(topic, key, json)
+        self._mark = None if self._mark is None else value
         return line
 
     def is_plain(self, append: Union[Append, XsError]) -> bool:
@@ -316,6 +332,7 @@ class Commit:
                 self.entries.append(Entry(value, topic, line))
                 frames.append((value, topic, json, None, digest, data))
             self.writer.append_run(row, frames)
+            self._mark = None if self._mark is None else values[-1]
         return lines
 
     def _check_last(self, topic: str, expected: str) -> None:
@@ -331,10 +348,18 @@ class Commit:
             raise Invalid(
                 "the content is too large for an ephemeral frame: give the frame another ttl"
             )
+        self._place_file(content)
+
+    def _place_file(self, content: Content) -> None:
+        # It has no temporary file when its batch failed and is done again, work by work: what was
+        # placed then, or left to a frame with the same key, may be gone by now.
+        if content.data is None and content.path is None and not self._cas.has(content.digest):
+            raise Unavailable("the content was lost when a commit failed: send it again")
         self._cas.place(content)
 
     def import_frame(self, new: Imported) -> bytes:
         """Stores a frame as it is. Raises `Invalid` and `Conflict`."""
+        self.apply_trims()  # a last:n before it is not to take it
         json = frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl)
         line = json.encode()
         if self._mark is None:
@@ -369,7 +394,7 @@ class Commit:
         if new.content is not None:
             if new.content.digest != digest:
                 raise Invalid(f"the content of {ids.text(new.id)} does not match its hash")
-            self._cas.place(new.content)
+            self._place_file(new.content)
             return digest, new.content.data
         data = self.writer.inline_content(digest, self.now)
         if data is None and not self._cas.has(digest):
@@ -397,7 +422,7 @@ class Commit:
 
     def pin(self, content: Content) -> str:
         """Keeps content, and answers its hash."""
-        self._cas.place(content)
+        self._place_file(content)
         self.writer.pin(content.digest, content.data, self.now)
         return content.hash
 
@@ -406,7 +431,7 @@ class Commit:
         files, count, size = self.writer.unpin(before)
         kept = 0
         for digest in files:
-            if self.writer.names_file(digest, self.now):
+            if self.writer.names_file(digest, _ALWAYS):
                 kept += 1
             else:
                 size += self._cas.size(digest) if self._cas.has(digest) else 0
@@ -414,7 +439,7 @@ class Commit:
         return count - kept, size
 
     def remove_orphan(self, digest: bytes) -> int:
-        if self.writer.names_file(digest, self.now) or not self._cas.has(digest):
+        if self.writer.names_file(digest, _ALWAYS) or not self._cas.has(digest):
             return 0
         self._maybe_unnamed.add(digest)
         return self._cas.size(digest)
@@ -437,8 +462,15 @@ class Commit:
     def look_for_unnamed_files(self) -> None:
         """Which of the content files that lost a frame in this transaction have lost their last."""
         for digest in self._maybe_unnamed:
-            if not self.writer.names_file(digest, self.now):
+            if not self.writer.names_file(digest, _ALWAYS):
                 self.unnamed_files.append(digest)
+
+    def durable_entries(self) -> list[Entry]:
+        """What is to be delivered: not what this very transaction has removed again."""
+        if not self.gone:
+            return self.entries
+        gone = set(self.gone)
+        return [entry for entry in self.entries if entry.id not in gone]
 
     def start_part(self) -> None:
         """Starts a part of the transaction that can be undone by itself."""
@@ -446,12 +478,16 @@ class Commit:
         self.writer.savepoint()
         self._part = (len(self.entries), len(self.gone), dict(self._trims))
 
-    def undo_part(self) -> None:
+    def undo_part(self, contents: list[Optional[Content]]) -> None:
+        """Undoes the part; what has got its name of `contents` goes, if nothing else names it."""
         self.writer.undo()
         entries, gone, trims = self._part
         del self.entries[entries:]
         del self.gone[gone:]
         self._trims = trims
+        for content in contents:
+            if content is not None and content.data is None and content.path is None:
+                self._maybe_unnamed.add(content.digest)
 
     def end_part(self) -> None:
         self.apply_trims()

@@ -33,6 +33,8 @@ _NUMBER_MAX = 10**15  # of milliseconds or frames in a TTL: far above use, far b
 class Frame(NamedTuple):
     """One event. `meta` is the decoded JSON value; `hash` an integrity string or None.
 
+    An integer in meta with more digits than `sys.get_int_max_str_digits()` is a `decimal.Decimal`.
+
     `timestamp` and `content` are there only when a read asked for them: RFC 3339 text, and str
     (UTF-8 text) or bytes.
     """
@@ -48,7 +50,10 @@ class Frame(NamedTuple):
     @classmethod
     def from_json(cls, line: bytes | str) -> Frame:
         """The frame in one line of the API's answers."""
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except ValueError:  # an integer longer than CPython turns into an int
+            value = json.loads(line, parse_int=_long_integer)
         content = value.get("content")
         if content is None and value.get("content_base64") is not None:
             content = binascii.a2b_base64(value["content_base64"])
@@ -61,6 +66,15 @@ class Frame(NamedTuple):
             value.get("timestamp"),
             content,
         )
+
+
+def _long_integer(digits: str) -> Any:
+    try:
+        return int(digits)
+    except ValueError:
+        from decimal import Decimal
+
+        return Decimal(digits)
 
 
 def encode(topic: str, id_text: str, hash_: str | None, meta: str, ttl: str) -> str:
@@ -268,8 +282,8 @@ def meta_in(text: str) -> str:
 
     Raises `Invalid` for what JSON allows and meta does not.
     """
-    if text.count('"meta"') == 1:
-        # A quote inside a string is escaped, so this can only be the name itself.
+    if text.count('"meta"') == 1 and "\\u" not in text:
+        # A quote inside a string is escaped, and so is no letter: this is the name itself.
         start = _skip_blanks(text, _skip_blanks(text, text.index('"meta"') + 6) + 1)
         value, end = _VALIDATOR.raw_decode(text, start)
         found = text[start:end]

@@ -30,12 +30,12 @@ from xs.store import Store
 class Limits:
     """What a client can make a server spend. One place; docs/protocol.md lists it.
 
-    A head on a TCP address is read before its token is known, so it gets less room there.
+    A head on a TCP address gets little room until the token has come in it.
     """
 
     connections = 4096  # at once, on all listeners of a server; above it: 503
-    head_bytes = 1_500_000  # on the Unix socket: room for the largest meta, in base64
-    head_bytes_tcp = 65_536
+    head_bytes = 1_500_000  # room for the largest meta, in base64; above it: 431
+    head_bytes_tcp = 65_536  # the same on a TCP address, while the token is not in it
     head_seconds = 30.0  # from a head's first byte to its last: 408
     idle_seconds = 600.0  # without a request: the connection is closed
     answers_waiting = 128  # appends on one connection that are not answered yet
@@ -78,19 +78,29 @@ class Connection(socketserver.BaseRequestHandler):
             self._close()
 
     def _serve_requests(self) -> None:
-        limit = self.server.head_limit
         while not self._ending:
             try:
-                head = http1.read_request_head(self.buffer, limit)
+                head = self._read_head()
                 if head is None:
-                    head = self._await_head(limit)
+                    head = self._await_head()
             except http1.Refusal as refused:
                 self._refuse(refused.status, str(refused))
                 return
-            if head is None or not self._serve(head):
+            if head is None:
+                self._settle()  # a client that only sends no more still hears its answers
+                return
+            if not self._serve(head):
                 return
 
-    def _await_head(self, limit: int) -> http1.RequestHead | None:
+    def _read_head(self) -> http1.RequestHead | None:
+        """The head in the buffer, if it is whole."""
+        access = self.server.access
+        limit = Limits.head_bytes
+        if access is not None and access.token.encode() not in self.buffer:
+            limit = Limits.head_bytes_tcp
+        return http1.read_request_head(self.buffer, limit)
+
+    def _await_head(self) -> http1.RequestHead | None:
         """Reads until there is a whole head; None if the client ends, or stays idle, before it."""
         started = 0.0
         while True:
@@ -110,7 +120,7 @@ class Connection(socketserver.BaseRequestHandler):
             if not data:
                 return None
             self.buffer += data
-            head = http1.read_request_head(self.buffer, limit)
+            head = self._read_head()
             if head is not None:
                 if started:
                     _set_timeout(self.sock, Limits.idle_seconds)
@@ -499,7 +509,6 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.delivery = delivery
         self.access = access
         self.log = log or (lambda text: None)
-        self.head_limit = Limits.head_bytes if access is None else Limits.head_bytes_tcp
         self._connections = connections
         self.server_activate()
 

@@ -221,6 +221,16 @@ class Index:
         with self._reader() as reader:
             return mark_of(reader)
 
+    def newest(self) -> int:
+        """The id of the newest stored frame; -1 if there is none.
+
+        The mark may be above ids that are still to come: a server reserves some for ephemeral
+        frames.
+        """
+        with self._reader() as reader:
+            row = reader.execute("SELECT max(row) FROM frame").fetchone()[0]
+            return -1 if row is None else id_at(reader, row)
+
     def next_expiry(self) -> int | None:
         """When the next frame expires, in milliseconds since 1970; None if none ever will."""
         with self._reader() as reader:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from xs import api, errors, frame, ids
 from xs.cas import BLOCK, Content
-from xs.client import HttpTransport, error_from
+from xs.client import HttpTransport, error_from, key_field
 from xs.commit import (
     AppendWork,
     BatchWork,
@@ -175,7 +175,9 @@ def _asked(response: Response) -> bytes:
 
 def _blocks(content: Content) -> Iterator[bytes]:
     if content.path is None:
-        yield content.data or b""
+        if content.data is None:  # placed by a commit that failed: the server has not got it
+            raise errors.Unavailable("a server has taken the store meanwhile: run it again")
+        yield content.data
         return
     with open(content.path, "rb") as file:
         while True:
@@ -190,7 +192,7 @@ def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
     condition = "" if if_last is None else f"&if-last={if_last}"
     fields = [("xs-meta", binascii.b2a_base64(meta.encode(), newline=False).decode())]
     if key is not None:
-        fields.append(("idempotency-key", key))
+        fields.append(key_field(key))
     body = None if content is None else _blocks(content)
     target = f"/append/{topic}?ttl={ttl}{condition}"
     return _asked(transport.request("POST", target, fields, body)).rstrip(b"\n")

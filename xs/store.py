@@ -18,6 +18,7 @@ Content files are unlinked only by the leader, after a commit that left no frame
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -93,7 +94,7 @@ class Store:
         if exclusive:
             self.cas.remove_stale()
         mark = self.index.mark()
-        self.bus = Bus(mark)
+        self.bus = Bus(mark if exclusive else self.index.newest())
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
@@ -115,6 +116,7 @@ class Store:
         try:
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
             if create and not _has_index(self.folder):
+                os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
                 Index(self.folder, create=True).close()
                 sync_folder(self.folder)
                 sync_folder(os.path.dirname(os.path.abspath(self.folder)))
@@ -227,11 +229,10 @@ class Store:
             batch[0].finish()
             return
         self.bus.discard(commit.gone)
+        if self.exclusive:  # else others write too, and only the index has all that they did
+            self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
             self.bus.skip_to(commit.history_mark)
-        self.bus.publish(commit.entries)
-        for digest in commit.unnamed_files:
-            self.cas.remove(digest)
         if commit.earliest_expiry is not None:
             self._expect_expiry(commit.earliest_expiry)
         for work in batch:
@@ -262,7 +263,12 @@ class Store:
                 writer.commit()
             except BaseException:
                 writer.rollback()
+                self._reserved = 0  # what this transaction may have reserved was undone with it
                 raise
+            # Before another process can have the lock, and name one of them anew.
+            for digest in commit.unnamed_files:
+                with contextlib.suppress(OSError):  # gc finds it
+                    self.cas.remove(digest)
             return commit
         finally:
             if not self.exclusive:
@@ -321,7 +327,9 @@ class Store:
 
     def newest(self) -> int:
         """The position of a reader that has seen all there is."""
-        return self.bus.newest if self.exclusive else self.index.mark()
+        if self.exclusive:
+            return self.bus.newest
+        return max(self.bus.newest, self.index.newest())  # the newest may have been removed
 
     def wait(self, position: int) -> bool:
         """Waits until there may be something above `position`; False if nothing came for a while.
@@ -334,9 +342,10 @@ class Store:
             self._data_version = self.index.data_version()
         version = self._data_version()
         time.sleep(LOOK_SECONDS)
-        if version == self._data_version() and self.index.mark() <= position:
+        newest = self.newest()
+        if version == self._data_version() and newest <= position:
             return False
-        self.bus.skip_to(self.index.mark())
+        self.bus.skip_to(newest)
         return True
 
     def get(self, value: int) -> bytes:
@@ -407,15 +416,16 @@ class Store:
             page = self.index.rows(position, None, None, 1000, now)
             if not page:
                 break
+            page_after = position
             for stored in page:
                 frames += 1
                 problem = None
                 try:
-                    value = frame.Frame.from_json(stored.line)
-                    number = ids.parse(value.id)
+                    number = ids.parse(frame.id_of(stored.line))
                     if number <= position:
-                        problem = f"frame {value.id} is out of order"
-                    position = number
+                        problem = f"frame {ids.text(number)} is out of order"
+                    position = max(position, number)
+                    value = frame.Frame.from_json(stored.line)
                     frame.check_topic(value.topic)
                     if value.hash is not None and not stored.is_file:
                         contents += 1
@@ -427,6 +437,8 @@ class Store:
                     problem = f"{frame.id_of(stored.line)}: {error}"
                 if problem:
                     yield problem
+            if position == page_after:
+                break  # no id in all the page: reading on would read it again
         for digest in self.index.file_digests():
             contents += 1
             try:
@@ -506,7 +518,7 @@ def _check_folder(folder: str, *, create: bool) -> None:
         others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token"}
     except OSError as error:
         raise NotAStore(f"can't make a store at {folder}: {error.strerror}") from None
-    if others:
+    if others and not _has_index(folder):  # another process may have made it meanwhile
         raise NotAStore(
             f"not a store: {folder} has other files in it: name an empty or a new directory"
         )

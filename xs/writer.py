@@ -191,7 +191,7 @@ class Writer:
         ).fetchone()
         row = max(before + 1, base)
         if (after is not None and after[0] <= row) or row > base | ORDER_MAX:
-            if not self._renumber(base):
+            if not self._renumber(base, before):
                 return False
             return self.insert(new)
         self._newest_row = max(self._newest_row, row)
@@ -199,24 +199,32 @@ class Writer:
         self.flush()
         return True
 
-    def _renumber(self, base: int) -> bool:
-        """Spreads the frames of a millisecond evenly over its orders; False if it is full."""
+    def _renumber(self, base: int, before: int) -> bool:
+        """Moves the frames of a millisecond so that there is room after `before`; False if full.
+
+        They are spread evenly over its orders, or, where so many leave no gaps, to both ends.
+        """
         found = self._execute(
             "SELECT row FROM frame WHERE row BETWEEN ? AND ? ORDER BY row",
             (base, base | ORDER_MAX),
         ).fetchall()
-        gap = (ORDER_MAX + 1) // (len(found) + 1)
-        if gap == 0 or len(found) >= ORDER_MAX:
+        if len(found) > ORDER_MAX:
             return False
+        gap = (ORDER_MAX + 1) // (len(found) + 1)
+        to: dict[int, int] = {}
+        for n, (row,) in enumerate(found):
+            if gap > 1:
+                to[row] = base + gap * n + gap // 2
+            else:
+                to[row] = base + n + (0 if row <= before else ORDER_MAX + 1 - len(found))
+        self._connection.create_function("moved", 1, to.get)
         for table in TABLES_WITH_ROWS:
             # Out of the way first, so that no step meets a row that has yet to move.
             self._execute(
                 f"UPDATE {table} SET row = -row WHERE row BETWEEN ? AND ?",
                 (base, base | ORDER_MAX),
             )
-            for n, (row,) in enumerate(found):
-                to = base + gap * n + gap // 2
-                self._execute(f"UPDATE {table} SET row = ? WHERE row = ?", (to, -row))
+            self._execute(f"UPDATE {table} SET row = moved(-row) WHERE row < 0")
         self._reload()
         return True
 
