@@ -24,9 +24,29 @@ WELL_UNDER = 500.0  # µs: the goal
 
 
 def topics(frames: int) -> Iterator[str]:
-    """All but one of `TOPICS` topics; the one in the middle is on a topic of its own."""
+    """Those of the frames: `TOPICS` in turn, and in the middle one that comes once."""
     for n in range(frames):
-        yield "rare.one" if n == frames // 2 else f"many.t{n % TOPICS:04d}"
+        if n == frames // 2:
+            yield "rare.one"
+        yield f"many.t{n % TOPICS:04d}"
+
+
+@contextlib.contextmanager
+def on_processor(which: int) -> Iterator[None]:
+    """Keeps this process, and those that it starts, on the first or the last processor (Linux).
+
+    Servers then share one and the client has another: the way between two processes takes half as
+    long on one processor, and which it is would be left to chance for each server.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [sorted(before)[which]])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 TARGETS = {
@@ -54,7 +74,9 @@ def main() -> None:
         for size in SIZES:
             path = os.path.join(where, str(size))
             ids[size] = populate(path, topics(size))
-            clients[size] = Client(running.enter_context(server(path)).socket_path)
+            with on_processor(-1):
+                clients[size] = Client(running.enter_context(server(path)).socket_path)
+        running.enter_context(on_processor(0))
         took: dict[tuple[str, int], list[float]] = {}
         for _ in range(ROUNDS):
             for what, target in TARGETS.items():
@@ -65,7 +87,7 @@ def main() -> None:
                             "GET",
                             target.format(
                                 id=chance.choice(inner),
-                                topic=chance.randrange(TOPICS - 1),
+                                topic=chance.randrange(TOPICS),
                                 newest=inner[-1],
                             ),
                         )

@@ -441,7 +441,6 @@ def test_a_port_where_nobody_listens_is_unavailable():
         HttpTransport(("tcp", "localhost", port)).request("GET", "/")
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
 def test_https_is_spoken_and_the_certificate_is_checked(scripted, tmp_path, monkeypatch):
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
     subprocess.run(

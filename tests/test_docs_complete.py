@@ -141,3 +141,16 @@ def test_each_link_to_a_heading_leads_somewhere(path: Path) -> None:
         if "://" not in target:
             document = path.parent / target if target else path
             assert anchor in anchors(document), f"{target}#{anchor}"
+
+
+def test_each_message_in_the_guide_s_troubleshooting_is_one_of_the_program() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "xs").glob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", source)  # a sentence may be written in two strings
+    messages = [
+        line for line in section("Troubleshooting", GUIDE).splitlines() if line[:3] == "| `"
+    ]
+    assert len(messages) > 10
+    for line in messages:
+        for message in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+            for part in re.split(r"…|\bN\b|HOST:PORT|\b\d+\b|/sock", message):
+                assert part.strip() in said, f"{message}: {part}"

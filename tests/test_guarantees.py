@@ -17,7 +17,7 @@ ROWS = [
 ]
 
 
-def tests_of(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     """The names of a file's test functions; none if there is no such file."""
     path = TESTS / file
     if not path.exists():
@@ -41,4 +41,4 @@ def test_each_guarantee_names_tests_that_exist(row: list[str]) -> None:
     assert named, f"no test is named for: {row[0]}"
     assert re.sub(r"`[^`]*`", "", row[2]).strip(" ,·") == "", "tests, and nothing else"
     for file, name in named:
-        assert name in tests_of(file), f"{file}::{name}"
+        assert name in names_in(file), f"{file}::{name}"

@@ -449,7 +449,7 @@ def test_imports_go_into_the_middle_of_a_crowded_millisecond(store: Store, count
     values = [base + (n << 32) for n in range(count)]
     import_all(store, [imported(value, "in.it") for value in values])
     middle = values[count // 2] + 1
-    more = [middle, middle + 2, middle + 1, values[0] - 0 + 1, values[-2] + 3, values[-1] + 9]
+    more = [middle, middle + 2, middle + 1, values[0] + 1, values[-2] + 3, values[-1] + 9]
     results = import_all(store, [imported(value, "in.it") for value in more])
     assert all(isinstance(each, bytes) for each in results), results[:3]
     expected = [ids.text(value) for value in sorted(values + more)]
@@ -706,8 +706,10 @@ def test_check_finds_a_missing_file_and_a_frame_that_is_no_json(store: Store) ->
     (digest,) = store.cas.digests()
     store.cas.remove(digest)
     with contextlib.closing(sqlite3.connect(os.path.join(store.folder, "xs.db"))) as db:
-        db.execute("UPDATE frame SET json = replace(json, '\"id\"', '\"ib\"') WHERE row = "
-                   "(SELECT row FROM frame ORDER BY row LIMIT 1 OFFSET 1)")
+        db.execute(
+            "UPDATE frame SET json = replace(json, '\"id\"', '\"ib\"') "
+            "WHERE json LIKE '%\"topic\":\"b\"%'"
+        )
         db.commit()
     found = problems(store)
     assert len(found) >= 2, found

@@ -28,8 +28,8 @@ class Wire:
         else:
             path = os.path.join(where, "sock") if os.path.isdir(where) else where
             self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(path)  # without a timeout, which would make it fail in a crowd
             self.sock.settimeout(DEADLINE)
-            self.sock.connect(path)
         self.buffer = b""
         self._chunked = False
 

@@ -40,7 +40,7 @@ def append_lines(store: Store, body: Iterable[bytes], *, atomic: bool = False) -
 
 def append_lines_each(store: Store, body: Iterable[bytes]) -> Iterator[bytes]:
     """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`."""
-    for outcomes in _append_outcomes(store, body):
+    for outcomes in _append_outcomes(store, body, read_ahead=False):
         yield b"".join([_outcome_line(outcome) for outcome in outcomes])
 
 
@@ -53,43 +53,59 @@ def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
     return _summary("imported", _outcomes(store, body, work))
 
 
-def _append_outcomes(store: Store, body: Iterable[bytes]) -> Iterator[list[Outcome]]:
+def _append_outcomes(
+    store: Store, body: Iterable[bytes], *, read_ahead: bool = True
+) -> Iterator[list[Outcome]]:
     def work(store: Store, lines: list[Line]) -> Work:
         return BatchWork(parse_appends(store, [text for _, text in lines]))
 
-    return _outcomes(store, body, work)
+    return _outcomes(store, body, work, read_ahead=read_ahead)
 
 
 def _outcomes(
-    store: Store, body: Iterable[bytes], work_for: Callable[[Store, list[Line]], Work]
+    store: Store,
+    body: Iterable[bytes],
+    work_for: Callable[[Store, list[Line]], Work],
+    *,
+    read_ahead: bool = True,
 ) -> Iterator[list[Outcome]]:
     """The outcomes of each batch, in order, as they become durable.
 
-    The next batch is read and parsed while the one before is committed: SQLite works without the
-    interpreter's lock (measured with bench/batch.py).
+    `read_ahead`: the next batch is read and parsed while the one before is committed: SQLite works
+    without the interpreter's lock (measured with bench/batch.py). Not for a client that may wait
+    for an answer before it sends more.
     """
     under_way: tuple[list[Line], Work, Callable[[], Any]] | None = None
     kept = 0
     batches = line_batches(body)
     while True:
-        broken = None
+        stopped: XsError | None = None
         try:
             lines = next(batches, None)
-        except BrokenBody as error:
-            lines, broken = None, error
+        except BrokenBody:
+            lines, stopped = None, BrokenBody("the body broke off")
         if lines is not None:
             work = work_for(store, lines)
-            wait = store.start(work)
+            try:
+                wait = store.start(work)
+            except XsError as error:  # the store is closing
+                work.discard()
+                lines, stopped = None, error
         if under_way is not None:
             done = _collect(*under_way)
             kept += sum(not isinstance(result, XsError) for _, result in done)
             under_way = None
             yield done
-        if broken is not None:
-            raise BrokenBody(f"the body broke off: {kept} whole lines of it are kept")
+        if stopped is not None:
+            raise type(stopped)(f"{stopped}: {kept} whole lines of it are kept")
         if lines is None:
             return
         under_way = (lines, work, wait)
+        if not read_ahead:
+            done = _collect(*under_way)
+            kept += sum(not isinstance(result, XsError) for _, result in done)
+            under_way = None
+            yield done
 
 
 def _collect(lines: list[Line], work: Work, wait: Callable[[], Any]) -> list[Outcome]:

@@ -91,11 +91,14 @@ class Bus:
                 lambda: self._newest > position or self._closed, timeout
             )
 
-    def wait_until(self, is_true: Callable[[], bool], timeout: float | None) -> None:
-        """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds."""
+    def wait_until(self, is_true: Callable[[], bool], timeout: Callable[[], float | None]) -> None:
+        """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds.
+
+        Both are asked under the lock, so that no `wake` can fall between the asking and the wait.
+        """
         with self._condition:
             if not is_true():
-                self._condition.wait(timeout)
+                self._condition.wait(timeout())
 
     def skip_to(self, mark: int) -> None:
         """History was imported up to `mark`: who has not passed it reads the index."""

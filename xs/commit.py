@@ -377,7 +377,8 @@ class Commit:
         expires = frame.expiry(new.ttl, new.id >> 80)
         stored = NewFrame(new.id, new.topic, json, expires, digest, data)
         ahead = new.id > self._mark
-        if not (self.writer.append(stored) if ahead else self.writer.insert(stored)):
+        # Above all others it may still need room: those of its millisecond may lie at its end.
+        if not ((ahead and self.writer.append(stored)) or self.writer.insert(stored)):
             raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
         if ahead:
             self._mark = new.id

@@ -25,6 +25,7 @@ from typing import Optional, Protocol
 
 from xs import frame, http1
 from xs.bus import Entry
+from xs.errors import XsError
 from xs.reader import Form, Reader, write_entries
 from xs.store import Store
 
@@ -92,10 +93,18 @@ class Delivery:
         self._by_name: dict[str, dict[_Group, None]] = {}  # a topic or wildcard → who wants it
         self._pulses: list[tuple[float, int, Follower]] = []  # a heap
         self._pulse_number = 0
+        self._pulses_worth = 64  # entries, above which it is worth while to look for old ones
         self._stopping = False
+        self._anyone = threading.Event()  # somebody may be parked: the thread has work
         self._selector = selectors.DefaultSelector()
         self._waker, wakened = socket.socketpair()
         self._selector.register(wakened, selectors.EVENT_READ, None)
+        # Clients that send no more would be readable for ever. That they go away is something that
+        # epoll(7) tells of a socket that is watched for nothing; elsewhere the next frame shows it.
+        self._half_closed: dict[int, Follower] = {}  # by their sockets' numbers
+        self._ends = select.epoll() if hasattr(select, "epoll") else None
+        if self._ends is not None:
+            self._selector.register(self._ends, selectors.EVENT_READ, None)
         self._wakened = wakened
         self._threads = [
             threading.Thread(target=self._deliver, name="xs-deliver", daemon=True),
@@ -109,14 +118,19 @@ class Delivery:
     def park(self, follower: Follower) -> bool:
         """Takes over a follower that has caught up; False if there is something for it to read."""
         with self._lock:
+            if not self._groups:
+                # The thread rests while nobody is parked, and has not kept up.
+                self._position = self._bus.newest
             if self._stopping or follower.reader.position < self._position:
                 return False
             self._add(follower)
+            self._anyone.set()
         return True
 
     def stop(self) -> None:
         """Sends what is still to be sent, and ends every parked response in good order."""
         self._bus.close()
+        self._anyone.set()
         self._threads[0].join()
         with self._lock:
             self._stopping = True
@@ -128,6 +142,8 @@ class Delivery:
         self._waker.send(b".")
         self._threads[1].join()
         self._selector.close()
+        if self._ends is not None:
+            self._ends.close()
         self._waker.close()
         self._wakened.close()
 
@@ -147,6 +163,11 @@ class Delivery:
         if follower.due is None:
             follower.due = _first_due(reader)
         if follower.due is not None:
+            if len(self._pulses) > self._pulses_worth:
+                # Those of followers that left are still in it, until they would have been due.
+                self._pulses = [p for p in self._pulses if p[2].is_parked and p[2].due == p[0]]
+                heapq.heapify(self._pulses)
+                self._pulses_worth = 2 * len(self._pulses) + 64
             self._pulse_number += 1
             heapq.heappush(self._pulses, (follower.due, self._pulse_number, follower))
             self._bus.wake()
@@ -158,8 +179,10 @@ class Delivery:
         follower.is_parked = False
         try:
             self._selector.unregister(follower.connection.sock)
-        except KeyError:
-            pass  # half-closed: it was no longer watched
+        except KeyError:  # half-closed
+            number = follower.connection.sock.fileno()
+            if self._half_closed.pop(number, None) and self._ends is not None:
+                self._ends.unregister(number)
         reader = follower.reader
         group = self._groups[reader.patterns, reader.form, follower.connection.chunked]
         del group.followers[follower]
@@ -175,15 +198,19 @@ class Delivery:
 
     def _deliver(self) -> None:
         while True:
-            self._bus.wait_until(self._has_work, self._seconds_to_pulse())
-            entries = self._bus.after(self._position)
+            # While nobody is parked, an append does not pay for waking this thread.
+            self._anyone.wait()
+            self._bus.wait_until(self._has_work, self._seconds_to_pulse)
             after: list[Callable[[], None]] = []
             with self._lock:
+                entries = self._bus.after(self._position)
                 if entries is None:
                     self._send_all_back(after)
                 elif entries:
                     self._dispatch(entries, after)
                 self._send_pulses(after)
+                if not self._groups and not self._bus.closed:
+                    self._anyone.clear()
             for act in after:
                 act()
             if self._bus.closed and not entries and self._bus.newest == self._position:
@@ -214,17 +241,22 @@ class Delivery:
             data = b""
             for follower in list(group.followers):
                 reader = follower.reader
-                if follower.is_simple and reader.position < first:
-                    if not data and found:
-                        data = follower.framed(write_entries(group.key[1], self._store, found))
-                    self._send(follower, data, newest, after)
-                else:
-                    mine = [entry for entry in found if entry.id > reader.position]
-                    block = reader.live(mine)
-                    data_of_one = follower.framed(block) if block else b""
-                    self._send(follower, data_of_one, newest, after)
-                    if follower.is_parked and reader.is_finished:
-                        self._finish(follower, after)
+                try:
+                    if follower.is_simple and reader.position < first:
+                        if not data and found:
+                            data = follower.framed(write_entries(group.key[1], self._store, found))
+                        own = data
+                    else:
+                        mine = [entry for entry in found if entry.id > reader.position]
+                        block = reader.live(mine)
+                        own = follower.framed(block) if block else b""
+                except (XsError, OSError):  # content that can't be read: the body breaks off
+                    if self._remove(follower):
+                        after.append(follower.connection.drop)
+                    continue
+                self._send(follower, own, newest, after)
+                if follower.is_parked and not follower.is_simple and reader.is_finished:
+                    self._finish(follower, after)
         self._position = newest
 
     def _send(
@@ -298,6 +330,8 @@ class Delivery:
             for key, _ in self._selector.select():
                 if key.data is not None:
                     self._look_at(key.data)
+                elif key.fileobj is self._ends:
+                    self._drop_ended()
 
     def _look_at(self, follower: Follower) -> None:
         """A parked client sent something, or went away."""
@@ -315,9 +349,21 @@ class Delivery:
                 return  # nothing can be asked while an answer goes on
             if _is_half_closed(sock):
                 self._selector.unregister(sock)
+                self._half_closed[sock.fileno()] = follower
+                if self._ends is not None:
+                    self._ends.register(sock.fileno(), 0)
                 return
             self._remove(follower)
         follower.connection.drop()
+
+    def _drop_ended(self) -> None:
+        """Half-closed clients went away."""
+        assert self._ends is not None
+        with self._lock:
+            found = [self._half_closed.get(number) for number, _ in self._ends.poll(0)]
+            ended = [follower for follower in found if follower and self._remove(follower)]
+        for follower in ended:
+            follower.connection.drop()
 
 
 _LOOK_AT_UNTIL = 0.2  # seconds between looks at the clock for a follower with `until`

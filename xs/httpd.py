@@ -9,6 +9,7 @@ can.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import socketserver
@@ -80,7 +81,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _serve_requests(self) -> None:
         while not self._ending:
             try:
-                head = self._read_head()
+                head = self._read_head() if self.buffer else None
                 if head is None:
                     head = self._await_head()
             except http1.Refusal as refused:
@@ -133,6 +134,8 @@ class Connection(socketserver.BaseRequestHandler):
         if refused is not None:
             found = api.error_answer(refused)
         else:
+            if head.method in ("GET", "HEAD"):
+                self._settle()  # it reads what the requests before it have appended
             found = self._ask(head, body)
         keep = head.keep_alive and not self._ending
         if not body.is_read and found.blocks is None:
@@ -309,14 +312,18 @@ class Connection(socketserver.BaseRequestHandler):
             if reader.left > 0:
                 if reader.wants_threshold:
                     self._write(follower.framed(reader.threshold()))
-                self._catch_up(follower)
+                self._handed_on = self._catch_up(follower)
             else:
                 self._end_body()
         except XsError as error:
             self.server.log(f"{head.method} {head.path}: broke off: {error}")
 
-    def _catch_up(self, follower: Follower) -> None:
-        """Writes what the follower has missed, until it can be parked, or is finished."""
+    def _catch_up(self, follower: Follower) -> bool:
+        """Writes what the follower has missed, until it is parked (True), or finished (False).
+
+        Once it is parked the connection is the delivery thread's, and may be another thread's, or
+        closed, before this returns: nothing here may touch it any more.
+        """
         reader, bus = follower.reader, self.server.store.bus
         while not reader.is_finished:
             missed = reader.missed()
@@ -330,13 +337,12 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(follower.framed(block))
                 continue
-            self._handed_on = True
             if self.server.delivery.park(follower):
-                return  # from here on it is the delivery thread's
-            self._handed_on = False
+                return True
             if bus.closed:
                 break
         self._end_body()
+        return False
 
     def _end_body(self) -> None:
         if self.chunked:
@@ -350,14 +356,14 @@ class Connection(socketserver.BaseRequestHandler):
             self.drop()
 
     def _resume(self, follower: Follower) -> None:
-        self._handed_on = False
+        is_parked = False
         try:
             unsent, follower.unsent = follower.unsent, b""
             self._write(bytes(unsent))
-            self._catch_up(follower)
+            is_parked = self._catch_up(follower)
         except (OSError, XsError):
-            self._handed_on = False
-        if not self._handed_on:
+            pass  # the client is gone, or what is stored is damaged: the body breaks off
+        if not is_parked:
             self._close()
 
     def end_following(self) -> None:
@@ -396,10 +402,16 @@ class Connection(socketserver.BaseRequestHandler):
 
 
 _CLOSE = ("connection", "close")
+_JSON_FIELDS = [("content-type", api.JSON)]
+_JSON_HEAD = http1.response_head(200, _JSON_FIELDS)[:-2] + b"content-length: "
 
 
 def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     """An answer whose body is in memory, as bytes."""
+    if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
+        # What an append is answered with: its head is known but for the length (bench/append.py).
+        data = b"%b%d\r\n\r\n" % (_JSON_HEAD, len(found.body))
+        return data if head.method == "HEAD" else data + found.body
     fields = found.fields
     if found.status != 204:
         fields = [*fields, ("content-length", str(len(found.body)))]
@@ -414,7 +426,7 @@ def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
 class _Body:
     """A request's body as blocks, read from the socket when they are asked for."""
 
-    __slots__ = ("_connection", "_head", "_reader", "_started")
+    __slots__ = ("_connection", "_deadline", "_head", "_reader", "_started")
 
     def __init__(self, connection: Connection, head: http1.RequestHead) -> None:
         self._connection = connection
@@ -423,6 +435,7 @@ class _Body:
             None if head.length == 0 else http1.body_reader(head)
         )
         self._started = False
+        self._deadline: Optional[float] = None
 
     @property
     def is_read(self) -> bool:
@@ -450,7 +463,9 @@ class _Body:
                     self._receive(buffer)
         except http1.Refusal as refused:
             connection._ending = True
-            raise BrokenBody(f"the body is broken: {refused}") from None
+            broken = BrokenBody(f"the body is broken: {refused}")
+            broken.status = refused.status
+            raise broken from None
 
     def _receive(self, buffer: bytearray) -> None:
         # A body may be slow: `tail -f | xs append --lines` sends for days. There is no time limit.
@@ -458,27 +473,32 @@ class _Body:
             try:
                 data = self._connection.sock.recv(_RECEIVE)
             except BlockingIOError:
-                continue
+                if self._deadline is None:
+                    continue
+                data = b""
             except OSError:
                 data = b""
-            if not data:
+            if not data or (self._deadline is not None and time.monotonic() > self._deadline):
                 self._connection._ending = True
                 raise BrokenBody("the body broke off before its end")
             buffer += data
             return
 
     def drain(self) -> bool:
-        """Reads what is left of a short body that nobody wanted; False if it is too long."""
+        """Reads what is left of a short body that nobody wanted; False if it is long, or slow."""
         if self._head.expects_continue and not self._started:
             return False  # nobody can tell whether the body comes
         length = self._head.length
         if length is None or length > Limits.drained_bytes:
             return False
+        self._deadline = time.monotonic() + Limits.linger_seconds
+        _set_timeout(self._connection.sock, Limits.linger_seconds)
         try:
             for _ in self:
                 pass
         except BrokenBody:
             return False
+        _set_timeout(self._connection.sock, Limits.idle_seconds)
         return True
 
 
@@ -535,10 +555,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             try:
                 waker.connect(self.socket.getsockname())
             except OSError:
-                pass  # under way, or the listener is gone: both end its wait
+                try:  # a socket's file may be gone, or its name too long: see `_bind_unix`
+                    self.socket.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # a connection is under way, which ends the wait as well
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        sock, address = self.socket.accept()
+        try:
+            sock, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.05)  # until something is closed: the listener stays readable
+            raise
         # Time limits are the kernel's: Python's own would cost a second system call for each read.
         sock.setblocking(True)
         _set_timeout(sock, Limits.idle_seconds)
@@ -548,13 +576,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return sock, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        if self._connections.count < Limits.connections:
+        if self._connections.count < min(Limits.connections, self._connections.room):
             return True
         data = http1.response_head(503, [("content-length", "0"), ("retry-after", "1"), _CLOSE])
         try:
             request.send(data, socket.MSG_DONTWAIT)
         except OSError:
             pass  # it did not wait for the refusal
+        request.close()
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -583,7 +612,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 class Connections:
     """Those that are open, on all listeners of a server."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = Limits.connections) -> None:
+        """`room`: as many as the system lets this process have."""
+        self.room = room
         self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
         self._open: set[Connection] = set()
 

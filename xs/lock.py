@@ -76,7 +76,9 @@ class Lock:
         """Gives the lock back, if it is held."""
         if self._is_held:
             self.release()
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1  # closing it again would close whatever has the number by then
 
 
 def _is_alive(pid: int) -> bool:

@@ -27,6 +27,7 @@ from xs.version import VERSION
 SOCKET = "sock"
 TOKEN = "token"
 
+_OWN_FILES = 256  # of the server itself: the index, content, listeners
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
 
@@ -35,13 +36,13 @@ class Running:
 
     def __init__(self, folder: str, expose: list[str], hosts: list[str]) -> None:
         """Starts to serve the store in `folder`. Raises `XsError`, and then nothing is left open."""
-        _make_room()
+        room = _make_room()
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.addresses: list[str] = []
         addresses = [_host_and_port(each) for each in expose]
         self._servers: list[Server] = []
-        self._connections = Connections()
+        self._connections = Connections(room)
         self._store = Store(self.folder, exclusive=True, create=True)
         try:
             self._delivery = Delivery(self._store)
@@ -77,6 +78,8 @@ class Running:
     def _abandon(self) -> None:
         for server in self._servers:
             server.socket.close()
+        if self._servers:  # the first is the Unix socket's
+            os.unlink(self.socket_path)
         self._store.close()
 
     def stop(self) -> None:
@@ -147,16 +150,19 @@ def _log(text: str) -> None:
     print(f"xs: {text}", file=sys.stderr, flush=True)
 
 
-def _make_room() -> None:
-    """As many connections as the system allows, and threads that are small enough for them."""
+def _make_room() -> int:
+    """How many connections the system allows; threads get small enough for them."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = Limits.connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        except (OSError, ValueError):
-            pass  # then there is room for fewer connections
     threading.stack_size(Limits.stack_bytes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = Limits.connections + _OWN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return Limits.connections
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):
+        most = soft  # then there is room for fewer connections
+    # The store needs files too, or those who are connected could do nothing.
+    return most - min(_OWN_FILES, most // 2)

@@ -228,7 +228,8 @@ class Store:
             batch[0].discard()
             batch[0].finish()
             return
-        self.bus.discard(commit.gone)
+        if commit.gone:
+            self.bus.discard(commit.gone)
         if self.exclusive:  # else others write too, and only the index has all that they did
             self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
@@ -411,34 +412,23 @@ class Store:
         """Problems, one sentence each, and at the end (frames, contents) that were looked at."""
         yield from self.index.problems()
         frames = contents = 0
-        position, now = -1, self.clock()
-        while True:
-            page = self.index.rows(position, None, None, 1000, now)
-            if not page:
-                break
-            page_after = position
-            for stored in page:
-                frames += 1
-                problem = None
-                try:
-                    number = ids.parse(frame.id_of(stored.line))
-                    if number <= position:
-                        problem = f"frame {ids.text(number)} is out of order"
-                    position = max(position, number)
-                    value = frame.Frame.from_json(stored.line)
-                    frame.check_topic(value.topic)
-                    if value.hash is not None and not stored.is_file:
-                        contents += 1
-                        for _ in self.stored_content(stored, value.hash)[1]:
-                            pass
-                except (XsError, ValueError, KeyError) as error:
-                    if problem is None and not isinstance(error, Damaged):
-                        error = Damaged(f"a frame after {ids.text(max(position, 0))}: {error}")
-                    problem = f"{frame.id_of(stored.line)}: {error}"
-                if problem:
-                    yield problem
-            if position == page_after:
-                break  # no id in all the page: reading on would read it again
+        newest = -1
+        for ms, line, content, is_file in self.index.everything():
+            frames += 1
+            name = f"the frame in {line[:100].decode('utf-8', 'replace')}"
+            try:
+                value = ids.parse(frame.id_of(line))
+                name = ids.text(value)
+                if value <= newest or ids.milliseconds(value) != ms:
+                    yield f"{name}: is out of order"
+                newest = max(newest, value)
+                fields = frame.Frame.from_json(line)
+                frame.check_topic(fields.topic)
+                if fields.hash is not None and not is_file:
+                    contents += 1
+                    _verified(content or b"", fields.hash)
+            except (XsError, ValueError, KeyError, TypeError, AttributeError) as error:
+                yield f"{name}: {error}"
         for digest in self.index.file_digests():
             contents += 1
             try:
@@ -471,6 +461,8 @@ class Store:
         with self._queue_lock:
             self._closing = True
             self._queue_lock.wait_for(lambda: not self._leading)
+            if self._closed:
+                return
             self._closed = True
             self._queue_lock.notify_all()
         with self._expiry_known:

@@ -184,12 +184,16 @@ class Writer:
         """
         self.flush()
         base = new.id >> 80 << ORDER_BITS
-        before = floor(self._connection, new.id)
+        # Up to its floor there may be holes: what counts is the last frame there.
+        before = self._execute(
+            "SELECT coalesce(max(row), ?) FROM frame WHERE row BETWEEN ? AND ?",
+            (base - 1, base, floor(self._connection, new.id)),
+        ).fetchone()[0]
         after = self._execute(
             "SELECT row FROM frame WHERE row > ? AND row <= ? ORDER BY row LIMIT 1",
             (before, base | ORDER_MAX),
         ).fetchone()
-        row = max(before + 1, base)
+        row = before + 1
         if (after is not None and after[0] <= row) or row > base | ORDER_MAX:
             if not self._renumber(base, before):
                 return False

@@ -1,0 +1,321 @@
+"""Who may use a TCP address: the rules by themselves, and over real connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import pytest
+from conftest import RunXs, Server, start_server
+from wire import Wire, request
+
+from xs import http1
+from xs.access import Access, access, refusal
+from xs.errors import Forbidden, Misdirected, Unauthorized
+
+ASKED = Access("s3cret", frozenset(["localhost", "box"]))
+
+
+def head(host: str = "localhost", target: str = "/", minor: int = 1, **fields: str) -> bytes:
+    """A request's head with the right token, unless `authorization` says otherwise ("": none)."""
+    fields = {"authorization": "Bearer s3cret", **fields}
+    lines = [f"GET {target} HTTP/1.{minor}"]
+    lines += [f"host: {host}"] if host or minor else []
+    lines += [f"{name}: {value}" for name, value in fields.items() if value]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def refused(data: bytes, asked: Optional[Access] = ASKED) -> Optional[type]:
+    parsed = http1.read_request_head(bytearray(data))
+    assert parsed is not None
+    error = refusal(parsed, asked)
+    return None if error is None else type(error)
+
+
+# The rules
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:80",
+        "localhost.",
+        "box:8080",
+        "BOX",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "10.1.2.3",
+        "[::1]",
+        "[::1]:80",
+        "[fe80::1]:80",
+        "0.0.0.0",
+    ],
+)
+def test_an_ip_address_and_a_name_of_this_host_are_served(host: str) -> None:
+    assert refused(head(host)) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "box.evil",
+        "127.0.0.1.nip.io",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "xbox",
+        "localhost%2eevil",
+        "%6cocalhost",
+        "..",
+        "box..",
+    ],
+)
+def test_a_foreign_host_is_refused(host: str) -> None:
+    assert refused(head(host)) is Misdirected
+
+
+def test_a_request_of_http_1_0_without_a_host_is_refused() -> None:
+    assert refused(head("", minor=0)) is Misdirected
+
+
+def test_the_target_s_host_counts_before_the_host_field() -> None:
+    assert refused(head("localhost", "http://evil.example/")) is Misdirected
+    assert refused(head("evil.example", "http://localhost/")) is None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "http://evil.example",
+        "https://evil.example:443",
+        "http://localhost:81",
+        "http://box",
+        "http://localhost.evil.example",
+        "file://",
+        "localhost",
+        "http://localhost@evil.example",
+        "http://127.0.0.1:80",
+        "chrome-extension://abc",
+        "http://localhost:80, http://evil.example",
+    ],
+)
+def test_a_foreign_origin_is_refused(origin: str) -> None:
+    assert refused(head("localhost:80", origin=origin)) is Forbidden
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:80", "https://LOCALHOST:80"])
+def test_the_server_s_own_origin_is_welcome(origin: str) -> None:
+    assert refused(head("localhost:80", origin=origin)) is None
+
+
+@pytest.mark.parametrize("value", ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"])
+def test_the_token_is_taken(value: str) -> None:
+    assert refused(head(authorization=value)) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "Bearer",
+        "Bearer s3cre",
+        "Bearer s3crets",
+        "Bearer S3CRET",
+        "s3cret",
+        "Basic s3cret",
+        "Bearer s3crét",
+        "Basic OnMzY3JldA==",
+        "Bearer s3cret s3cret",
+        "Bearer  ",
+        "Bearer\ts3cret",
+    ],
+)
+def test_without_the_token_a_request_is_refused(value: str) -> None:
+    assert refused(head(authorization=value)) is Unauthorized
+
+
+def test_the_host_is_judged_first_then_the_origin_then_the_token() -> None:
+    wrong = head("evil.example", origin="http://evil.example", authorization="")
+    assert refused(wrong) is Misdirected
+    assert refused(head(origin="http://evil.example", authorization="")) is Forbidden
+
+
+def test_the_unix_socket_asks_for_nothing() -> None:
+    assert refused(head("evil.example", origin="null", authorization=""), None) is None
+
+
+def test_this_host_s_own_name_is_among_the_names() -> None:
+    names = access("t", ["given"]).hosts
+    assert names == {"localhost", socket.gethostname().lower(), "given"}
+
+
+# Over connections
+
+
+class Exposed(NamedTuple):
+    server: Server
+    port: int
+    token: str
+
+    def ask(
+        self, method: str = "GET", target: str = "/version", **fields: str
+    ) -> tuple[int, bytes]:
+        """Status and body; with the token unless `authorization` is given ("": none)."""
+        fields = {"authorization": f"Bearer {self.token}", **fields}
+        fields = {name: value for name, value in fields.items() if value}
+        with Wire(self.port) as wire:
+            answer = wire.ask(method, target, b"x" if method == "POST" else None, **fields)
+            return answer.status, answer.body
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
+    port = free_port()
+    folder = str(tmp_path_factory.mktemp("exposed") / "store")
+    server = start_server(folder, "--expose", f":{port}", "--host", "My.Box")
+    try:
+        yield Exposed(server, port, Path(folder, "token").read_text().strip())
+    finally:
+        server.stop()
+
+
+def test_a_tcp_address_asks_for_the_owner_s_token(exposed: Exposed) -> None:
+    assert exposed.ask()[0] == 200
+    with Wire(exposed.port) as wire:
+        answer = wire.ask("GET", "/version")
+        assert answer.status == 401
+        assert answer.fields["www-authenticate"] == 'Bearer realm="xs"'
+        assert b"Authorization: Bearer TOKEN" in answer.body
+        assert exposed.token.encode() not in answer.body
+        # The connection goes on: the client may know the token after all.
+        assert wire.ask("GET", "/version", authorization=f"Bearer {exposed.token}").status == 200
+
+
+def test_the_token_s_file_is_one_line_for_the_owner_alone(exposed: Exposed) -> None:
+    path = os.path.join(exposed.server.directory, "token")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    text = Path(path).read_text()
+    assert text.endswith("\n") and text.count("\n") == 1 and len(text) > 40
+
+
+def test_without_the_token_nothing_is_done(exposed: Exposed) -> None:
+    for method, target in [
+        ("POST", "/append/t"),
+        ("POST", "/cas"),
+        ("POST", "/import"),
+        ("POST", "/gc?age=0s"),
+        ("GET", "/?follow"),
+        ("DELETE", "/03d000000000000000000000a"),
+        ("HEAD", "/"),
+        ("OPTIONS", "/"),
+        ("FROB", "/no/where"),
+    ]:
+        assert exposed.ask(method, target, authorization="")[0] == 401
+        assert exposed.ask(method, target, authorization="Bearer x" + exposed.token)[0] == 401
+    with Wire(exposed.server.directory) as wire:
+        assert wire.ask("GET", "/last/t").status == 404
+
+
+def test_names_are_served_and_foreign_ones_are_not(exposed: Exposed) -> None:
+    port = exposed.port
+    for host in ("localhost", f"127.0.0.1:{port}", "my.box", socket.gethostname(), "[::1]"):
+        assert exposed.ask(host=host)[0] == 200, host
+    for host in ("evil.example", f"evil.example:{port}", "box", "my.box.evil.example"):
+        status, body = exposed.ask(host=host)
+        assert status == 421
+        assert b"--host" in body
+
+
+def test_a_page_that_rebinds_its_name_to_this_machine_is_refused(exposed: Exposed) -> None:
+    rebound = f"rebind.example:{exposed.port}"
+    for authorization in ("", f"Bearer {exposed.token}"):
+        status, _ = exposed.ask(
+            host=rebound, origin=f"http://{rebound}", authorization=authorization
+        )
+        assert status == 421
+
+
+def test_a_page_that_posts_across_sites_is_refused(exposed: Exposed) -> None:
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{exposed.port + 1}"):
+        status, _ = exposed.ask("POST", "/append/csrf", origin=origin, host="127.0.0.1")
+        assert status == 403
+    own = f"127.0.0.1:{exposed.port}"
+    assert exposed.ask("POST", "/append/own", origin=f"http://{own}", host=own)[0] == 200
+    with Wire(exposed.server.directory) as wire:
+        assert wire.ask("GET", "/last/csrf").status == 404
+
+
+def test_a_head_before_its_token_gets_little_room(exposed: Exposed) -> None:
+    large = "m" * 300_000
+    with Wire(exposed.port) as wire:
+        try:
+            wire.send(request("POST", "/append/t", b"", xs_meta=f'"{large}"'))
+        except OSError:
+            pass  # it has refused already
+        assert wire.answer().status == 431
+    fields = {"authorization": f"Bearer {exposed.token}", "xs_meta": f'"{large}"'}
+    assert exposed.ask("POST", "/append/t", **fields)[0] == 200
+
+
+def test_who_is_refused_while_sending_can_read_why(exposed: Exposed) -> None:
+    with Wire(exposed.port) as wire:
+        wire.send(request("POST", "/cas", content_length="20000000"))
+        try:
+            for _ in range(20):
+                wire.send(b"x" * 1_000_000)
+        except OSError:
+            pass  # it has had enough
+        assert wire.answer().status == 401
+
+
+def test_the_command_takes_the_token_from_the_address_or_the_environment(
+    exposed: Exposed, run_xs: RunXs
+) -> None:
+    address = f"http://127.0.0.1:{exposed.port}"
+    refused = run_xs(["append", address, "cli"], stdin="x")
+    assert refused.returncode == 1
+    assert refused.stderr.count(b"\n") == 1 and b"needs a token" in refused.stderr
+    assert run_xs(["append", f":{exposed.port}", "cli"], env={"XS_TOKEN": "wrong"}).returncode == 1
+    with_token = address.replace("://", f"://{exposed.token}@")
+    made = run_xs(["append", with_token, "cli"], stdin="x")
+    assert made.returncode == 0, made.stderr
+    read = run_xs(["last", f":{exposed.port}", "cli"], env={"XS_TOKEN": exposed.token})
+    assert read.stdout == made.stdout
+    # What the address says counts before the environment.
+    assert run_xs(["last", with_token], env={"XS_TOKEN": "wrong"}).returncode == 0
+
+
+def test_a_token_that_is_there_is_kept(store_dir: str) -> None:
+    port = free_port()
+    os.makedirs(store_dir, 0o700)
+    Path(store_dir, "token").write_text("mine\n")
+    for _ in range(2):
+        server = start_server(store_dir, "--expose", f"127.0.0.1:{port}")
+        try:
+            assert Exposed(server, port, "mine").ask()[0] == 200
+        finally:
+            server.stop()
+    assert Path(store_dir, "token").read_text() == "mine\n"
+
+
+def test_without_a_tcp_address_there_is_no_token(server: Server) -> None:
+    assert not os.path.exists(os.path.join(server.directory, "token"))
+    with Wire(server.directory) as wire:
+        assert wire.ask("GET", "/version", host="evil.example", origin="null").status == 200
