@@ -287,10 +287,14 @@ def run(name: str, mode: str, length: float) -> None:
             text=True,
         )
         assert process.stdout is not None
-        process.stdout.readline()  # "serving …": from now on it answers
-        print(f"== {name}, {mode}: {load(os.path.join(path, 'sock'), length)}", flush=True)
-        process.send_signal(signal.SIGTERM)
-        print(process.communicate(timeout=DEADLINE)[0])
+        try:
+            process.stdout.readline()  # "serving …": from now on it answers
+            print(f"== {name}, {mode}: {load(os.path.join(path, 'sock'), length)}", flush=True)
+            process.send_signal(signal.SIGTERM)
+            print(process.communicate(timeout=DEADLINE)[0], flush=True)
+        finally:
+            process.kill()  # of no effect when it has ended
+            process.wait()
 
 
 def main() -> None:

@@ -274,7 +274,7 @@ def test_a_socket_left_by_a_server_that_died_is_passed_over(store_dir):
 
 
 def test_a_directory_with_a_server_is_opened_through_it(server):
-    from xs.client import HttpTransport
+    from xs.transport import HttpTransport
 
     transport = open_transport(server.directory)
     assert isinstance(transport, HttpTransport)

@@ -19,14 +19,14 @@ import time
 import pytest
 from conftest import DEADLINE, ROOT, environment
 
-from xs import __version__, cli, errors, ids
+from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, transfer
 
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def parse(*words):
-    return cli.parse(cli.find_command(words[0]), words[1:])
+    return arguments.parse(cli.find_command(words[0]), words[1:])
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ def test_the_version_of_the_command_is_printed(capfd):
 
 def events(data, size=1 << 20, before='{"topic":"t",', after="}\n"):
     blocks = (data[at : at + size] for at in range(0, len(data), size))
-    return b"".join(cli.lines_as_events(blocks, before, after))
+    return b"".join(ndjson.lines_as_events(blocks, before, after))
 
 
 def test_each_line_is_an_event_however_the_input_is_cut():
@@ -203,13 +203,13 @@ def test_a_line_goes_out_before_the_next_block_is_read():
         came.append("more")
         yield b"ond\n"
 
-    lines = cli.lines_as_events(blocks(), "{", "}\n")
+    lines = ndjson.lines_as_events(blocks(), "{", "}\n")
     assert next(lines) == b'{"content":"first"}\n' and not came
     assert next(lines) == b'{"content":"second"}\n'
 
 
 def test_meta_and_ttl_of_lines_can_not_end_the_line_or_the_object():
-    before, after = cli._event_frame("t", '{\n"a": [1.10,\r\n"x"]}', 'last:1","x":"')
+    before, after = ndjson.event_frame("t", '{\n"a": [1.10,\r\n"x"]}', 'last:1","x":"')
     (line,) = events(b"x", before=before, after=after).splitlines()
     assert json.loads(line) == {
         "topic": "t",
@@ -220,14 +220,14 @@ def test_meta_and_ttl_of_lines_can_not_end_the_line_or_the_object():
     assert b"1.10" in line
     for wrong in ('1,"topic":"u"', "", "{", "[" * 100_000):
         with pytest.raises(errors.Invalid):
-            cli._event_frame("t", wrong, None)
+            ndjson.event_frame("t", wrong, None)
 
 
 def test_a_topic_is_given_to_lines_of_json_that_name_none():
     data = b'{"content":"a"}\n {}\n{"topic":"u"}\nno json\n[1]\n{"meta":1}'
     for size in range(1, len(data) + 1):
         blocks = [data[at : at + size] for at in range(0, len(data), size)]
-        assert b"".join(cli._given_topic(blocks, "t")) == (
+        assert b"".join(ndjson.with_topic(blocks, "t")) == (
             b'{"topic":"t","content":"a"}\n{"topic":"t"}\n{"topic":"u"}\nno json\n[1]\n'
             b'{"topic":"t","meta":1}'
         )
@@ -254,7 +254,7 @@ HASH = "sha256-" + base64.b64encode(bytes(range(224, 256))).decode()
     ],
 )
 def test_a_hash_is_found_in_a_frame_and_nothing_else_is_taken_for_one(line, found):
-    assert cli._hash_in(line) == found
+    assert transfer._hash_in(line) == found
 
 
 @pytest.mark.parametrize(
@@ -280,13 +280,13 @@ def test_the_content_at_the_end_of_a_frame_is_told_from_all_that_looks_like_it(
     meta, added, content
 ):
     bare = FRAME.replace(b'"meta":null', b'"meta":' + meta)
-    assert cli._without_content(bare[:-1] + added) == (bare, content)
+    assert transfer._without_content(bare[:-1] + added) == (bare, content)
 
 
 def test_a_contents_file_is_named_by_base64_of_its_hash_which_has_no_slash():
     for n in range(256):
         digest = hashlib.sha256(bytes([n])).digest()
-        name = cli.file_name("sha256-" + base64.b64encode(digest).decode())
+        name = transfer.file_name("sha256-" + base64.b64encode(digest).decode())
         assert base64.urlsafe_b64decode(name) == base64.standard_b64decode(name)
         assert not set(name) & set("/+=.")
 
@@ -661,9 +661,9 @@ def test_the_least_and_the_greatest_id_go_apart_and_together(run_xs):
 )
 def test_parts_that_make_no_id_are_refused(change):
     parts = {"ts_ms": 1, "counter_hi": 2, "counter_lo": 3, "node": "0000ffff"}
-    assert ids.parse(cli._packed(json.dumps(parts))) == 1 << 80 | 2 << 56 | 3 << 32 | 0xFFFF
+    assert ids.parse(idfields.pack(json.dumps(parts))) == 1 << 80 | 2 << 56 | 3 << 32 | 0xFFFF
     with pytest.raises(errors.Invalid):
-        cli._packed(json.dumps({**parts, **change}))
+        idfields.pack(json.dumps({**parts, **change}))
 
 
 # On stores
@@ -962,5 +962,6 @@ def test_the_hot_path_imports_nothing_slow():
         check=True,
         timeout=DEADLINE,
     )
-    allowed = {"xs", "xs.cli", "xs.address", "xs.client", "xs.http1", "xs.errors", "_socket"}
-    assert set(done.stdout.split()) <= allowed | {"__future__"}
+    parts = ("address", "arguments", "cli", "commands", "errors", "http1", "request", "stdio")
+    allowed = {"xs", "xs.transport", *(f"xs.{name}" for name in parts), "__future__", "_socket"}
+    assert set(done.stdout.split()) <= allowed

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import xs
-from xs import client, errors
-from xs.client import Client, HttpTransport
+from xs import errors, request, transport
+from xs.client import Client
+from xs.transport import HttpTransport
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
@@ -546,42 +547,42 @@ def test_a_condition_that_failed_brings_the_newest_frame(scripted):
     ],
 )
 def test_text_is_percent_encoded_for_a_target(text, quoted):
-    assert client.quote(text) == quoted
+    assert request.quote(text) == quoted
 
 
 def test_parameters_that_are_none_are_left_out():
-    assert client.with_query("/", [("a", None), ("b", 3), ("c", "x y")]) == "/?b=3&c=x%20y"
-    assert client.with_query("/", [("a", None)]) == "/"
+    assert request.with_query("/", [("a", None), ("b", 3), ("c", "x y")]) == "/?b=3&c=x%20y"
+    assert request.with_query("/", [("a", None)]) == "/"
 
 
 @pytest.mark.parametrize("text", ['{"a": [1.10, "b"]}', "null", '"x"', " 1 "])
 def test_meta_in_printable_ascii_goes_as_it_is(text):
-    assert client.meta_field(text) == ("xs-meta", text)
+    assert request.meta_field(text) == ("xs-meta", text)
 
 
 @pytest.mark.parametrize("text", ['{"a":"ü"}', '{\n"a":1}', '"\udcff"', '"\x7f"'])
 def test_other_meta_goes_in_base64(text):
     import base64
 
-    name, value = client.meta_field(text)
+    name, value = request.meta_field(text)
     assert name == "xs-meta" and base64.b64decode(value) == os.fsencode(text)
 
 
 @pytest.mark.parametrize("key", ["", " a", "a\nb", "a\r\nX: y", "a\x00"])
 def test_a_key_that_a_field_can_not_hold_is_refused(key):
     with pytest.raises(errors.Invalid):
-        client.key_field(key)
+        request.key_field(key)
 
 
 def test_a_key_goes_as_its_utf8_bytes():
-    assert client.key_field("ü") == ("idempotency-key", "ü".encode().decode("latin-1"))
+    assert request.key_field("ü") == ("idempotency-key", "ü".encode().decode("latin-1"))
 
 
 def test_lines_are_found_however_the_blocks_are_cut():
     text = b"one\ntwo\n\nthree"
     for size in range(1, len(text) + 1):
         blocks = [text[at : at + size] for at in range(0, len(text), size)]
-        assert list(client.split_lines(blocks)) == [b"one", b"two", b"three"]
+        assert list(transport.split_lines(blocks)) == [b"one", b"two", b"three"]
 
 
 # The store's words, on the wire

@@ -43,24 +43,35 @@ ARCHITECTURE = {
     "batch":       "errors ids frame cas commit store",
     "api":         "errors ids frame commit store reader batch version",
     "access":      "errors http1",
-    "delivery":    "frame bus http1 store reader",
+    "delivery":    "errors frame bus http1 store reader",
     "httpd":       "errors http1 commit store reader api access delivery",
     "server":      "errors frame commit store access delivery httpd version | address",
     # the other end: an address is a transport, over a socket or right on the files
-    "client":      "errors http1 | frame",
-    "local":       "errors ids frame lock cas commit store reader api client",
-    "address":     "errors | client local",
+    "transport":   "errors http1",
+    "request":     "errors",
+    "local":       "errors ids frame lock cas commit store reader api request transport",
+    "address":     "errors | transport local",
+    "client":      "errors request transport | frame",
     # what a person or a program starts
-    "terminal":    "errors",
-    "completion":  "errors (cli)",
-    "cli":         "errors client address | ids frame terminal completion local server",
-    "__init__":    "version | errors frame client address",
+    "terminal":    "",
+    "stdio":       "errors transport | terminal",
+    "arguments":   "errors address (transport)",
+    "help":        "(arguments)",
+    "completion":  "errors (arguments)",
+    "idfields":    "errors ids",
+    "ndjson":      "errors request transport stdio terminal (arguments)",
+    "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
+    "commands":    "errors request transport stdio arguments | "
+                   "version idfields ndjson transfer completion server",
+    "cli":         "errors stdio arguments commands | version help terminal",
+    "__init__":    "| version errors frame address client",
     "__main__":    "cli",
 }  # fmt: skip
 
 # Starting is part of the command line's speed: what it takes to say "append" to a server imports at
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
-HOT_PATH = ("__init__", "version", "cli", "address", "client", "http1", "errors")
+HOT_PATH = ("__init__", "cli", "commands", "arguments", "stdio", "address", "request", "transport")
+HOT_PATH += ("http1", "errors")
 CHEAP = ("sys", "os", "_socket")
 # … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")
@@ -119,8 +130,6 @@ def imports(node: ast.AST, when: str = "start") -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from imports(child, when)
     for name in names:
-        if name == "xs.__version__":
-            continue  # a word of the package that every module is in
         if name == "xs" or (name.startswith("xs.") and name.split(".")[1] not in ARCHITECTURE):
             name = "xs.__init__"  # what the package offers to its users
         yield Import(name, when, getattr(node, "lineno", 0))

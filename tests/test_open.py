@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import RunXs
 
 import xs
-from xs.errors import NoStore
+from xs.errors import Invalid, NoStore
 
 
 def test_a_directory_becomes_a_store_with_the_first_append(store_dir: str) -> None:
@@ -30,3 +32,45 @@ def test_a_store_is_for_its_owner_alone_wherever_it_is_made(store_dir: str) -> N
     with xs.open(store_dir) as store:
         store.append("notes", "private")
     assert os.stat(store_dir).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"topic": "no topic"}, {"ttl": "soon"}, {"key": "k" * 256}, {"if_last": "no id"}]
+)
+def test_an_append_that_is_wrong_makes_no_store(store_dir: str, wrong: dict[str, str]) -> None:
+    with xs.open(store_dir) as store:
+        with pytest.raises(Invalid):
+            store.append(**{"topic": "notes", "content": "x", **wrong})
+        assert not os.path.exists(store_dir)
+        with pytest.raises(NoStore):
+            store.last()
+        assert not os.path.exists(store_dir)
+        frame = store.append("notes", "right")
+        assert store.last("notes") == frame
+
+
+@pytest.mark.parametrize("meta", ["{", "NaN", '"\\ud800"'])
+def test_a_command_with_wrong_meta_makes_no_store(
+    store_dir: str, run_xs: RunXs, meta: str
+) -> None:
+    done = run_xs(["append", store_dir, "notes", "--meta", meta], stdin="x")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert not os.path.exists(store_dir)
+
+
+def test_lines_that_are_wrong_one_and_all_make_no_store(store_dir: str) -> None:
+    with xs.open(store_dir) as store:
+        for ask in (store.append_many, store.import_):
+            summary = ask([{"topic": "no topic"}, "no json"])
+            assert [error["line"] for error in summary["errors"]] == [1, 2]
+        with pytest.raises(Invalid):
+            store.append_many([{"topic": "notes"}, {"topic": "no topic"}], atomic=True)
+        assert not os.path.exists(store_dir)
+        assert store.append_many([{"topic": "no topic"}, {"topic": "notes"}])["appended"] == 1
+        assert store.first().topic == "notes"
+
+
+def test_a_new_store_may_be_made_by_many_threads_at_once(store_dir: str) -> None:
+    with xs.open(store_dir) as store, ThreadPoolExecutor(8) as pool:
+        frames = list(pool.map(lambda n: store.append("notes", str(n)), range(32)))
+        assert sorted(frames) == sorted(store.cat())

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-from xs.version import VERSION as __version__
-
 __all__ = ["Client", "Frame", "XsError", "__version__", "open"]
 
 TYPE_CHECKING = False
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from xs.client import Client
     from xs.errors import XsError
     from xs.frame import Frame
+    from xs.version import VERSION as __version__
 
 
 def open(address: str, *, timeout: float | None = None) -> Client:
@@ -46,4 +45,8 @@ def __getattr__(name: str) -> object:
         from xs.errors import XsError
 
         return XsError
+    if name == "__version__":
+        from xs.version import VERSION
+
+        return VERSION
     raise AttributeError(f"module 'xs' has no attribute {name!r}")

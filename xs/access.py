@@ -23,7 +23,7 @@ class Access(NamedTuple):
 
 def access(token: str, names: list[str]) -> Access:
     """With the names that this host has, and those given with `--host`."""
-    return Access(token, frozenset(["localhost", socket.gethostname().lower()] + names))
+    return Access(token, frozenset(("localhost", socket.gethostname().lower(), *names)))
 
 
 def refusal(head: RequestHead, asked: Optional[Access]) -> XsError | None:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xs.client import Address, Body, Fields, Response, Transport
+    from xs.transport import Address, Body, Fields, Response, Transport
 
 _TYPE_BITS = 0o170000  # S_IFMT, S_IFSOCK, S_IFDIR; `stat` is not needed for the rest of its names
 _SOCKET = 0o140000
@@ -107,7 +107,7 @@ def parse_host(addr: str) -> tuple[Address, str | None]:
 
 
 def _open_host(connect: Address, token: str | None, timeout: float | None) -> Transport:
-    from xs.client import HttpTransport
+    from xs.transport import HttpTransport
 
     transport = HttpTransport(connect, token, timeout)
     try:
@@ -138,7 +138,7 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
 
 
 def _open_socket(path: str, timeout: float | None) -> Transport:
-    from xs.client import HttpTransport
+    from xs.transport import HttpTransport
 
     try:
         return HttpTransport(("unix", path), None, timeout).open()
@@ -151,7 +151,7 @@ def _open_socket(path: str, timeout: float | None) -> Transport:
 
 
 def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport:
-    from xs.client import HttpTransport
+    from xs.transport import HttpTransport
 
     try:
         return HttpTransport(("unix", os.path.join(addr, "sock")), None, timeout).open()

@@ -77,7 +77,7 @@ class Request:
         return pairs
 
     def options(self, *allowed: str) -> dict[str, str]:
-        """The query as a dictionary. Raises `Invalid` for a parameter not allowed, or given twice."""
+        """The query as a dictionary. Raises `Invalid` for one not allowed, or given twice."""
         found: dict[str, str] = {}
         for name, value in self.parameters():
             if name not in allowed:

@@ -298,7 +298,7 @@ class Commit:
         return line
 
     def is_plain(self, append: Union[Append, XsError]) -> bool:
-        """Whether `append_run` can take it: no condition, no key, no content file, kept for ever."""
+        """Whether `append_run` can take it: no condition, key or file, and kept for ever."""
         return (
             isinstance(append, Append)
             and append[3:] == _PLAIN

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xs.cli import Command
+    from xs.arguments import Command
 
 _BASH = """\
 # bash completion for xs: source <(xs completion bash)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as types: one sentence for a person, one HTTP status, one exit code.
+"""Everything that can go wrong, as types: one sentence, one HTTP status, one exit code each.
 
 A message says what was wrong and what would be right. `api` turns an error into an answer by its
 `status`, `cli` ends with its `exit`, and `client` turns an answer back into the same type.
@@ -82,7 +82,7 @@ class Misdirected(XsError):
 
 
 class Damaged(XsError):
-    """What is stored is not what was stored: content that does not match its hash, a broken file."""
+    """What is stored is not what was stored: content unlike its hash, a broken file."""
 
     status = 500
 

@@ -355,6 +355,10 @@ class ReadOptions(NamedTuple):
 
 
 PULSE_MIN = 10  # milliseconds
+_READ_PARAMETERS = (
+    "here one can give: follow, new, after, from, until, topic, last, limit, with-timestamp, "
+    "with-content"
+)
 _READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
 _COUNT_MAX = 10**15
 
@@ -387,7 +391,7 @@ def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOp
         elif name == "until":
             options["until"] = _parse_position(name, value, now_ms, end=True)
         else:
-            raise Invalid(f"unknown parameter: {name[:64]!r}")
+            raise Invalid(f"unknown parameter: {name[:64]!r}; {_READ_PARAMETERS}")
     if "after" in given and "from" in given:
         raise Invalid("after and from can't go together: give one of them")
     if options.get("new"):

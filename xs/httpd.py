@@ -3,8 +3,8 @@
 An append is answered by whoever led its commit, not by the connection's own thread, which has gone
 back to reading by then (docs/architecture.md, The way of an append). So everything that is written
 goes through the connection's lock, in the order of its requests: any other answer waits until the
-appends before it are answered. What the leader can't write without blocking is left to a thread that
-can.
+appends before it are answered. What the leader can't write without blocking is left to a thread
+that can.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""The SQLite index: schema, migrations, the one write transaction, ordered scans, expiry.
+"""The SQLite index of a store: its connections, and everything that is read from it.
 
-The only file with SQL. Nothing but SQLite opens `xs.db*`: opening and closing the file by other
-means would drop SQLite's locks in this process.
+The door to the files with SQL: `schema` (what is there), `scan` (the way through rows) and `writer`
+(changes). Nothing but SQLite opens `xs.db*`: opening and closing the file by other means would drop
+SQLite's locks in this process.
 
-Where a frame lies: its row number is `milliseconds of its id << 15 | order within the millisecond`,
-so rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
-are private to this file; every position outside is an id, resolved in the transaction that uses it.
+Where a frame lies: its row is `milliseconds of its id << 15 | order within the millisecond`, so
+rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
+are private to these files; every position outside is an id, resolved in the transaction that uses
+it.
 
 Finding frames by topic: a frame's row has its topic's number (an index), and for a dotted topic the
 table `below` lists it under each wildcard above it: `a.b.c` under `a.*` and `a.b.*`. So a wildcard
 costs as much as an exact topic, however many topics it covers.
 
 Finding small content by hash: an index over all digests would put every append on a page of its own
-choosing (measured with bench/batch.py: 3 × slower at 300,000 frames). So the index is over (bucket,
-digest), a bucket being some thousands of frames appended together: writes stay close, and a look-up
-asks each bucket.
+choosing (on a trial 3 × slower at 300,000 frames). So the index is over a number that begins with a
+bucket, some thousands of frames that were appended together, and goes on with the digest: writes
+stay close, and a look-up asks each bucket.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The API on a store's files, in this process: what commands use when no server has the store.
 
-A transport like `client.HttpTransport`, over the same routes. Each batch of writes takes the store's
-lock; reads take none. A server that appears or ends meanwhile is no harm: a follower moves to its
-socket where it stands, and back to the files; a writer that finds the lock taken by it sends there
-what it was about to commit.
+A transport like `transport.HttpTransport`, over the same routes. Each batch of writes takes the
+store's lock; reads take none. A server that appears or ends meanwhile is no harm: a follower moves
+to its socket where it stands, and back to the files; a writer that finds the lock taken by it sends
+there what it was about to commit.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import binascii
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Union
 
 from xs import api, errors, frame, ids
 from xs.cas import BLOCK, Content
-from xs.client import HttpTransport, error_from, key_field
 from xs.commit import (
     AppendWork,
     BatchWork,
@@ -29,19 +29,23 @@ from xs.commit import (
 )
 from xs.lock import Served
 from xs.reader import Reader
+from xs.request import NDJSON, append_request
 from xs.store import Store
+from xs.transport import HttpTransport, ask
 
 if TYPE_CHECKING:
-    from xs.client import Response
+    from xs.transport import Response
 
 _SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
 _LOOK_SECONDS = 0.01
 
-_NDJSON = ("content-type", api.NDJSON)
-
 
 class Local:
-    """Requests to the files of the store in `folder`."""
+    """Requests to the files of the store in `folder`.
+
+    With `create` a store is made where there is none, by the first request that comes to write: one
+    that is wrong doesn't.
+    """
 
     def __init__(self, folder: str, *, create: bool = False) -> None:
         self._store = _Files(folder, create=create)
@@ -54,6 +58,8 @@ class Local:
         body: bytes | Iterable[bytes] | None = None,
     ) -> Response:
         """The answer that a server would give. Errors of the request are answers, as there."""
+        if method != "POST":
+            self._store.open()  # a reader makes no store
         path, _, query = target.partition("?")
         blocks: Iterable[bytes] = (
             () if body is None else [body] if isinstance(body, bytes) else body
@@ -70,7 +76,8 @@ class Local:
         return _Answered(found, _Following(self._store, reader, request).blocks())
 
     def close(self) -> None:
-        self._store.close()
+        if self._store.is_open:
+            self._store.close()
 
 
 class _Answered:
@@ -102,7 +109,34 @@ class _Answered:
 
 
 class _Files(Store):
-    """The store without a server; when one has come up, what can't be committed is sent there."""
+    """The store without a server; when one has come up, what can't be committed is sent there.
+
+    With `create` a folder is enough at first: whatever first needs more makes the store. So a
+    request that is refused before that leaves nothing behind.
+    """
+
+    is_open = False
+
+    def __init__(self, folder: str, *, create: bool = False) -> None:
+        self.folder = folder
+        self._opening = threading.Lock()
+        if not create:
+            self.open()
+
+    def open(self, *, create: bool = False) -> None:
+        """Opens the store, unless it is open. Raises `NoStore`, …, as `Store` does."""
+        with self._opening:
+            if not self.is_open:
+                super().__init__(self.folder, create=create)
+                self.is_open = True
+
+    def __getattr__(self, name: str) -> Any:
+        self.open(create=True)  # what is looked for in vain is what only an open store has
+        return object.__getattribute__(self, name)
+
+    def start(self, work: Work) -> Callable[[], Any]:
+        refused = _refused(work)
+        return super().start(work) if refused is None else lambda: refused
 
     def _commit(self, batch: list[Work]) -> None:
         try:
@@ -138,6 +172,16 @@ class _Files(Store):
         work.finish()
 
 
+def _refused(work: Work) -> list[Any] | None:
+    """The errors of lines that are wrong one and all, so that there is nothing to commit."""
+    lines: list[Any] = []
+    if isinstance(work, BatchWork):
+        lines = work.appends
+    elif isinstance(work, ImportWork):
+        lines = work.frames
+    return lines if lines and all(isinstance(line, errors.XsError) for line in lines) else None
+
+
 def _server(folder: str) -> HttpTransport | None:
     """A connection to the store's server, if there is one."""
     path = os.path.join(folder, "sock")
@@ -161,16 +205,10 @@ def _forward(transport: HttpTransport, work: Work) -> Any:
     if isinstance(work, ImportWork):
         return _forward_import(transport, work)
     if isinstance(work, RemoveWork):
-        return _asked(transport.request("DELETE", f"/{ids.text(work.id)}"))
+        return ask(transport, "DELETE", f"/{ids.text(work.id)}").read()
     if isinstance(work, PinWork):
-        return _asked(transport.request("POST", "/cas", (), _blocks(work.content))).decode()
+        return ask(transport, "POST", "/cas", (), _blocks(work.content)).read().decode()
     raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
-
-
-def _asked(response: Response) -> bytes:
-    if response.status >= 400:
-        raise error_from(response)
-    return response.read()
 
 
 def _blocks(content: Content) -> Iterator[bytes]:
@@ -189,13 +227,9 @@ def _blocks(content: Content) -> Iterator[bytes]:
 
 def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
     topic, content, meta, ttl, if_last, key = work.append
-    condition = "" if if_last is None else f"&if-last={if_last}"
-    fields = [("xs-meta", binascii.b2a_base64(meta.encode(), newline=False).decode())]
-    if key is not None:
-        fields.append(key_field(key))
+    target, fields = append_request(topic, meta=meta, ttl=ttl, if_last=if_last, key=key)
     body = None if content is None else _blocks(content)
-    target = f"/append/{topic}?ttl={ttl}{condition}"
-    return _asked(transport.request("POST", target, fields, body)).rstrip(b"\n")
+    return ask(transport, "POST", target, fields, body).read().rstrip(b"\n")
 
 
 def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:
@@ -208,7 +242,7 @@ def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[byte
             line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
             yield f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
 
-    answers = _asked(transport.request("POST", "/append?each", [_NDJSON], lines())).splitlines()
+    answers = ask(transport, "POST", "/append?each", [NDJSON], lines()).read().splitlines()
     if len(answers) != len(wanted):
         raise errors.Unavailable("the server went away before it had answered everything")
     given = iter(answers)
@@ -237,7 +271,7 @@ def _forward_import(
                 line = line[:-1] + b',"content_base64":"' + data + b'"}'
             yield line + b"\n"
 
-    summary = json.loads(_asked(transport.request("POST", "/import", [_NDJSON], lines())))
+    summary = json.loads(ask(transport, "POST", "/import", [NDJSON], lines()).read())
     wrong = {each["line"]: errors.Invalid(each["error"]) for each in summary["errors"]}
     results: list[Union[bytes, errors.XsError]] = []
     number = 0
@@ -291,10 +325,7 @@ class _Following:
         rest = b""
         awaits_threshold = True  # it was given already, or was never asked for
         try:
-            response = transport.request("GET", target, fields)
-            if response.status >= 400:
-                raise error_from(response)
-            for block in response:
+            for block in ask(transport, "GET", target, fields):
                 *whole, rest = (rest + block).split(end)
                 given = []
                 for event in whole:

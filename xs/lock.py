@@ -1,7 +1,7 @@
 """The store's one writer: a lock file that says who holds it.
 
-The lock itself is flock(2), which the kernel gives back however its holder ended. The file's text is
-for people and for those who wait: `<pid> serve` or `<pid> append`.
+The lock itself is flock(2), which the kernel gives back however its holder ended. The file's text
+is for people and for those who wait: `<pid> serve` or `<pid> append`.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Reader:
         return self.synthetic(PULSE)
 
     def synthetic(self, topic: str) -> bytes:
-        """A frame that is never stored. Its id is the reader's position: resuming there is right."""
+        """A frame that is never stored. Its id is the position: resuming there is right."""
         id_text = ids.text(min(max(self.position, 0), ids.MAX))
         line = frame.encode(topic, id_text, None, "null", frame.EPHEMERAL)
         if self.form.timestamp:

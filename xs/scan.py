@@ -1,4 +1,4 @@
-"""Finding the way through rows: positions, selections of topics, pages. Functions over a connection.
+"""The way through rows: positions, selections of topics, pages. Functions over a connection.
 
 A position outside `index` is an id; `floor` makes it a row, in the transaction that uses it. A
 selection of topics becomes a `Source`, from which `select` builds the one statement of a scan.

@@ -35,7 +35,7 @@ class Running:
     """A server that runs, with its threads. `stop` ends it."""
 
     def __init__(self, folder: str, expose: list[str], hosts: list[str]) -> None:
-        """Starts to serve the store in `folder`. Raises `XsError`, and then nothing is left open."""
+        """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
         room = _make_room()
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
@@ -98,21 +98,19 @@ class Running:
 
 def serve(folder: str, *, expose: list[str] | None = None, hosts: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
-    stop = threading.Event()
-    received: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        received.append(number)
-        stop.set()
-
+    # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
+    # signals before and after). A pipe has no such moment: its byte, the signal's number, stays.
+    received, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, lambda *_: None)
     running = Running(folder, expose or [], hosts or [])
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
     print(f"serving {folder} at {where}", flush=True)
-    stop.wait()
+    first = os.read(received, 1)[0]
     running.stop()
-    return 130 if received[0] == signal.SIGINT else 0
+    return 130 if first == signal.SIGINT else 0
 
 
 def owner_token(folder: str) -> str:
@@ -135,11 +133,13 @@ def owner_token(folder: str) -> str:
 def _host_and_port(address: str) -> tuple[str, int]:
     from xs.address import parse_host
 
-    place, token = parse_host(address)
+    # :0 lets the system choose a port; the line that the server prints says which.
+    any_port = address.endswith(":0")
+    place, token = parse_host(address[:-1] + "1" if any_port else address)
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
-    return ("127.0.0.1" if host == "localhost" else host), port
+    return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
 
 
 def _json(value: object) -> str:

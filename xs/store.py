@@ -1,6 +1,6 @@
 """The store: the only door to index, content files and bus.
 
-The way of an append, each step needed by the next (tests/test_crash.py stops at each of them):
+The way of an append, each step needed by the next (tests/test_crash.py kills a server in them):
 
 1. its content is hashed as it arrives: small content stays in memory, large content goes to a
    temporary file, which is fsynced;
@@ -8,7 +8,7 @@ The way of an append, each step needed by the next (tests/test_crash.py stops at
    that wait. What arrives meanwhile is led by the commit thread, so that a leader gets back to its
    own caller after one batch, and a client that is alone never pays a hand-over;
 3. large content gets its name, and its folder is fsynced;
-4. the frames get their ids, are encoded, and are written in one transaction with their small content;
+4. the frames get their ids, are encoded, and are written in one transaction with small content;
 5. the transaction commits: fsync of the write-ahead log;
 6. the frames are published to the bus; then every append is answered.
 
@@ -360,7 +360,7 @@ class Store:
         return line
 
     def content_of(self, value: int) -> tuple[int, Iterator[bytes]]:
-        """Size and blocks of the content of the frame with that id. Raises `NotFound`, `Damaged`."""
+        """Size and blocks of the content of that frame. Raises `NotFound`, `Damaged`."""
         stored = self.index.stored(value, self.clock())
         if stored is not None:
             hash_ = frame.hash_text(stored.line)

@@ -157,12 +157,12 @@ class Writer:
         return True
 
     def room(self, ms: int, count: int) -> int | None:
-        """The row of the first of `count` frames appended in that millisecond; None if it is full."""
+        """The row of the first of `count` frames appended in that millisecond; None if full."""
         row = max(ms << ORDER_BITS, self._newest_row + 1)
         return row if row + count - 1 <= ms << ORDER_BITS | ORDER_MAX else None
 
     def append_run(self, row: int, frames: list[tuple[Any, ...]]) -> None:
-        """Adds frames (fields as in `NewFrame`; content inline or none, no expiry) from `row` on."""
+        """Adds frames (as in `NewFrame`; content inline or none, no expiry) from `row` on."""
         self._newest_row = row + len(frames) - 1
         flat = self._frames
         topics = self._topics
@@ -405,14 +405,14 @@ def hash_in(line: bytes) -> bytes | None:
 _ROWS_MAX = 512 if sqlite3.sqlite_version_info >= (3, 32, 0) else 128
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=64)
 def _insert_statement(table: str, width: int, rows: int) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
-    """Inserts rows given flat: powers of two at a time, so that few statements are ever prepared."""
+    """Inserts rows given flat: powers of two at a time, so that few statements are made."""
     left = len(values) // width
     start = 0
     rows = _ROWS_MAX

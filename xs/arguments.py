@@ -1,0 +1,208 @@
+"""What a command takes, and its arguments taken apart by that.
+
+A `Command` is a row of the command line's table (`commands`): its positionals, its options, what it
+says of itself. Parsing, `--help` and the completion scripts all go by it. What a command doesn't
+take raises `Usage`, with what it does; what a command then does, this module doesn't know.
+
+(argparse alone would cost as much as the interpreter's start.)
+"""
+
+from __future__ import annotations
+
+import os
+
+from xs import address, errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from xs.transport import Transport
+
+
+class Option:
+    """`flags` are its spellings; `value` is the name of what it takes, "" for a flag."""
+
+    __slots__ = ("flags", "help", "is_number", "is_repeated", "name", "value")
+
+    def __init__(
+        self,
+        flags: str,
+        help: str,
+        value: str = "",
+        *,
+        is_number: bool = False,
+        is_repeated: bool = False,
+    ) -> None:
+        self.flags = flags.split()
+        self.name = next(flag for flag in self.flags if flag.startswith("--"))[2:]
+        self.help = help
+        self.value = value
+        self.is_number = is_number
+        self.is_repeated = is_repeated
+
+
+class Command:
+    """One command: `positionals` as in its usage line, `[OPTIONAL]` ones last.
+
+    `run` returns an exit status, or None for 0.
+    """
+
+    __slots__ = ("examples", "name", "options", "positionals", "run", "summary")
+
+    def __init__(
+        self,
+        name: str,
+        positionals: str,
+        summary: str,
+        options: Sequence[Option],
+        examples: Sequence[str],
+        run: Callable[[Arguments], int | None],
+    ) -> None:
+        self.name = name
+        self.positionals = positionals.split()
+        self.summary = summary
+        self.options = options
+        self.examples = examples
+        self.run = run
+
+    @property
+    def usage(self) -> str:
+        words = ["xs", self.name, *self.positionals]
+        return " ".join([*words, "[options]"] if self.options else words)
+
+
+class Arguments:
+    """What a command was given: `addr` ("" if it takes none), the other positionals, options."""
+
+    __slots__ = ("addr", "is_program", "options", "rest")
+
+    def __init__(self, addr: str, rest: list[str], options: dict[str, list[str]]) -> None:
+        self.addr = addr
+        self.rest = rest
+        self.options = options
+        self.is_program = False  # whether the process is the command's own, to end as it likes
+
+    def get(self, name: str) -> str | None:
+        """The value of an option, the last one if it was repeated."""
+        values = self.options.get(name)
+        return values[-1] if values else None
+
+    def has(self, name: str) -> bool:
+        return name in self.options
+
+    def flag(self, name: str) -> str | None:
+        """ "true" if that flag was given, else None: as a query's parameter."""
+        return "true" if name in self.options else None
+
+    def open(self, *, create: bool = False) -> Transport:
+        return address.open_transport(self.addr, create=create)
+
+
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
+    """The arguments of a command. Raises `Usage` for what it doesn't take."""
+    options, words = _options(command, argv)
+    addr = ""
+    names = list(command.positionals)
+    if names and names[0] in ("ADDR", "[ADDR]"):
+        addr, words = _address(command, names.pop(0), words)
+    required = sum(not name.startswith("[") for name in names)
+    if len(words) < required:
+        raise errors.Usage(f"{names[len(words)]} is missing: {command.usage}")
+    if len(words) > len(names):
+        raise errors.Usage(f"too many arguments, from {words[len(names)]!r} on: {command.usage}")
+    return Arguments(addr, words, options)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at what may have been meant, to be put after what was said; or ""."""
+    import difflib
+
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _address(command: Command, name: str, words: list[str]) -> tuple[str, list[str]]:
+    if name == "[ADDR]" and not words and not os.environ.get("XS_ADDR"):
+        return "", words
+    # What these take may look like an address itself: a hash has slashes, a path too.
+    needed = 1 if command.name in ("cas", "export") else 0
+    try:
+        return address.split(words, os.environ, needed)
+    except errors.Usage as error:
+        raise errors.Usage(f"{error}: {command.usage}") from None
+
+
+def _options(command: Command, argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    known = {flag: option for option in command.options for flag in option.flags}
+    options: dict[str, list[str]] = {}
+    words: list[str] = []
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            words += left
+            break
+        if word == "-" or not word.startswith("-"):
+            words.append(word)
+        elif word.startswith("--"):
+            _long(command, known, options, word, left)
+        else:
+            _short(command, known, options, word, left)
+    return options, words
+
+
+def _long(
+    command: Command,
+    known: dict[str, Option],
+    options: dict[str, list[str]],
+    word: str,
+    left: list[str],
+) -> None:
+    """`--follow`, `--pulse=100`, `--pulse 100`."""
+    flag, equals, value = word.partition("=")
+    option = _known(command, known, flag)
+    if not option.value and equals:
+        raise errors.Usage(f"{flag} takes no value: {command.usage}")
+    _set(options, option, flag, [value] if equals else _taken(option, left))
+
+
+def _short(
+    command: Command,
+    known: dict[str, Option],
+    options: dict[str, list[str]],
+    word: str,
+    left: list[str],
+) -> None:
+    """`-f`, `-fn`, `-p100`, `-p 100`: flags in a group, the last of which may take a value."""
+    for at in range(1, len(word)):
+        flag = "-" + word[at]
+        option = _known(command, known, flag)
+        attached = word[at + 1 :] if option.value else ""
+        _set(options, option, flag, [attached] if attached else _taken(option, left))
+        if option.value:
+            return
+
+
+def _known(command: Command, known: dict[str, Option], flag: str) -> Option:
+    option = known.get(flag)
+    if option is None:
+        hint = nearest(flag, [*known, "--help"])
+        raise errors.Usage(f"xs {command.name} has no option {flag}{hint}")
+    return option
+
+
+def _taken(option: Option, left: list[str]) -> list[str]:
+    """The next word, taken for the option's value; [] for a flag, or if there is none."""
+    return [left.pop(0)] if option.value and left else []
+
+
+def _set(options: dict[str, list[str]], option: Option, flag: str, value: list[str]) -> None:
+    if not option.value:
+        options[option.name] = []
+        return
+    if not value:
+        raise errors.Usage(f"{flag} takes a value: {flag} {option.value}")
+    if option.is_number and not (value[0].isascii() and value[0].isdigit()):
+        raise errors.Usage(f"{flag} takes a whole number, not {value[0]!r}")
+    options.setdefault(option.name, []).extend(value)

@@ -1,0 +1,458 @@
+"""The commands: each a function, with its row of the table above it (`@command`).
+
+A row says what a command takes, its options, examples; parsing, `--help` and the completion scripts
+all read that one table, `COMMANDS`. Each command here is one request to the store and its answer;
+what takes more is in modules of its own (`ndjson`, `transfer`, …), imported when they are called.
+How a store is reached, or what its answers mean, no command knows.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xs import errors, stdio
+from xs.arguments import Command, Option
+from xs.request import append_request, quote, with_query
+from xs.stdio import show, show_bytes, show_text
+from xs.transport import ask, split_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from xs.arguments import Arguments
+    from xs.transport import Fields, Response
+
+    Run = Callable[[Arguments], int | None]
+
+_GC_AGE = "7d"
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    name: str,
+    positionals: str,
+    summary: str,
+    *,
+    options: Sequence[Option] = (),
+    examples: Sequence[str] = (),
+) -> Callable[[Run], Run]:
+    """Enters a function into the table, under that name."""
+
+    def enter(run: Run) -> Run:
+        COMMANDS[name] = Command(name, positionals, summary, options, examples, run)
+        return run
+
+    return enter
+
+
+# One request
+
+
+def _show(
+    arguments: Arguments,
+    target: str,
+    *,
+    method: str = "GET",
+    fields: Fields = (),
+    by: Callable[[Response], None] = show_text,
+) -> None:
+    """Makes a request, and shows its answer."""
+    transport = arguments.open()
+    try:
+        by(ask(transport, method, target, fields))
+    finally:
+        transport.close()
+
+
+def _show_live(arguments: Arguments, target: str, fields: Fields = ()) -> None:
+    """Makes a request whose answer has no end, and shows it as long as somebody reads it."""
+    if arguments.is_program:
+        stdio.leave_with_reader()
+    _show(arguments, target, fields=fields, by=show)
+
+
+def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
+    """Sends standard input to a store, which may be a new one, and shows the answer."""
+    transport = arguments.open(create=True)
+    try:
+        show_text(ask(transport, "POST", target, fields, stdio.content()))
+    finally:
+        transport.close()
+
+
+# Running a server
+
+
+@command(
+    "serve",
+    "DIR",
+    "serve a store, on its socket and wherever else it is asked to",
+    options=[
+        Option("--expose --api", "a TCP address to serve on too (repeatable)", "ADDR",
+               is_repeated=True),
+        Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
+               is_repeated=True),
+    ],
+    examples=["xs serve ./store", "xs serve ./store --expose :8080"],
+)  # fmt: skip
+def _serve(arguments: Arguments) -> int:
+    directory = arguments.rest[0]
+    if directory.startswith("~"):
+        raise errors.Usage(f"{directory} has a literal ~: the shell expands it when not quoted")
+    from xs.server import serve
+
+    return serve(
+        directory,
+        expose=arguments.options.get("expose", []),
+        hosts=arguments.options.get("host", []),
+    )
+
+
+# Writing
+
+
+@command(
+    "append",
+    "ADDR [TOPIC]",
+    "append an event, with standard input as its content, and print its frame",
+    options=[
+        Option("--meta", "meta data, any JSON value", "JSON"),
+        Option("--ttl", "how long it is kept: forever, ephemeral, time:<ms>, last:<n>", "TTL"),
+        Option("--if-last", "only if the topic's newest frame is this one (or none)", "ID"),
+        Option("--key", "the same key again on the topic appends nothing new", "KEY"),
+        Option("--lines", "each line of standard input is an event"),
+        Option("--json", "each line is an event as JSON, with its own topic, meta, content, …"),
+    ],
+    examples=[
+        "echo hello | xs append ./store notes",
+        'xs append ./store notes --meta \'{"tag":"a"}\' < photo.jpg',
+        "tail -f app.log | xs append ./store app.log --lines",
+        'echo \'{"topic":"a","content":"hi"}\' | xs append ./store --json',
+    ],
+)
+def _append(arguments: Arguments) -> None:
+    topic = arguments.rest[0] if arguments.rest else None
+    if arguments.has("lines") or arguments.has("json"):
+        from xs import ndjson
+
+        ndjson.append(arguments, topic)
+        return
+    if topic is None:
+        raise errors.Usage(f"TOPIC is missing: {COMMANDS['append'].usage}")
+    get = arguments.get
+    target, fields = append_request(
+        topic, meta=get("meta"), ttl=get("ttl"), if_last=get("if-last"), key=get("key")
+    )
+    _post_input(arguments, target, fields)
+
+
+@command(
+    "remove",
+    "ADDR ID",
+    "remove a frame, and its content if no other frame has it",
+    examples=["xs remove ./store 03gw3h…"],
+)
+def _remove(arguments: Arguments) -> None:
+    _show(arguments, "/" + quote(arguments.rest[0]), method="DELETE")
+
+
+@command(
+    "cas-post",
+    "ADDR",
+    "store standard input as content without a frame, and print its hash",
+    examples=["xs cas-post ./store < photo.jpg"],
+)
+def _cas_post(arguments: Arguments) -> None:
+    _post_input(arguments, "/cas")
+
+
+# Reading
+
+_TOPIC = Option("-T --topic", "only this topic, prefix.*, or several with commas", "PATTERN")
+
+
+@command(
+    "cat",
+    "ADDR",
+    "print the stream, one frame a line",
+    options=[
+        Option("-f --follow", "go on with live frames, after one xs.threshold"),
+        Option("-p --pulse", "follow, with an xs.pulse that often", "MS", is_number=True),
+        Option("-n --new -t --tail", "only what comes from now on"),
+        Option("-a --after -l --last-id", "start after this id or time", "ID"),
+        Option("--from", "start with this id or time (RFC 3339, or ago: 90s, 2h, 7d)", "ID"),
+        Option("--until", "end with this id or time", "ID"),
+        Option("--limit", "end after so many frames", "N", is_number=True),
+        Option("--last", "only the newest N of these, oldest first", "N", is_number=True),
+        _TOPIC,
+        Option("--sse", "as server-sent events"),
+        Option("--with-timestamp", 'add "timestamp" to each frame'),
+        Option("--with-content", 'add "content" (or "content_base64") to each frame'),
+    ],
+    examples=[
+        "xs cat ./store",
+        "xs cat ./store --follow --new --topic 'chat.*'",
+        "xs cat ./store --from 2h --with-content | jq .content",
+    ],
+)
+def _cat(arguments: Arguments) -> None:
+    get, flag = arguments.get, arguments.flag
+    follow = get("pulse") or flag("follow")
+    parameters = [
+        ("follow", follow),
+        ("new", flag("new")),
+        ("after", get("after")),
+        ("from", get("from")),
+        ("until", get("until")),
+        ("topic", get("topic")),
+        ("last", get("last")),
+        ("limit", get("limit")),
+        ("with-timestamp", flag("with-timestamp")),
+        ("with-content", flag("with-content")),
+    ]
+    target = with_query("/", parameters)
+    fields = [("accept", "text/event-stream")] if arguments.has("sse") else []
+    if follow is None:
+        _show(arguments, target, fields=fields, by=show)
+    else:
+        _show_live(arguments, target, fields)
+
+
+@command("get", "ADDR ID", "print a frame", examples=["xs get ./store 03gw3h…"])
+def _get(arguments: Arguments) -> None:
+    _show(arguments, "/" + quote(arguments.rest[0]))
+
+
+@command(
+    "next",
+    "ADDR ID",
+    "print the frame after an id, which need not be stored",
+    options=[_TOPIC],
+    examples=["xs next ./store 03gw3h… --topic notes"],
+)
+def _next(arguments: Arguments) -> None:
+    _beside(arguments, "/next/")
+
+
+@command(
+    "prev",
+    "ADDR ID",
+    "print the frame before an id, which need not be stored",
+    options=[_TOPIC],
+    examples=["xs prev ./store 03gw3h… --topic notes"],
+)
+def _prev(arguments: Arguments) -> None:
+    _beside(arguments, "/prev/")
+
+
+def _beside(arguments: Arguments, path: str) -> None:
+    topic = ("topic", arguments.get("topic"))
+    _show(arguments, with_query(path + quote(arguments.rest[0]), [topic]))
+
+
+_FOLLOW = Option("-f --follow", "then each newer one, as it comes")
+
+
+@command(
+    "first",
+    "ADDR [TOPIC] [N]",
+    "print the oldest frame, or the oldest N, of a topic or of all",
+    examples=["xs first ./store", "xs first ./store notes 10"],
+)
+def _first(arguments: Arguments) -> None:
+    _end(arguments, "first")
+
+
+@command(
+    "last",
+    "ADDR [TOPIC] [N]",
+    "print the newest frame, or the newest N, of a topic or of all",
+    options=[_FOLLOW],
+    examples=["xs last ./store", "xs last ./store notes 10", "xs last ./store notes --follow"],
+)
+def _last(arguments: Arguments) -> None:
+    _end(arguments, "last")
+
+
+@command(
+    "head",
+    "ADDR [TOPIC] [N]",
+    "the same as last",
+    options=[_FOLLOW],
+    examples=["xs head ./store notes"],
+)
+def _head(arguments: Arguments) -> None:
+    _end(arguments, "last")
+
+
+def _end(arguments: Arguments, which: str) -> None:
+    words = list(arguments.rest)
+    # No topic begins with a digit.
+    number = words.pop() if words and words[-1].isascii() and words[-1].isdigit() else None
+    if len(words) > 1:
+        raise errors.Usage(f"N is a whole number, not {words[1]!r}")
+    path = "/".join(["", which, *map(quote, words)])
+    follow = arguments.flag("follow")
+    target = with_query(path, [(which, number), ("follow", follow)])
+    if follow:
+        _show_live(arguments, target)
+    else:
+        _show(arguments, target)
+
+
+@command(
+    "content",
+    "ADDR ID",
+    "print a frame's content",
+    examples=["xs content ./store 03gw3h… > photo.jpg"],
+)
+def _content(arguments: Arguments) -> None:
+    _show(arguments, "/content/" + quote(arguments.rest[0]), by=show_bytes)
+
+
+@command(
+    "cas",
+    "ADDR HASH",
+    "print the content that has this hash",
+    examples=["xs cas ./store sha256-uU0nuZNNPgilLlLX2n2r+sSE7+N6U4DukIj3rOLvzek="],
+)
+def _cas(arguments: Arguments) -> None:
+    _show(arguments, "/cas/" + quote(arguments.rest[0]), by=show_bytes)
+
+
+# Moving a store
+
+
+@command(
+    "import",
+    "ADDR [SOURCE]",
+    "store frames as they are: NDJSON (standard input, or a file), or an exported folder",
+    examples=[
+        "xs cat ./old --with-content | xs import ./new",
+        "xs import ./new ./exported",
+    ],
+)
+def _import(arguments: Arguments) -> None:
+    source = arguments.rest[0] if arguments.rest else "-"
+    if source != "-" and os.path.isdir(source):
+        from xs import transfer
+
+        transfer.import_folder(arguments, source)
+    else:
+        from xs import ndjson
+
+        ndjson.import_frames(arguments, source)
+
+
+@command(
+    "export",
+    "ADDR OUT",
+    "write the whole store to a new folder: frames.jsonl, and cas/ with the contents",
+    examples=["xs export ./store ./exported"],
+)
+def _export(arguments: Arguments) -> None:
+    from xs import transfer
+
+    transfer.export(arguments, arguments.rest[0])
+
+
+# Care
+
+
+@command(
+    "check",
+    "ADDR",
+    "verify every frame and every content, and print what is wrong",
+    examples=["xs check ./store"],
+)
+def _check(arguments: Arguments) -> None:
+    last = b""
+
+    def report(response: Response) -> Iterator[bytes]:
+        nonlocal last
+        for last in split_lines(response):
+            yield last + b"\n"
+
+    _show(arguments, "/check", method="POST", by=lambda response: show(report(response)))
+    import json
+
+    try:
+        problems = json.loads(last)["problems"]
+    except (ValueError, TypeError, KeyError):
+        raise errors.BrokenBody("the check broke off before its end") from None
+    if problems:
+        raise errors.Damaged(f"{arguments.addr} has {problems} problem{'s' * (problems != 1)}")
+
+
+@command(
+    "gc",
+    "ADDR",
+    "remove content that no frame has (any more), once it is old enough",
+    options=[Option("--age", f"of at least this age: 90s, 2h, 7d (default {_GC_AGE})", "AGE")],
+    examples=["xs gc ./store", "xs gc ./store --age 0s"],
+)
+def _gc(arguments: Arguments) -> None:
+    age = arguments.get("age") or _GC_AGE
+    _show(arguments, with_query("/gc", [("age", age)]), method="POST")
+
+
+@command(
+    "version",
+    "[ADDR]",
+    "print the version of the server at ADDR, or of this command",
+    examples=["xs version", "xs version ./store"],
+)
+def _version(arguments: Arguments) -> None:
+    if arguments.addr:
+        _show(arguments, "/version")
+    else:
+        from xs.version import VERSION
+
+        show_text([f'{{"version":"{VERSION}"}}'.encode()])
+
+
+@command(
+    "scru128",
+    "[pack|unpack] [ID]",
+    "print a new id, or take ids apart (unpack) and put them together (pack)",
+    examples=[
+        "xs scru128",
+        "xs scru128 unpack 03gw3h…",
+        "xs scru128 | xs scru128 unpack - | xs scru128 pack",
+    ],
+)
+def _scru128(arguments: Arguments) -> None:
+    from xs import idfields
+
+    if not arguments.rest:
+        show_text([idfields.new().encode()])
+        return
+    action, *given = arguments.rest
+    if action not in ("pack", "unpack"):
+        raise errors.Usage(f"scru128 takes pack or unpack, not {action!r}")
+    convert = idfields.pack if action == "pack" else idfields.unpack
+    for text in _lines_of_input() if given in ([], ["-"]) else given:
+        show_text([convert(text.strip()).encode()])
+
+
+def _lines_of_input() -> Iterator[str]:
+    for line in split_lines(stdio.blocks_of()):
+        if line.strip():
+            yield line.decode("utf-8", "replace")
+
+
+@command(
+    "completion",
+    "SHELL",
+    "print a completion script for bash, zsh or fish",
+    examples=[
+        "source <(xs completion bash)  # in ~/.bashrc",
+        "xs completion fish > ~/.config/fish/completions/xs.fish",
+    ],
+)
+def _completion(arguments: Arguments) -> None:
+    from xs import completion
+
+    stdio.write(completion.script(arguments.rest[0], list(COMMANDS.values())).encode())

@@ -1,0 +1,579 @@
+"""The wire: requests to a server over a socket, and its answers as they arrive.
+
+`HttpTransport` speaks HTTP/1.1 on Unix sockets, TCP and TLS. It is one kind of `Transport`, what
+takes a request to a store; the other is `local.Local`. Both promise the same `Response`, and
+`error_from` the type of error that a status stands for. This module knows no addresses (`address`),
+no grammar of HTTP (`http1`) and none of the store's words (`client`).
+
+Its strategy is one connection, one exchange at a time, and no threads: while a body is on its way,
+what the server says meanwhile is read (`_Connection.move`), so that neither end can wait for the
+other for ever, and an answer that comes early is heard.
+"""
+
+from __future__ import annotations
+
+# `socket` costs 7 ms to import (selectors, enum); the command line starts in about 10 altogether.
+import _socket
+import os
+
+from xs import errors, http1
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Protocol, Union
+
+    Fields = Iterable[tuple[str, str]]
+    Body = Union[None, bytes, Iterable[bytes]]
+    Address = Union[tuple[str, str], tuple[str, str, int]]
+
+    class Response(Protocol):
+        """An answer: its status, its fields (names in lower case), and its body as it arrives."""
+
+        status: int
+        fields: list[tuple[str, str]]
+
+        def get(self, name: str, default: str | None = None) -> str | None: ...
+        def __iter__(self) -> Iterator[bytes]: ...
+        def read(self) -> bytes: ...
+        def close(self) -> None: ...
+
+    class Transport(Protocol):
+        """Whatever can take a request to a store: `HttpTransport`, or `local.Local`."""
+
+        def request(
+            self, method: str, target: str, fields: Fields = (), body: Body = None
+        ) -> Response: ...
+        def close(self) -> None: ...
+
+
+BLOCK = 256 * 1024  # bytes read at once, from the socket and from files
+SMALL = 64 * 1024  # a body up to this size goes out with its head in one call
+_KEPT_CONNECTIONS = 4  # idle ones, kept for the next requests
+_SENTENCE_MAX = 64 * 1024  # bytes read of an error's sentence, or of a conflict's frame
+_SUN_PATH = 103  # bytes of a socket's path that every system takes (Linux 107, macOS 103)
+
+
+# Asking
+
+
+def ask(
+    transport: Transport, method: str, target: str, fields: Fields = (), body: Body = None
+) -> Response:
+    """The answer to a request. Raises what `error_from` makes of a status of 400 or above."""
+    response = transport.request(method, target, fields, body)
+    if response.status >= 400:
+        raise error_from(response)
+    return response
+
+
+def error_from(response: Response) -> errors.XsError:
+    """The error that an answer with a status of 400 or above stands for; reads and ends it."""
+    text = bytearray()
+    try:
+        for block in response:
+            text += block
+            if len(text) > _SENTENCE_MAX:
+                break
+    except errors.BrokenBody:
+        pass  # half a sentence says more than that it broke off
+    finally:
+        response.close()
+    status = response.status
+    kind = (response.get("content-type") or "").partition(";")[0].strip().lower()
+    if status == 409 and kind == "application/json":
+        frame = bytes(text).strip()
+        return errors.Conflict(response.get("xs-error") or _newest_is(frame), frame=frame)
+    sentence = text.decode("utf-8", "replace").strip() or f"the server answered {status}"
+    if status == 405:
+        return errors.MethodNotAllowed(sentence, response.get("allow") or "")
+    return _type_of(status)(sentence)
+
+
+def _type_of(status: int) -> type[errors.XsError]:
+    by_status: dict[int, type[errors.XsError]] = {
+        400: errors.Invalid,
+        401: errors.Unauthorized,
+        403: errors.Forbidden,
+        404: errors.NotFound,
+        409: errors.Conflict,
+        413: errors.TooLarge,
+        421: errors.Misdirected,
+        431: errors.TooLarge,
+        503: errors.Unavailable,
+        507: errors.Full,
+    }
+    return by_status.get(status) or (errors.Invalid if status < 500 else errors.XsError)
+
+
+def _newest_is(frame: bytes) -> str:
+    if frame == b"null":
+        return "not appended: the topic has no frame"
+    import json
+
+    try:
+        newest = json.loads(frame)["id"]
+    except (ValueError, TypeError, KeyError):
+        newest = "another one"
+    return f"not appended: the topic's newest frame is {newest}"
+
+
+def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines in a body that comes in blocks, without their ends; empty ones are left out."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+    if rest.strip():
+        yield rest
+
+
+# Connections
+
+
+class _Closed(Exception):
+    """The connection ended before a byte of the answer came."""
+
+
+class _Connection:
+    """One socket, with what has come in and what is still to go out."""
+
+    __slots__ = (
+        "_again",
+        "_is_last",
+        "_outgoing",
+        "_pending",
+        "_timeout",
+        "_who",
+        "buffer",
+        "sock",
+    )
+
+    def __init__(self, sock: _socket.socket, timeout: float | None, who: str) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+        self._timeout = timeout
+        self._who = who
+        self._outgoing: Iterator[tuple[bytes, bool]] | None = None
+        self._is_last = False  # whether `_pending` ends the request
+        self._pending = memoryview(b"")
+        self._again: tuple[type[Exception], ...] = (BlockingIOError,)
+
+    def use_tls(self, wrapped: ssl.SSLSocket) -> None:
+        import ssl
+
+        self.sock = wrapped
+        self._again = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+    def is_open(self) -> bool:
+        """Whether a connection that was kept may be used again: not closed, nothing unasked for."""
+        try:
+            self.sock.setblocking(False)
+            self.sock.recv(1)  # b"" at its end; and what nobody asked for makes it unusable too
+        except self._again:
+            self.sock.settimeout(self._timeout)
+            return True
+        except OSError:
+            pass
+        return False
+
+    def send(self, data: bytes) -> None:
+        """A head, or a head with a small body: it fits the socket's buffers, so it may block."""
+        try:
+            self.sock.sendall(data)
+        except _socket.timeout:
+            raise self._too_slow() from None
+        except OSError:
+            pass  # closed or reset: an answer may have come before; the reading will tell
+
+    def send_while_reading(self, blocks: Iterator[tuple[bytes, bool]]) -> None:
+        """From now on `move` sends these too, as they become ready: (block, is the last one)."""
+        self._outgoing = blocks
+        self.sock.setblocking(False)
+
+    @property
+    def is_sending(self) -> bool:
+        return self._outgoing is not None
+
+    def stop_sending(self) -> None:
+        outgoing, self._outgoing = self._outgoing, None
+        self._pending = memoryview(b"")
+        self.sock.settimeout(self._timeout)
+        close = getattr(outgoing, "close", None)
+        if close is not None:
+            close()
+
+    def move(self) -> bool:
+        """Takes in what has come, sending meanwhile; waits for something. False: no more will."""
+        while self._outgoing is not None:
+            sent = self._send_some()
+            if self._outgoing is None:
+                break
+            try:
+                return self._take(self.sock.recv(BLOCK))
+            except self._again:
+                pass
+            except OSError:
+                return False
+            if not sent:
+                self._wait()
+        try:
+            return self._take(self.sock.recv(BLOCK))
+        except _socket.timeout:
+            raise self._too_slow() from None
+        except OSError:
+            return False
+
+    def _take(self, data: bytes) -> bool:
+        self.buffer += data
+        return bool(data)
+
+    def _send_some(self) -> bool:
+        assert self._outgoing is not None
+        if not self._pending:
+            block, self._is_last = next(self._outgoing)
+            self._pending = memoryview(block)
+        try:
+            sent = self.sock.send(self._pending)
+        except self._again:
+            return False
+        except OSError:
+            # The other end takes no more (EPIPE, ECONNRESET). What it said before is still to be
+            # read: most likely an error's status, and why.
+            self.stop_sending()
+            return True
+        self._pending = self._pending[sent:]
+        if self._is_last and not self._pending:
+            self.stop_sending()
+        return True
+
+    def _wait(self) -> None:
+        import select
+
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLIN | select.POLLOUT)
+        if not poll.poll(None if self._timeout is None else self._timeout * 1000):
+            raise self._too_slow()
+
+    def _too_slow(self) -> errors.Unavailable:
+        return errors.Unavailable(f"no answer from {self._who} within {self._timeout:g} s")
+
+    def close(self) -> None:
+        if self._outgoing is not None:
+            self.stop_sending()
+        self.sock.close()
+
+
+class HttpTransport:
+    """Requests to a server on a Unix socket, or on a TCP address with or without TLS.
+
+    `connect` is `("unix", path)`, `("tcp", host, port)` or `("tls", host, port)`; `timeout` is in
+    seconds, for each wait on the server (None: no limit). A connection whose answer was read to
+    its end is kept and used again. It may be used by several threads: each request has a
+    connection of its own while it lasts.
+    """
+
+    __slots__ = ("_authority", "_connect", "_idle", "_timeout", "_token", "who")
+
+    def __init__(
+        self, connect: Address, token: str | None = None, timeout: float | None = None
+    ) -> None:
+        self._connect = connect
+        self._token = token
+        self._timeout = timeout
+        self._idle: list[_Connection] = []
+        if len(connect) == 3:
+            host = f"[{connect[1]}]" if ":" in connect[1] else connect[1]
+            self._authority = self.who = f"{host}:{connect[2]}"
+        else:
+            self._authority, self.who = "localhost", connect[1]
+
+    def open(self) -> HttpTransport:
+        """Connects now, so that an address where nobody answers is noticed here.
+
+        Raises `FileNotFoundError`, `ConnectionRefusedError`, … as `connect(2)` does.
+        """
+        self._idle.append(self._connected())
+        return self
+
+    def request(
+        self, method: str, target: str, fields: Fields = (), body: Body = None
+    ) -> HttpResponse:
+        """Sends a request and returns its answer as soon as its head is there.
+
+        `target` is in origin form, percent-encoded already (RFC 9112 §3.2.1). A `body` of bytes is
+        sent with its length, an iterable of bytes chunked, as it comes (RFC 9112 §7.1). Raises
+        `Unavailable` when the server can't be reached or goes away before it answers.
+        """
+        fields = list(fields)
+        if self._token is not None:
+            fields.append(("authorization", "Bearer " + self._token))
+        if body is None:
+            if method == "POST":
+                fields.append(("content-length", "0"))
+        elif isinstance(body, bytes):
+            fields.append(("content-length", str(len(body))))
+        else:
+            fields.append(("transfer-encoding", "chunked"))
+        try:
+            head = http1.request_head(method, target, self._authority, fields)
+        except ValueError as error:
+            raise errors.Invalid(f"that can't be sent: {error}") from None
+
+        connection = self._kept()
+        if connection is not None:
+            try:
+                return self._exchange(connection, method, head, body)
+            except _Closed:
+                # It was open a moment ago, and idle for as long as the server keeps one. Whether
+                # it saw the request, nobody knows: only what may be done twice is done again.
+                if not _may_repeat(method, fields, body):
+                    raise self._gone() from None
+        try:
+            return self._exchange(self._fresh(), method, head, body)
+        except _Closed:
+            raise self._gone() from None
+
+    def close(self) -> None:
+        """Closes the connections that are kept. The transport can be used again all the same."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _gone(self) -> errors.Unavailable:
+        return errors.Unavailable(f"{self.who} closed the connection before it answered")
+
+    def _kept(self) -> _Connection | None:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                break
+            if connection.is_open():
+                return connection
+            connection.close()
+        return None
+
+    def _fresh(self) -> _Connection:
+        try:
+            return self._connected()
+        except OSError as error:
+            raise errors.Unavailable(
+                f"can't connect to {self.who}: {error.strerror or error}"
+            ) from None
+
+    def _connected(self) -> _Connection:
+        connect = self._connect
+        if len(connect) == 2:
+            return _Connection(_unix(connect[1], self._timeout), self._timeout, self.who)
+        sock = _tcp(connect[1], connect[2], self._timeout)
+        connection = _Connection(sock, self._timeout, self.who)
+        if connect[0] == "tls":
+            connection.use_tls(_tls(sock, connect[1], self._timeout))
+        return connection
+
+    def _exchange(
+        self, connection: _Connection, method: str, head: bytes, body: Body
+    ) -> HttpResponse:
+        try:
+            if isinstance(body, bytes) and len(body) <= SMALL:
+                connection.send(head + body)
+            elif body is None:
+                connection.send(head)
+            elif isinstance(body, bytes):
+                connection.send_while_reading(_sized(head, body))
+            else:
+                connection.send_while_reading(_chunked(head, body))
+            answer = self._answer(connection, method)
+        except BaseException:
+            connection.close()
+            raise
+        if answer.status >= 300 and connection.is_sending:
+            connection.stop_sending()  # refused: the rest of the body would be read by nobody
+            answer.keep_alive = False
+        keep = self._keep if answer.keep_alive else None
+        return HttpResponse(connection, answer, keep)
+
+    def _answer(self, connection: _Connection, method: str) -> http1.ResponseHead:
+        while True:
+            try:
+                answer = http1.read_response_head(connection.buffer, method)
+            except http1.Refusal as refusal:
+                raise errors.Unavailable(f"no xs server is at {self.who}: {refusal}") from None
+            if answer is not None:
+                return answer
+            if not connection.move():
+                if connection.buffer:
+                    raise errors.BrokenBody(f"the answer of {self.who} broke off in its head")
+                raise _Closed
+
+    def _keep(self, connection: _Connection) -> None:
+        if len(self._idle) < _KEPT_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+
+class HttpResponse:
+    """An answer on its way. Iterating gives the blocks of its body as they arrive, once."""
+
+    __slots__ = ("_connection", "_keep", "_reader", "fields", "status")
+
+    def __init__(
+        self,
+        connection: _Connection,
+        head: http1.ResponseHead,
+        keep: Callable[[_Connection], None] | None,
+    ) -> None:
+        self.status = head.status
+        self.fields = head.fields
+        self._connection: _Connection | None = connection
+        self._keep = keep
+        self._reader = http1.response_body_reader(head)
+        if self._reader.done:
+            self._finish()
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The value of a field (its name in lower case), or `default`."""
+        for field, value in self.fields:
+            if field == name:
+                return value
+        return default
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body's blocks. Raises `BrokenBody` if it ends before it is whole."""
+        reader = self._reader
+        try:
+            while self._connection is not None and not reader.done:
+                block = reader.read(self._connection.buffer)
+                if block:
+                    yield block
+                elif block is None and not self._connection.move():
+                    self._keep = None
+                    reader.eof()
+        except (http1.Refusal, http1.BrokenOff) as error:
+            raise errors.BrokenBody(f"the answer is not whole: {error}") from None
+        finally:
+            if reader.done:
+                self._finish()
+            else:
+                self.close()  # what is left of it must not be taken for the next answer
+
+    def read(self) -> bytes:
+        """The whole body."""
+        return b"".join(self)
+
+    def close(self) -> None:
+        """Gives the answer up; its connection is closed if there was more to come."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _finish(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._keep is not None and not connection.is_sending and not connection.buffer:
+            self._keep(connection)
+        else:
+            connection.close()
+
+
+def _may_repeat(method: str, fields: list[tuple[str, str]], body: Body) -> bool:
+    if body is not None and not isinstance(body, bytes):
+        return False  # an iterable is used up
+    return method == "GET" or any(name == "idempotency-key" for name, _ in fields)
+
+
+def _sized(head: bytes, body: bytes) -> Iterator[tuple[bytes, bool]]:
+    yield head, False
+    yield body, True
+
+
+def _chunked(head: bytes, body: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    yield head, False  # at once, however long the body's first block takes
+    for block in body:
+        if block:  # an empty chunk would end the body
+            yield http1.chunk(block), False
+    yield http1.LAST_CHUNK, True
+
+
+# Sockets
+
+
+def _unix(path: str, timeout: float | None) -> _socket.socket:
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if len(os.fsencode(path)) <= _SUN_PATH:
+            sock.connect(path)
+        else:
+            _connect_far(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_far(sock: _socket.socket, path: str) -> None:
+    """Connects to a socket whose path doesn't fit `sun_path`: by a short name for its directory."""
+    directory, name = os.path.split(path)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        short = f"/proc/self/fd/{descriptor}"
+        if os.path.isdir(short):  # Linux
+            sock.connect(f"{short}/{name}")
+            return
+    finally:
+        os.close(descriptor)
+    import tempfile  # elsewhere a link; changing the directory would change it for all threads
+
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "d")
+        os.symlink(os.path.abspath(directory), link)
+        sock.connect(f"{link}/{name}")
+
+
+def _tcp(host: str, port: int, timeout: float | None) -> _socket.socket:
+    if host == "localhost":  # the usual case, with no resolver asked
+        found: list[Any] = [
+            (_socket.AF_INET, ("127.0.0.1", port)),
+            (_socket.AF_INET6, ("::1", port)),
+        ]
+    else:
+        try:
+            answers = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+        except UnicodeError:
+            raise OSError(None, "not a host's name") from None
+        found = [(family, address) for family, _, _, _, address in answers]
+    first: OSError | None = None
+    for family, address in found:
+        sock = _socket.socket(family, _socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(address)
+            # A request is one write; it must not wait for the answer to an earlier one.
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            first = first or error
+        except BaseException:
+            sock.close()
+            raise
+    raise first or OSError(None, f"{host} has no address")
+
+
+def _tls(sock: _socket.socket, host: str, timeout: float | None) -> ssl.SSLSocket:
+    import socket
+    import ssl
+
+    plain = socket.socket(fileno=sock.detach())
+    plain.settimeout(timeout)
+    try:
+        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
