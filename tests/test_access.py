@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -177,20 +178,19 @@ class Exposed(NamedTuple):
             return answer.status, answer.body
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def port_of(server: Server) -> int:
+    """The one that the system has chosen, as the server's first frame tells it."""
+    with Wire(server.directory) as wire:
+        (address,) = json.loads(wire.ask("GET", "/last/xs.start").body)["meta"]["expose"]
+    return int(address.rpartition(":")[2])
 
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
-    port = free_port()
     folder = str(tmp_path_factory.mktemp("exposed") / "store")
-    server = start_server(folder, "--expose", f":{port}", "--host", "My.Box")
+    server = start_server(folder, "--expose", ":0", "--host", "My.Box")
     try:
-        yield Exposed(server, port, Path(folder, "token").read_text().strip())
+        yield Exposed(server, port_of(server), Path(folder, "token").read_text().strip())
     finally:
         server.stop()
 
@@ -302,13 +302,12 @@ def test_the_command_takes_the_token_from_the_address_or_the_environment(
 
 
 def test_a_token_that_is_there_is_kept(store_dir: str) -> None:
-    port = free_port()
     os.makedirs(store_dir, 0o700)
     Path(store_dir, "token").write_text("mine\n")
     for _ in range(2):
-        server = start_server(store_dir, "--expose", f"127.0.0.1:{port}")
+        server = start_server(store_dir, "--expose", "127.0.0.1:0")
         try:
-            assert Exposed(server, port, "mine").ask()[0] == 200
+            assert Exposed(server, port_of(server), "mine").ask()[0] == 200
         finally:
             server.stop()
     assert Path(store_dir, "token").read_text() == "mine\n"

@@ -6,7 +6,6 @@ import doctest
 import io
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess

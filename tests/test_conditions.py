@@ -12,7 +12,7 @@ from typing import Callable
 import pytest
 from conftest import DEADLINE, Server, environment, start_server
 from stores import together
-from test_model import InProcess
+from test_model import InProcess, Opened
 
 import xs
 from xs.client import Client
@@ -33,7 +33,7 @@ def opener(request: pytest.FixtureRequest, store_dir: str) -> Iterator[Opener]:
         yield lambda: xs.open(store_dir)
         server.stop()
     elif request.param == "in process":
-        store = Store(store_dir, exclusive=True, create=True)
+        store = Opened(store_dir, exclusive=True, create=True)
         yield lambda: Client(InProcess(store))
         store.close()
     else:

@@ -16,10 +16,11 @@ from conftest import DEADLINE, Server, environment, start_server
 
 import xs
 from xs.cas import INLINE_MAX
-from xs.client import Client, HttpTransport
+from xs.client import Client
 from xs.errors import XsError
 from xs.frame import Frame
 from xs.local import Local
+from xs.transport import HttpTransport
 
 ROUNDS = 25  # of each test; two of them make the fifty
 

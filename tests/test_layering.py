@@ -89,7 +89,7 @@ STANDARD_LIBRARY = frozenset(
     decimal difflib errno fcntl functools hashlib heapq hmac ipaddress itertools json os re
     resource secrets select selectors signal socket socketserver sqlite3 ssl stat struct sys
     tempfile threading time typing
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

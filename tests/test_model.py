@@ -36,10 +36,17 @@ PATTERNS = [
 NDJSON = ("content-type", "application/x-ndjson")
 
 
-class InProcess(Local):
-    """The API on a store that this process has open already."""
+class Opened(Store):
+    """A store that is open from the start, where `Local` wants to be asked."""
 
-    def __init__(self, store: Store) -> None:
+    def open(self) -> None:
+        """It is."""
+
+
+class InProcess(Local):
+    """The API on a store that this process has for itself."""
+
+    def __init__(self, store: Opened) -> None:
         self._store = store  # type: ignore[assignment]
 
     def close(self) -> None:
@@ -403,7 +410,7 @@ def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(
         client.close()
 
     # One process that has the store for itself.
-    store = Store(store_dir, exclusive=True)
+    store = Opened(store_dir, exclusive=True)
     store.start_sweeping()
     phase(
         model,

@@ -50,9 +50,7 @@ def test_an_append_that_is_wrong_makes_no_store(store_dir: str, wrong: dict[str,
 
 
 @pytest.mark.parametrize("meta", ["{", "NaN", '"\\ud800"'])
-def test_a_command_with_wrong_meta_makes_no_store(
-    store_dir: str, run_xs: RunXs, meta: str
-) -> None:
+def test_a_command_with_wrong_meta_makes_no_store(store_dir: str, run_xs: RunXs, meta: str) -> None:
     done = run_xs(["append", store_dir, "notes", "--meta", meta], stdin="x")
     assert (done.returncode, done.stdout) == (1, b"")
     assert not os.path.exists(store_dir)

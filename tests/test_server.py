@@ -67,14 +67,25 @@ def test_its_first_frame_says_what_it_is(server: Server) -> None:
     assert (frame["hash"], frame["ttl"]) == (None, "forever")
 
 
-def test_its_first_frame_says_where_it_is_exposed(store_dir: str) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    server = start_server(store_dir, "--expose", f":{port}")
+def test_with_port_0_the_system_chooses_one_and_the_server_says_which(store_dir: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "serve", store_dir, "--expose", ":0", "--expose", "[::1]:0"],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    said = re.fullmatch(
+        r"serving .* at .*/sock, http://(127\.0\.0\.1:(\d+)), http://(\[::1\]:\d+)\n",
+        process.stdout.readline().decode(),
+    )
+    assert said
     with Wire(store_dir) as wire:
-        assert json.loads(wire.ask("GET", "/").body)["meta"]["expose"] == [f"127.0.0.1:{port}"]
-    assert end(server) == 0
+        assert json.loads(wire.ask("GET", "/").body)["meta"]["expose"] == [said[1], said[3]]
+    with Wire(int(said[2])) as wire:
+        assert wire.ask("GET", "/").status == 401
+    process.terminate()
+    assert process.wait(DEADLINE) == 0
+    process.stdout.close()
 
 
 def test_the_store_is_its_owner_s_alone(tmp_path: Path) -> None:
@@ -184,7 +195,7 @@ def test_where_nobody_may_write_there_is_no_server(tmp_path: Path) -> None:
     assert os.listdir(closed) == []
 
 
-@pytest.mark.parametrize("address", [":0", ":99999", "nonsense", ":", "a/b", "http://x:1/y"])
+@pytest.mark.parametrize("address", [":99999", "nonsense", ":", "a/b", "http://x:1/y"])
 def test_what_is_no_address_is_refused_before_a_store_is_made(
     store_dir: str, run_xs: RunXs, address: str
 ) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("tools")
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = ast.literal_eval(
-    re.search(r"^__version__ = (.*)$", (ROOT / "xs/__init__.py").read_text(), re.MULTILINE)[1]
+    re.search(r"^VERSION = (.*)$", (ROOT / "xs/version.py").read_text(), re.MULTILINE)[1]
 )
 
 # A command that tells what reached it, put in the place of the real one: the tool is tested here.

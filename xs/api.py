@@ -10,7 +10,6 @@ import binascii
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Optional
 
 from xs import frame, ids
 from xs.batch import EVERY_LINE, append_lines, append_lines_each, import_lines, parse_imported
@@ -26,6 +25,10 @@ from xs.errors import (
 from xs.reader import Form, Reader, write
 from xs.store import GC_AGE_SECONDS, Store
 from xs.version import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"

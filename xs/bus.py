@@ -11,7 +11,12 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Optional
+
+from xs.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 RING_FRAMES = 8192
 RING_BYTES = 8 * 1024 * 1024  # of lines and ephemeral content

@@ -11,13 +11,17 @@ import os
 import threading
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
 from xs.bus import Entry
 from xs.cas import Cas, Content
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
+from xs.records import NamedTuple
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional, Union
 
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
 _PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append

@@ -26,7 +26,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from typing import Optional
 
 from xs import frame
 from xs.errors import NotAStore, Unavailable, XsError
@@ -60,10 +59,15 @@ from xs.schema import (
 )
 from xs.writer import Writer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
 PAGE_ROWS = 1000  # frames in one page of a read
 READERS_MAX = 4  # idle connections kept; each costs some 170 KB
 WRITER_CACHE_KB = 8192
 READER_CACHE_KB = 1024
+CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py: + 10 %)
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 
 
@@ -357,6 +361,7 @@ class Index:
                     f"busy_timeout = {BUSY_MS}",
                     f"cache_size = -{cache_kb}",
                     "synchronous = FULL",
+                    f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
                     "fullfsync = ON",  # F_FULLFSYNC on macOS
                     "checkpoint_fullfsync = ON",
                 ):

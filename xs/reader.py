@@ -13,11 +13,11 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from xs import frame, ids
 from xs.bus import Entry
 from xs.errors import NotFound
+from xs.records import NamedTuple
 from xs.schema import Stored
 from xs.store import Store
 

@@ -7,10 +7,14 @@ selection of topics becomes a `Source`, from which `select` builds the one state
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, NamedTuple
 
 from xs import frame
+from xs.records import NamedTuple
 from xs.schema import ID, LIVE, ORDER_BITS, ORDER_MAX, ROW_MAX, Stored, short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LARGE_PAGE_BYTES = 1 << 20
 

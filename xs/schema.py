@@ -7,9 +7,13 @@ here. docs/architecture.md tells what each table is for.
 from __future__ import annotations
 
 import sqlite3
-from typing import NamedTuple, Optional
 
 from xs.errors import Damaged, Full, NotAStore, Unavailable, XsError
+from xs.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files

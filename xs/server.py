@@ -7,6 +7,7 @@ answer the requests under way, close the store, give the lock back.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ SOCKET = "sock"
 TOKEN = "token"
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
+_GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
 
@@ -155,6 +157,10 @@ def _make_room() -> int:
     import resource
 
     threading.stack_size(Limits.stack_bytes)
+    # What is here by now stays, and what requests make has no circles: looking through it all for
+    # garbage, again and again, cost a tenth of a batch (bench/batch.py).
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = Limits.connections + _OWN_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:

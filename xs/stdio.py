@@ -59,11 +59,11 @@ def show_text(blocks: Iterable[bytes]) -> None:
 
 
 def _with_newline(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    ended = True
+    last = b"\n"
     for block in blocks:
-        ended = block.endswith(b"\n")
+        last = block or last
         yield block
-    if not ended:
+    if not last.endswith(b"\n"):
         yield b"\n"
 
 

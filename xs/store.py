@@ -23,7 +23,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Union
 
 from xs import frame, ids
 from xs.bus import Bus
@@ -43,6 +42,10 @@ from xs.lock import SERVE, WRITE, Lock, Served
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
 from xs.writer import Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Union
 
 BATCH_WORKS = 1000  # works that share one commit
 EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
 
 from xs import frame, ids
+from xs.records import NamedTuple
 from xs.scan import floor, inline_content, mark_of, names_file, one, row_of
 from xs.schema import (
     LARGE_JSON,
@@ -23,6 +23,10 @@ from xs.schema import (
     short,
     translated,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
 
 BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index
 SWEEP_FRAMES = 1000  # expired frames removed in one transaction
