@@ -49,6 +49,7 @@ ARCHITECTURE = {
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
+    "forward":     "errors ids frame cas commit request transport",
     "local":       "errors ids frame lock cas commit store reader api request transport",
     "address":     "errors | transport local",
     "client":      "errors request transport | frame",

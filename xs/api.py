@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from xs import frame, ids
-from xs.batch import EVERY_LINE, append_lines, append_lines_each, import_lines, parse_imported
 from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
 from xs.errors import (
     Conflict,
@@ -35,8 +34,6 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"
 EVENTS = "text/event-stream"
-
-IMPORT_ONE_MAX = EVERY_LINE  # bytes of a single import's body
 
 Fields = list[tuple[str, str]]
 
@@ -302,6 +299,8 @@ def _appended(work: Work) -> Answer:
 
 
 def _append_lines(store: Store, request: Request, _: str) -> Answer:
+    from xs.batch import append_lines, append_lines_each
+
     _need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
     given = request.options("each", "atomic")
     each = frame.parse_flag("each", given.get("each", "0"))
@@ -314,6 +313,8 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
 
 
 def _import(store: Store, request: Request, _: str) -> Answer:
+    from xs.batch import EVERY_LINE, import_lines, parse_imported
+
     request.options()
     kind = _kind(request)
     if kind == NDJSON:
@@ -321,8 +322,8 @@ def _import(store: Store, request: Request, _: str) -> Answer:
     body = b""
     for block in request.body:
         body += block
-        if len(body) > IMPORT_ONE_MAX:
-            raise TooLarge(f"the frame is too large: at most {IMPORT_ONE_MAX} bytes")
+        if len(body) > EVERY_LINE:
+            raise TooLarge(f"the frame is too large: at most {EVERY_LINE} bytes")
 
     def finish(work: Work) -> Answer:
         if work.error is not None:

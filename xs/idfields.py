@@ -6,7 +6,7 @@ that name the id's maker.
 
 from __future__ import annotations
 
-import time
+import scru128
 
 from xs import ids
 from xs.errors import Invalid
@@ -16,7 +16,7 @@ _BITS = (("ts_ms", 48), ("counter_hi", 24), ("counter_lo", 24), ("node", 32))
 
 def new() -> str:
     """A new id, of now."""
-    return ids.text(ids.Sequence(0).next(time.time_ns() // 1_000_000))
+    return str(scru128.new_string())
 
 
 def unpack(text: str) -> str:

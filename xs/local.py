@@ -8,32 +8,22 @@ there what it was about to commit.
 
 from __future__ import annotations
 
-import binascii
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Union
 
 from xs import api, errors, frame, ids
-from xs.cas import BLOCK, Content
-from xs.commit import (
-    AppendWork,
-    BatchWork,
-    Imported,
-    ImportWork,
-    PinWork,
-    RemoveWork,
-    Work,
-)
+from xs.commit import BatchWork, ImportWork, Work
 from xs.lock import Served
 from xs.reader import Reader
-from xs.request import NDJSON, append_request
 from xs.store import Store
 from xs.transport import HttpTransport, ask
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from xs.transport import Response
 
 _SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
@@ -161,9 +151,11 @@ class _Files(Store):
                     work.finish()
                     return
             time.sleep(_LOOK_SECONDS)
+        from xs.forward import forward
+
         work.error = None
         try:
-            work.result = _forward(transport, work)
+            work.result = forward(transport, work)
         except errors.XsError as error:
             work.error = error
         finally:
@@ -191,101 +183,6 @@ def _server(folder: str) -> HttpTransport | None:
         return HttpTransport(("unix", path), None, None).open()
     except OSError:
         return None
-
-
-# Work as requests
-
-
-def _forward(transport: HttpTransport, work: Work) -> Any:
-    """Does over the wire what `work` would have done here, and gives what its result would be."""
-    if isinstance(work, AppendWork):
-        return _forward_append(transport, work)
-    if isinstance(work, BatchWork) and not work.atomic:
-        return _forward_batch(transport, work)
-    if isinstance(work, ImportWork):
-        return _forward_import(transport, work)
-    if isinstance(work, RemoveWork):
-        return ask(transport, "DELETE", f"/{ids.text(work.id)}").read()
-    if isinstance(work, PinWork):
-        return ask(transport, "POST", "/cas", (), _blocks(work.content)).read().decode()
-    raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
-
-
-def _blocks(content: Content) -> Iterator[bytes]:
-    if content.path is None:
-        if content.data is None:  # placed by a commit that failed: the server has not got it
-            raise errors.Unavailable("a server has taken the store meanwhile: run it again")
-        yield content.data
-        return
-    with open(content.path, "rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            if not block:
-                return
-            yield block
-
-
-def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
-    topic, content, meta, ttl, if_last, key = work.append
-    target, fields = append_request(topic, meta=meta, ttl=ttl, if_last=if_last, key=key)
-    body = None if content is None else _blocks(content)
-    return ask(transport, "POST", target, fields, body).read().rstrip(b"\n")
-
-
-def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:
-    wanted = [each for each in work.appends if not isinstance(each, errors.XsError)]
-
-    def lines() -> Iterator[bytes]:
-        for topic, content, meta, ttl, if_last, key in wanted:
-            data = b"" if content is None else b"".join(_blocks(content))
-            line = {"topic": topic, "ttl": ttl, "if_last": if_last, "key": key}
-            line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
-            yield f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
-
-    answers = ask(transport, "POST", "/append?each", [NDJSON], lines()).read().splitlines()
-    if len(answers) != len(wanted):
-        raise errors.Unavailable("the server went away before it had answered everything")
-    given = iter(answers)
-    return [
-        each if isinstance(each, errors.XsError) else _line_or_error(next(given))
-        for each in work.appends
-    ]
-
-
-def _line_or_error(line: bytes) -> Union[bytes, errors.XsError]:
-    if line.startswith(b'{"error":'):
-        return errors.Invalid(json.loads(line)["error"])
-    return line
-
-
-def _forward_import(
-    transport: HttpTransport, work: ImportWork
-) -> list[Union[bytes, errors.XsError]]:
-    wanted = [each for each in work.frames if not isinstance(each, errors.XsError)]
-
-    def lines() -> Iterator[bytes]:
-        for each in wanted:
-            line = _line_of(each)
-            if each.content is not None:
-                data = binascii.b2a_base64(b"".join(_blocks(each.content)), newline=False)
-                line = line[:-1] + b',"content_base64":"' + data + b'"}'
-            yield line + b"\n"
-
-    summary = json.loads(ask(transport, "POST", "/import", [NDJSON], lines()).read())
-    wrong = {each["line"]: errors.Invalid(each["error"]) for each in summary["errors"]}
-    results: list[Union[bytes, errors.XsError]] = []
-    number = 0
-    for each in work.frames:
-        if isinstance(each, errors.XsError):
-            results.append(each)
-        else:
-            number += 1
-            results.append(wrong.get(number) or _line_of(each))
-    return results
-
-
-def _line_of(new: Imported) -> bytes:
-    return frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl).encode()
 
 
 # Following

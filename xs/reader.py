@@ -11,7 +11,6 @@ What is given is bytes, whole lines (or server-sent events), as they are to be s
 from __future__ import annotations
 
 import binascii
-import json
 from collections.abc import Iterable, Iterator
 
 from xs import frame, ids
@@ -230,6 +229,8 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
         return line  # removed meanwhile
     if size > CONTENT_INLINE_MAX:
         return line
+    import json  # here: a plain read does without
+
     data = b"".join(blocks)
     try:
         added = ',"content":' + json.dumps(data.decode(), ensure_ascii=False)
