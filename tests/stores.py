@@ -8,11 +8,11 @@ from typing import Any, Union
 
 from conftest import DEADLINE
 
-from xs import frame, ids
+from xs import frame, ids, query
 from xs.cas import Content, small
+from xs.commit import Append, BatchWork, Commit, Imported, ImportWork, RemoveWork, Work
 from xs.errors import XsError
 from xs.reader import Reader
-from xs.commit import Append, BatchWork, Commit, Imported, ImportWork, RemoveWork, Work
 from xs.store import Store
 
 NOON = 1_700_000_000_000  # a clock's milliseconds, for tests that need no real one
@@ -98,7 +98,7 @@ def lines(store: Store, **options: Any) -> list[bytes]:
     topic = options.pop("topic", None)
     if topic is not None:
         options["patterns"] = frame.parse_patterns(topic)
-    reader = Reader(store, frame.ReadOptions(**options))
+    reader = Reader(store, query.ReadOptions(**options))
     return b"".join(reader.history()).splitlines()
 
 

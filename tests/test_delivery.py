@@ -14,7 +14,7 @@ from typing import Optional
 import pytest
 from conftest import DEADLINE
 
-from xs import frame
+from xs import frame, query
 from xs.commit import Append
 from xs.delivery import Delivery, Follower
 from xs.reader import Reader
@@ -77,7 +77,7 @@ class Desk:
         line = Line(chunked=chunked)
         self.lines.append(line)
         patterns = None if topics is None else frame.parse_patterns(topics)
-        wanted = frame.ReadOptions(follow=True, patterns=patterns, **{"new": True, **options})  # type: ignore[arg-type]
+        wanted = query.ReadOptions(follow=True, patterns=patterns, **{"new": True, **options})  # type: ignore[arg-type]
         follower = Follower(line, Reader(self.store, wanted, sse=sse))
         if park:
             while not self.delivery.park(follower):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xs import api, cli, frame, httpd, schema
+from xs import api, cli, httpd, query, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def test_no_route_in_the_protocol_is_unknown() -> None:
 
 def test_each_parameter_of_a_read_is_in_the_protocol() -> None:
     documented = section("Query")
-    for name in (*frame.ReadOptions._fields, "from", "tail", "last-id"):
+    for name in (*query.ReadOptions._fields, "from", "tail", "last-id"):
         if name in ("pulse", "patterns"):  # follow=<ms>, topic=
             continue
         assert re.search(rf"`{name.replace('_', '-')}[=`]", documented), name

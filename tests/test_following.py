@@ -27,7 +27,7 @@ from stores import (
 )
 
 import xs
-from xs import frame, ids
+from xs import frame, ids, query
 from xs.bus import RING_FRAMES
 from xs.client import Client
 from xs.commit import Append
@@ -333,7 +333,7 @@ def store(store_dir: str) -> Iterator[Store]:
 
 
 def follow(store: Store, **options: object) -> tuple[threading.Thread, list[str]]:
-    reader = Reader(store, frame.ReadOptions(follow=True, **options))  # type: ignore[arg-type]
+    reader = Reader(store, query.ReadOptions(follow=True, **options))  # type: ignore[arg-type]
     seen: list[str] = []
 
     def run() -> None:
@@ -369,7 +369,7 @@ def test_fifty_followers_in_the_process_see_every_frame_of_many_writers_once(
 
 
 def test_a_reader_whose_place_left_the_ring_reads_the_index(store: Store) -> None:
-    reader = Reader(store, frame.ReadOptions(follow=True, new=True, limit=3 * RING_FRAMES + 2))
+    reader = Reader(store, query.ReadOptions(follow=True, new=True, limit=3 * RING_FRAMES + 2))
     blocks = reader.follow()
     made = [frame.id_of(line) for line in add_all(store, [Append("a")] * RING_FRAMES * 2)]
     add(store, "e", ttl="ephemeral")
@@ -379,7 +379,7 @@ def test_a_reader_whose_place_left_the_ring_reads_the_index(store: Store) -> Non
 
 
 def test_a_live_frame_that_was_removed_before_it_was_read_is_left_out(store: Store) -> None:
-    reader = Reader(store, frame.ReadOptions(follow=True, new=True, limit=2))
+    reader = Reader(store, query.ReadOptions(follow=True, new=True, limit=2))
     blocks = reader.follow()
     kept, gone = add(store), add(store)
     expired = add(store, ttl="time:10")
@@ -391,7 +391,7 @@ def test_a_live_frame_that_was_removed_before_it_was_read_is_left_out(store: Sto
 
 
 def test_imports_ahead_of_the_clock_do_not_stop_what_is_live(store: Store) -> None:
-    reader = Reader(store, frame.ReadOptions(follow=True, new=True, limit=20))
+    reader = Reader(store, query.ReadOptions(follow=True, new=True, limit=20))
     blocks = reader.follow()
     made = []
     for n in range(10):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xs import frame, ids
+from xs import frame, ids, meta, query, times
 from xs.errors import Invalid
 from xs.frame import Frame
 
@@ -56,7 +56,7 @@ _JSON = st.recursive(
 
 @given(_JSON, st.integers())
 def test_meta_is_kept_to_the_letter_less_insignificant_blanks(text: str, seed: int) -> None:
-    assert frame.compact_meta(blanks(text, random.Random(seed))) == text
+    assert meta.compact_meta(blanks(text, random.Random(seed))) == text
 
 
 @given(_JSON, st.integers(), st.text(max_size=20))
@@ -66,7 +66,7 @@ def test_the_meta_of_a_line_is_found_to_the_letter(text: str, seed: int, content
     before = f'{{"topic":"meta","content":{json.dumps(content)},'
     for name in ('"meta"', '"m\\u0065ta"'):
         line = blanks(f"{before}{name}:{text}}}", random.Random(seed))
-        assert frame.meta_in(line) == text
+        assert meta.meta_in(line) == text
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_meta_of_a_line_is_found_to_the_letter(text: str, seed: int, content
     ],
 )
 def test_the_meta_of_a_line_is_its_own_last_member_of_that_name(line: str) -> None:
-    assert frame.meta_in(line) == '{"meta":5}'
+    assert meta.meta_in(line) == '{"meta":5}'
 
 
 @given(st.text(max_size=30))
@@ -92,7 +92,7 @@ def test_what_is_meta_is_what_json_allows(text: str) -> None:
     except ValueError:
         allowed = False
     try:
-        frame.compact_meta(text)
+        meta.compact_meta(text)
         taken = True
     except Invalid:
         taken = False
@@ -107,17 +107,17 @@ def test_what_is_meta_is_what_json_allows(text: str) -> None:
 )  # fmt: skip
 def test_what_is_no_meta_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
-        frame.compact_meta(text)
+        meta.compact_meta(text)
 
 
 def test_meta_has_its_bounds() -> None:
-    assert frame.compact_meta("[" * 128 + "]" * 128)
+    assert meta.compact_meta("[" * 128 + "]" * 128)
     deep = '"' + "[{" * 1000 + '"'
-    assert frame.compact_meta(deep) == deep
-    assert frame.compact_meta('"' + "x" * (frame.META_MAX - 2) + '"')
-    for text in ('"' + "x" * (frame.META_MAX - 1) + '"', '"' + "é" * (frame.META_MAX // 2) + '"'):
+    assert meta.compact_meta(deep) == deep
+    assert meta.compact_meta('"' + "x" * (meta.META_MAX - 2) + '"')
+    for text in ('"' + "x" * (meta.META_MAX - 1) + '"', '"' + "é" * (meta.META_MAX // 2) + '"'):
         with pytest.raises(Invalid, match="too large"):
-            frame.compact_meta(text)
+            meta.compact_meta(text)
 
 
 def test_a_line_gives_its_fields_without_being_decoded() -> None:
@@ -216,16 +216,16 @@ def test_a_hash_has_one_spelling() -> None:
             frame.parse_integrity(wrong)
 
 
-def options(query: str) -> frame.ReadOptions:
-    pairs = [tuple(part.partition("=")[::2]) for part in query.split("&") if part]
-    return frame.parse_read_options(pairs, NOW)  # type: ignore[arg-type]
+def options(text: str) -> query.ReadOptions:
+    pairs = [tuple(part.partition("=")[::2]) for part in text.split("&") if part]
+    return query.parse_read_options(pairs, NOW)  # type: ignore[arg-type]
 
 
 ID = ids.text(ids.first_of(NOW) + 5)
 
 
 @pytest.mark.parametrize(
-    ("query", "expected"),
+    ("text", "expected"),
     [
         ("", {}),
         ("follow", {"follow": True}),
@@ -247,22 +247,22 @@ ID = ids.text(ids.first_of(NOW) + 5)
         ("with-timestamp&with-content=1", {"with_timestamp": True, "with_content": True}),
     ],
 )
-def test_read_options_mean(query: str, expected: dict[str, Any]) -> None:
-    assert options(query) == frame.ReadOptions(**expected)
+def test_read_options_mean(text: str, expected: dict[str, Any]) -> None:
+    assert options(text) == query.ReadOptions(**expected)
 
 
 @pytest.mark.parametrize(
-    "query",
+    "text",
     ["follow=9", "follow=maybe", "limit=0", "limit=-1", "limit=x", "last=", "last=1.0", "after=",
      "after=yesterday", "from=2023-13-01T00:00:00Z", "until=5", "new&after=1s", "new&from=1s",
      "new&last=1", f"after={ID}&from={ID}", "topic=", "unknown=1", "limit=1&limit=2",
      f"after={ID}&last-id={ID}", "new&tail", "after=" + "z" * 25, "with-content=perhaps"],
 )  # fmt: skip
-def test_wrong_read_options_are_refused(query: str) -> None:
+def test_wrong_read_options_are_refused(text: str) -> None:
     with pytest.raises(Invalid):
-        options(query)
+        options(text)
 
 
 @given(st.integers(0, 253_402_300_799_999))
 def test_a_timestamp_can_be_given_back_as_a_time(ms: int) -> None:
-    assert frame.parse_time(frame.timestamp(ms), NOW) == ms
+    assert times.parse_time(times.timestamp(ms), NOW) == ms

@@ -25,32 +25,36 @@ ARCHITECTURE = {
     # what everybody may know
     "version":     "",
     "errors":      "",
+    "records":     "",
     "ids":         "errors",
-    "frame":       "errors ids",
+    "frame":       "errors ids records",
+    "meta":        "errors",
+    "times":       "",
+    "query":       "errors ids frame records times",
     "http1":       "",
     # what lies on the disk, and what is live
     "lock":        "errors",
     "cas":         "errors frame",
-    "schema":      "errors",
-    "scan":        "frame schema",
-    "writer":      "ids frame schema scan",
+    "schema":      "errors records",
+    "scan":        "frame records schema",
+    "writer":      "ids frame records schema scan",
     "index":       "errors frame schema scan writer",
-    "bus":         "",
-    "commit":      "errors ids frame cas writer bus",
+    "bus":         "records",
+    "commit":      "errors ids frame records cas writer bus",
     "store":       "errors ids frame lock cas schema index writer bus commit",
     # the store as a service: functions, then sockets
-    "reader":      "errors ids frame schema bus store",
-    "batch":       "errors ids frame cas commit store",
-    "api":         "errors ids frame commit store reader batch version",
+    "reader":      "errors ids frame records times query schema bus store",
+    "batch":       "errors ids frame meta cas commit store",
+    "api":         "errors ids frame times query commit store reader version | meta batch",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 store reader",
     "httpd":       "errors http1 commit store reader api access delivery",
-    "server":      "errors frame commit store access delivery httpd version | address",
+    "server":      "errors meta commit store access delivery httpd version | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
     "forward":     "errors ids frame cas commit request transport",
-    "local":       "errors ids frame lock cas commit store reader api request transport",
+    "local":       "errors ids frame lock commit store reader api transport | forward",
     "address":     "errors | transport local",
     "client":      "errors request transport | frame",
     # what a person or a program starts
@@ -87,9 +91,9 @@ THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
-    decimal difflib errno fcntl functools hashlib heapq hmac ipaddress itertools json os re
-    resource secrets select selectors signal socket socketserver sqlite3 ssl stat struct sys
-    tempfile threading time typing
+    decimal difflib errno fcntl functools gc hashlib heapq hmac ipaddress itertools json os
+    re resource secrets select selectors signal socket socketserver sqlite3 ssl stat struct
+    sys tempfile threading time typing
     """.split()  # noqa: SIM905
 )
 

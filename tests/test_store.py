@@ -31,7 +31,7 @@ from stores import (
     together,
 )
 
-from xs import frame, ids
+from xs import frame, ids, query
 from xs.cas import INLINE_MAX, small
 from xs.commit import (
     Append,
@@ -480,7 +480,7 @@ def test_a_reader_in_a_millisecond_that_is_renumbered_goes_on_where_it_was(store
     import_all(store, [imported(value) for value in values])
     from xs.reader import Reader
 
-    reader = Reader(store, frame.ReadOptions())
+    reader = Reader(store, query.ReadOptions())
     blocks = reader.history()
     seen = next(blocks)
     import_all(store, [imported(values[n] + 1) for n in range(0, 3000, 7)])
@@ -536,7 +536,7 @@ def test_a_follower_sees_what_two_processes_append_in_turn(store_dir: str) -> No
     other = Store(store_dir)
     from xs.reader import Reader
 
-    reader = Reader(mine, frame.ReadOptions(follow=True, limit=40))
+    reader = Reader(mine, query.ReadOptions(follow=True, limit=40))
     expected = []
     for _ in range(20):
         expected.append(add(other))
@@ -555,7 +555,7 @@ def test_a_reader_of_the_files_misses_nothing_while_a_server_reserves_ids(store_
     from xs.reader import Reader
 
     first = add(server)
-    reader = Reader(reading, frame.ReadOptions(follow=True, limit=3))
+    reader = Reader(reading, query.ReadOptions(follow=True, limit=3))
     blocks = reader.follow()
     seen = [next(blocks), next(blocks)]  # the frame, the threshold
     add(server, ttl="ephemeral")  # keeps a second of ids for such frames

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from xs import frame, ids
+from xs import frame, ids, query, times
 from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
 from xs.errors import (
     Conflict,
@@ -193,7 +193,7 @@ def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -
         # A browser that reconnects repeats the first request: where it was counts, not its start.
         parameters = [p for p in parameters if p[0] not in ("from", "new", "tail", "last")]
         parameters.append(("after", resume))
-    options = frame.parse_read_options(parameters, store.clock())
+    options = query.parse_read_options(parameters, store.clock())
     reader = Reader(store, options, sse=sse)
     kind = EVENTS if sse else NDJSON
     if options.follow:
@@ -209,7 +209,7 @@ def _accepts_events(request: Request) -> bool:
 def _get(store: Store, request: Request, rest: str) -> Answer:
     value = ids.parse(decode(rest))
     given = request.options("with-timestamp", "with-content")
-    form = Form(False, *(frame.parse_flag(n, given.get(n, "0")) for n in _WITH))
+    form = Form(False, *(query.parse_flag(n, given.get(n, "0")) for n in _WITH))
     return _frame(write(form, store, store.get(value)))
 
 
@@ -236,27 +236,27 @@ def _prev(store: Store, request: Request, rest: str) -> Answer:
 def _first(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("first", "topic")
     pattern = _one_topic(given, rest)
-    count = frame.parse_count("first", given["first"]) if "first" in given else 1
+    count = query.parse_count("first", given["first"]) if "first" in given else 1
     patterns = _patterns(pattern)
     if count == 1:
         line = store.index.first(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    options = frame.ReadOptions(patterns=patterns, limit=count)
+    options = query.ReadOptions(patterns=patterns, limit=count)
     return _lines_or_none(Reader(store, options), pattern)
 
 
 def _last(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("last", "topic", "follow")
     pattern = _one_topic(given, rest)
-    count = frame.parse_count("last", given["last"]) if "last" in given else 1
+    count = query.parse_count("last", given["last"]) if "last" in given else 1
     patterns = _patterns(pattern)
-    if frame.parse_flag("follow", given.get("follow", "0")):
-        options = frame.ReadOptions(patterns=patterns, last=count, follow=True)
+    if query.parse_flag("follow", given.get("follow", "0")):
+        options = query.ReadOptions(patterns=patterns, last=count, follow=True)
         return Answer(200, NDJSON, reader=Reader(store, options, threshold=False))
     if count == 1:
         line = store.index.last(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    return _lines_or_none(Reader(store, frame.ReadOptions(patterns=patterns, last=count)), pattern)
+    return _lines_or_none(Reader(store, query.ReadOptions(patterns=patterns, last=count)), pattern)
 
 
 def _cas(store: Store, request: Request, rest: str) -> Answer:
@@ -303,8 +303,8 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
 
     _need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
     given = request.options("each", "atomic")
-    each = frame.parse_flag("each", given.get("each", "0"))
-    atomic = frame.parse_flag("atomic", given.get("atomic", "0"))
+    each = query.parse_flag("each", given.get("each", "0"))
+    atomic = query.parse_flag("atomic", given.get("atomic", "0"))
     if each and atomic:
         raise Invalid("each and atomic can't go together: atomic has one answer for all lines")
     if each:
@@ -361,7 +361,7 @@ def _gc(store: Store, request: Request, _: str) -> Answer:
     age = request.options("age").get("age")
     seconds: float = GC_AGE_SECONDS
     if age is not None:
-        ms = frame.parse_time(age, 0)
+        ms = times.parse_time(age, 0)
         if ms is None or ms > 0:
             raise Invalid(f"age={age[:64]!r}: use how long ago, such as 90s, 2h or 7d")
         seconds = -ms / 1000
@@ -422,8 +422,10 @@ def parse_meta_field(value: str | None) -> str:
     """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
     if value is None:
         return "null"
+    from xs import meta  # here: most appends have none
+
     try:
-        return frame.compact_meta(value.encode("latin-1").decode())
+        return meta.compact_meta(value.encode("latin-1").decode())
     except UnicodeDecodeError:
         raise Invalid("xs-meta is not UTF-8: send base64 of the JSON instead") from None
     except Invalid as error:
@@ -433,7 +435,7 @@ def parse_meta_field(value: str | None) -> str:
                 raise error
         except ValueError:
             raise error from None
-        return frame.compact_meta(text)
+        return meta.compact_meta(text)
 
 
 def parse_key(value: Optional[str]) -> str | None:

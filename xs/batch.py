@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Union
 
-from xs import frame, ids
+from xs import frame, ids, meta
 from xs.cas import INLINE_MAX, Content, small
 from xs.commit import Append, BatchWork, Imported, ImportWork, Work
 from xs.errors import BrokenBody, Invalid, TooLarge, XsError
@@ -309,8 +309,8 @@ def _members(text: bytes, allowed: frozenset[str]) -> tuple[dict[str, Any], str]
         raise TooLarge(f"the line is too long: at most {EVERY_LINE} bytes")
     try:
         line = text.decode()
-        if len(line) > 2 * frame.META_DEPTH:
-            frame.check_depth(line, frame.META_DEPTH + 1)
+        if len(line) > 2 * meta.META_DEPTH:
+            meta.check_depth(line, meta.META_DEPTH + 1)
         # Its scanner is what `decode` calls, after a search for blanks that are rarely there.
         value, end = _scan(line, 0) if line[:1] == "{" else (None, -1)
         if end != len(line):
@@ -326,7 +326,7 @@ def _members(text: bytes, allowed: frozenset[str]) -> tuple[dict[str, Any], str]
         raise Invalid(f"unknown key: {unknown[:64]!r}: known are {', '.join(sorted(allowed))}")
     if value.get("meta") is None:
         return value, "null"
-    return value, frame.meta_in(line)
+    return value, meta.meta_in(line)
 
 
 def _refuse_constant(name: str) -> None:

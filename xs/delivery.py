@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Optional, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol
 
 from xs import frame, http1
 from xs.bus import Entry
@@ -69,7 +69,8 @@ class Follower:
         return http1.chunk(data) if self.connection.chunked else data
 
 
-_Key = tuple[frame.Patterns, Form, bool]
+if TYPE_CHECKING:
+    _Key = tuple[frame.Patterns, Form, bool]
 
 
 class _Group:

@@ -7,16 +7,18 @@ handed on as those bytes ever after; `Frame` is for those who want its fields.
 from __future__ import annotations
 
 import binascii
-import json
-import re
-from typing import Any, NamedTuple, Optional
 
 from xs import ids
 from xs.errors import Invalid
+from xs.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+    Patterns = Optional[frozenset[str]]  # exact topics and `prefix.*`; None: every topic
 
 TOPIC_MAX = 255  # bytes
-META_MAX = 1 << 20  # bytes of JSON
-META_DEPTH = 128  # nested arrays and objects
 KEY_MAX = 255  # bytes of an idempotency key
 PATTERNS_MAX = 100  # in one comma-separated list
 
@@ -26,7 +28,9 @@ APPENDABLE_RUNTIME_TOPICS = frozenset({"xs.store.add", "xs.store.remove"})
 FOREVER = "forever"
 EPHEMERAL = "ephemeral"
 
-_TOPIC = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TOPIC_START = frozenset(_LETTERS + "_")
+_TOPIC_CHARACTERS = frozenset(_LETTERS + "0123456789_-.")
 _NUMBER_MAX = 10**15  # of milliseconds or frames in a TTL: far above use, far below 64 bits
 
 
@@ -50,6 +54,8 @@ class Frame(NamedTuple):
     @classmethod
     def from_json(cls, line: bytes | str) -> Frame:
         """The frame in one line of the API's answers."""
+        import json  # here: most of what begins with this module has no need of it
+
         try:
             value = json.loads(line)
         except ValueError:  # an integer longer than CPython turns into an int
@@ -116,7 +122,12 @@ def check_topic(topic: str) -> str:
         raise Invalid("the topic is empty: give one such as notes or notes.add")
     if len(topic) > TOPIC_MAX:
         raise Invalid(f"the topic is too long: at most {TOPIC_MAX} bytes")
-    if not _TOPIC.fullmatch(topic):
+    if (
+        topic[0] not in _TOPIC_START
+        or not _TOPIC_CHARACTERS.issuperset(topic)
+        or topic[-1] == "."
+        or ".." in topic
+    ):
         raise Invalid(
             f"not a topic: {topic!r}: use a-z A-Z 0-9 _ - and single dots between words, "
             "and begin with a letter or _"
@@ -135,9 +146,6 @@ def prefixes(topic: str) -> list[str]:
     """The wildcards that a topic falls under, `*` apart: `a.b.c` → `["a.*", "a.b.*"]`."""
     parts = topic.split(".")
     return [".".join(parts[:n]) + ".*" for n in range(1, len(parts))]
-
-
-Patterns = Optional[frozenset[str]]  # exact topics and `prefix.*`; None: every topic
 
 
 def parse_patterns(text: str) -> Patterns:
@@ -209,284 +217,15 @@ def integrity(digest: bytes) -> str:
     return "sha256-" + binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
-_INTEGRITY = re.compile(r"sha256-[A-Za-z0-9+/]{43}=")
-
-
 def parse_integrity(text: str) -> bytes:
     """The digest in a hash string. Raises `Invalid` if it is none, or not the canonical one."""
-    if _INTEGRITY.fullmatch(text):
-        digest = binascii.a2b_base64(text[7:])
-        if integrity(digest) == text:  # the last digit of base64 has two bits to spare
+    if len(text) == 51 and text.isascii():
+        try:
+            digest = binascii.a2b_base64(text[7:])
+        except binascii.Error:
+            digest = b""
+        # Written again, it is the same: so nothing else stood among the digits of base64, and the
+        # two bits that the last of them has to spare are 0.
+        if len(digest) == 32 and integrity(digest) == text:
             return digest
     raise Invalid(f"not a hash: {text[:80]!r}: it is sha256- and the 44 characters of base64")
-
-
-# Meta
-
-
-def compact_meta(text: str) -> str:
-    """JSON text as it was given, less insignificant white space; validated, never re-encoded.
-
-    Keeps key order, `1.10`, integers of any size and escapes as they are. Raises `Invalid` for what
-    is not JSON, NaN and Infinity, a lone surrogate, nesting over META_DEPTH and text over META_MAX.
-    """
-    check_depth(text, META_DEPTH)
-    try:
-        value = _VALIDATOR.decode(text)
-    except (ValueError, RecursionError) as error:
-        detail = str(error).split(": line", 1)[0]
-        raise Invalid(f"meta is not JSON: {detail[:120]}") from None
-    return _compact(text, value)
-
-
-def _compact(text: str, value: object) -> str:
-    if "\\u" in text:
-        check_surrogates(value)
-    if " " in text or "\n" in text or "\t" in text or "\r" in text:
-        text = _INSIGNIFICANT.sub(_significant, text)
-    if len(text) > META_MAX or (not text.isascii() and len(text.encode()) > META_MAX):
-        raise Invalid(f"meta is too large: at most {META_MAX} bytes of JSON")
-    return text
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-# Numbers are only checked: as floats they never hit CPython's limit on the digits of an integer.
-_VALIDATOR = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
-_INSIGNIFICANT = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\r\n]+')
-
-
-def _significant(match: re.Match[str]) -> str:
-    return match.group(1) or ""
-
-
-def check_depth(text: str, most: int) -> None:
-    """Raises `Invalid` if arrays and objects are nested deeper than `most` in JSON text."""
-    if text.count("[") + text.count("{") <= most:
-        return
-    depth = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
-        mark = token.group()
-        if mark in "[{":
-            depth += 1
-            if depth > most:
-                raise Invalid(f"meta is nested too deep: at most {META_DEPTH} levels")
-        elif mark in "]}":
-            depth -= 1
-
-
-def meta_in(text: str) -> str:
-    """The meta, as `compact_meta` gives it, of a valid JSON object that has one.
-
-    Raises `Invalid` for what JSON allows and meta does not.
-    """
-    if text.count('"meta"') == 1 and "\\u" not in text:
-        # A quote inside a string is escaped, and so is no letter: this is the name itself.
-        start = _skip_blanks(text, _skip_blanks(text, text.index('"meta"') + 6) + 1)
-        value, end = _VALIDATOR.raw_decode(text, start)
-        found = text[start:end]
-    else:
-        found = _member_text(text, "meta")
-        value = _VALIDATOR.decode(found)
-    check_depth(found, META_DEPTH)
-    return _compact(found, value)
-
-
-def _member_text(text: str, name: str) -> str:
-    """The text of one member's value; of the last, if several have that name."""
-    found = ""
-    at = text.index("{") + 1
-    while True:
-        at = _skip_blanks(text, at)
-        key, at = _VALIDATOR.raw_decode(text, at)
-        at = _skip_blanks(text, at) + 1  # the colon
-        start = _skip_blanks(text, at)
-        _, at = _VALIDATOR.raw_decode(text, start)
-        if key == name:
-            found = text[start:at]
-        at = _skip_blanks(text, at)
-        if text[at] == "}":
-            return found
-        at += 1  # the comma
-
-
-_BLANKS = re.compile(r"[ \t\r\n]*")
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    if text[at] not in " \t\r\n":
-        return at
-    match = _BLANKS.match(text, at)
-    return match.end() if match else at
-
-
-def check_surrogates(value: object) -> None:
-    """Raises `Invalid` if a decoded JSON value has an escape that is half a character."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise Invalid(
-            "half of a surrogate pair in a string: both halves make one character"
-        ) from None
-
-
-# What to read
-
-
-class ReadOptions(NamedTuple):
-    """Which frames a read wants, and how (docs/protocol.md, Reading).
-
-    `after` (exclusive) and `until` (inclusive) are ids as numbers; a time has become the first or
-    last id of its millisecond. `pulse` is in milliseconds.
-    """
-
-    follow: bool = False
-    pulse: Optional[int] = None
-    new: bool = False
-    after: int = -1
-    until: Optional[int] = None
-    patterns: Patterns = None
-    last: Optional[int] = None
-    limit: Optional[int] = None
-    with_timestamp: bool = False
-    with_content: bool = False
-
-
-PULSE_MIN = 10  # milliseconds
-_READ_PARAMETERS = (
-    "here one can give: follow, new, after, from, until, topic, last, limit, with-timestamp, "
-    "with-content"
-)
-_READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
-_COUNT_MAX = 10**15
-
-
-def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOptions:
-    """The options in a query's decoded names and values. Raises `Invalid`, naming the parameter."""
-    given: dict[str, str] = {}
-    for raw, value in parameters:
-        name = _READ_NAMES.get(raw, raw)
-        if name in given:
-            raise Invalid(f"{raw} is given twice")
-        given[name] = value
-    options: dict[str, Any] = {}
-    for name, value in given.items():
-        if name == "follow":
-            options["follow"], options["pulse"] = _parse_follow(value)
-        elif name == "new":
-            options["new"] = parse_flag(name, value)
-        elif name in ("with-timestamp", "with-content"):
-            options[name.replace("-", "_")] = parse_flag(name, value)
-        elif name == "topic":
-            options["patterns"] = parse_patterns(value)
-        elif name in ("last", "limit"):
-            options[name] = parse_count(name, value)
-        elif name == "after":
-            options["after"] = _parse_position(name, value, now_ms, end=True)
-        elif name == "from":
-            start = _parse_position(name, value, now_ms, end=False) - 1
-            options["after"] = max(start, options.get("after", -1))
-        elif name == "until":
-            options["until"] = _parse_position(name, value, now_ms, end=True)
-        else:
-            raise Invalid(f"unknown parameter: {name[:64]!r}; {_READ_PARAMETERS}")
-    if "after" in given and "from" in given:
-        raise Invalid("after and from can't go together: give one of them")
-    if options.get("new"):
-        for name in ("after", "from", "last"):
-            if name in given:
-                raise Invalid(f"new and {name} can't go together: new has no history")
-    return ReadOptions(**options)
-
-
-def parse_flag(name: str, value: str) -> bool:
-    """True for empty, 1, true or yes; false for 0, false or no."""
-    if value in ("", "1", "true", "yes"):
-        return True
-    if value in ("0", "false", "no"):
-        return False
-    raise Invalid(f"{name}={value[:64]!r}: use {name} or {name}=true, or {name}=false")
-
-
-def parse_count(name: str, value: str) -> int:
-    """A whole number, at least 1."""
-    if value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= _COUNT_MAX:
-        return int(value)
-    raise Invalid(f"{name}={value[:64]!r}: use a whole number, 1 or more")
-
-
-def _parse_follow(value: str) -> tuple[bool, int | None]:
-    if value.isascii() and value.isdigit() and value not in ("0", "1"):
-        pulse = int(value[:12])
-        if PULSE_MIN <= pulse <= 10**11:
-            return True, pulse
-        raise Invalid(f"follow={value[:64]}: a pulse is at least {PULSE_MIN} ms")
-    try:
-        return parse_flag("follow", value), None
-    except Invalid:
-        raise Invalid(
-            f"follow={value[:64]!r}: use follow=true, or a number of milliseconds for a pulse"
-        ) from None
-
-
-_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_AGO = re.compile(r"([0-9]{1,12})(ms|s|m|h|d|w)")
-_RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))",
-    re.ASCII,
-)
-
-
-def _parse_position(name: str, value: str, now_ms: int, *, end: bool) -> int:
-    if ids.is_id(value):
-        return ids.parse(value)
-    ms = parse_time(value, now_ms)
-    if ms is None:
-        raise Invalid(
-            f"{name}={value[:64]!r}: use an id, a time such as 2026-01-31T09:30:00Z, "
-            "or how long ago: 90s, 15m, 2h, 7d"
-        )
-    ms = min(max(ms, 0), ids.MAX_MS)
-    return ids.last_of(ms) if end else ids.first_of(ms)
-
-
-def parse_time(value: str, now_ms: int) -> int | None:
-    """Milliseconds since 1970 of an RFC 3339 time, or of `90s`, `2h`, `7d` ago; None if neither."""
-    ago = _AGO.fullmatch(value)
-    if ago:
-        return now_ms - int(ago[1]) * _UNITS[ago[2]]
-    parts = _RFC3339.fullmatch(value)
-    if not parts:
-        return None
-    return _rfc3339_ms(parts)
-
-
-def _rfc3339_ms(parts: re.Match[str]) -> int | None:
-    from datetime import datetime, timedelta, timezone
-
-    year, month, day, hour, minute, second = (int(parts[n]) for n in range(1, 7))
-    leap = second == 60
-    try:
-        at = datetime(year, month, day, hour, minute, 59 if leap else second, tzinfo=timezone.utc)
-    except ValueError:
-        return None
-    if parts[9]:
-        if int(parts[10]) > 23 or int(parts[11]) > 59:
-            return None
-        offset = timedelta(hours=int(parts[10]), minutes=int(parts[11]))
-        try:
-            at += -offset if parts[9] == "+" else offset
-        except OverflowError:
-            return None
-    seconds = (at - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(seconds=1)
-    fraction = int(((parts[7] or "") + "000")[:3])
-    return (seconds + leap) * 1000 + fraction
-
-
-def timestamp(ms: int) -> str:
-    """RFC 3339 with milliseconds, UTC: `2026-01-31T09:30:00.000Z`."""
-    from time import gmtime, strftime
-
-    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(ms // 1000)) + f".{ms % 1000:03d}Z"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterable, Iterator
 
-from xs import frame, ids
+from xs import frame, ids, query, times
 from xs.bus import Entry
 from xs.errors import NotFound
 from xs.records import NamedTuple
@@ -46,7 +46,7 @@ class Reader:
     def __init__(
         self,
         store: Store,
-        options: frame.ReadOptions,
+        options: query.ReadOptions,
         *,
         sse: bool = False,
         threshold: bool = True,
@@ -167,7 +167,7 @@ class Reader:
         id_text = ids.text(min(max(self.position, 0), ids.MAX))
         line = frame.encode(topic, id_text, None, "null", frame.EPHEMERAL)
         if self.form.timestamp:
-            line = f'{line[:-1]},"timestamp":"{frame.timestamp(self.store.clock())}"}}'
+            line = f'{line[:-1]},"timestamp":"{times.timestamp(self.store.clock())}"}}'
         data = line.encode()
         return b"data: " + data + b"\n\n" if self.form.sse else data + b"\n"
 
@@ -202,7 +202,7 @@ def write(form: Form, store: Store, line: bytes, stored: Stored | None = None) -
     if form.content:
         dressed = _with_content(store, line, stored)
     if form.timestamp:
-        stamp = frame.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
+        stamp = times.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
         dressed = dressed[:-1] + f',"timestamp":"{stamp}"}}'.encode()
     if form.sse:
         return b"id: " + frame.id_of(line).encode() + b"\ndata: " + dressed + b"\n\n"

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 
-from xs import frame
+from xs import meta
 from xs.access import access
 from xs.commit import Append
 from xs.delivery import Delivery
@@ -145,7 +145,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _json(value: object) -> str:
-    return frame.compact_meta(json.dumps(value, separators=(",", ":")))
+    return meta.compact_meta(json.dumps(value, separators=(",", ":")))
 
 
 def _log(text: str) -> None:

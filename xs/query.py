@@ -1,0 +1,124 @@
+"""What a read wants: the parameters of `GET /`, as values. Pure: the clock is given."""
+
+from __future__ import annotations
+
+from xs import ids
+from xs.errors import Invalid
+from xs.frame import parse_patterns
+from xs.records import NamedTuple
+from xs.times import parse_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+    from xs.frame import Patterns
+
+
+class ReadOptions(NamedTuple):
+    """Which frames a read wants, and how (docs/protocol.md, Reading).
+
+    `after` (exclusive) and `until` (inclusive) are ids as numbers; a time has become the first or
+    last id of its millisecond. `pulse` is in milliseconds.
+    """
+
+    follow: bool = False
+    pulse: Optional[int] = None
+    new: bool = False
+    after: int = -1
+    until: Optional[int] = None
+    patterns: Patterns = None
+    last: Optional[int] = None
+    limit: Optional[int] = None
+    with_timestamp: bool = False
+    with_content: bool = False
+
+
+PULSE_MIN = 10  # milliseconds
+_READ_PARAMETERS = (
+    "here one can give: follow, new, after, from, until, topic, last, limit, with-timestamp, "
+    "with-content"
+)
+_READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
+_COUNT_MAX = 10**15
+
+
+def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOptions:
+    """The options in a query's decoded names and values. Raises `Invalid`, naming the parameter."""
+    given: dict[str, str] = {}
+    for raw, value in parameters:
+        name = _READ_NAMES.get(raw, raw)
+        if name in given:
+            raise Invalid(f"{raw} is given twice")
+        given[name] = value
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "follow":
+            options["follow"], options["pulse"] = _parse_follow(value)
+        elif name == "new":
+            options["new"] = parse_flag(name, value)
+        elif name in ("with-timestamp", "with-content"):
+            options[name.replace("-", "_")] = parse_flag(name, value)
+        elif name == "topic":
+            options["patterns"] = parse_patterns(value)
+        elif name in ("last", "limit"):
+            options[name] = parse_count(name, value)
+        elif name == "after":
+            options["after"] = _parse_position(name, value, now_ms, end=True)
+        elif name == "from":
+            start = _parse_position(name, value, now_ms, end=False) - 1
+            options["after"] = max(start, options.get("after", -1))
+        elif name == "until":
+            options["until"] = _parse_position(name, value, now_ms, end=True)
+        else:
+            raise Invalid(f"unknown parameter: {name[:64]!r}; {_READ_PARAMETERS}")
+    if "after" in given and "from" in given:
+        raise Invalid("after and from can't go together: give one of them")
+    if options.get("new"):
+        for name in ("after", "from", "last"):
+            if name in given:
+                raise Invalid(f"new and {name} can't go together: new has no history")
+    return ReadOptions(**options)
+
+
+def parse_flag(name: str, value: str) -> bool:
+    """True for empty, 1, true or yes; false for 0, false or no."""
+    if value in ("", "1", "true", "yes"):
+        return True
+    if value in ("0", "false", "no"):
+        return False
+    raise Invalid(f"{name}={value[:64]!r}: use {name} or {name}=true, or {name}=false")
+
+
+def parse_count(name: str, value: str) -> int:
+    """A whole number, at least 1."""
+    if value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= _COUNT_MAX:
+        return int(value)
+    raise Invalid(f"{name}={value[:64]!r}: use a whole number, 1 or more")
+
+
+def _parse_follow(value: str) -> tuple[bool, int | None]:
+    if value.isascii() and value.isdigit() and value not in ("0", "1"):
+        pulse = int(value[:12])
+        if PULSE_MIN <= pulse <= 10**11:
+            return True, pulse
+        raise Invalid(f"follow={value[:64]}: a pulse is at least {PULSE_MIN} ms")
+    try:
+        return parse_flag("follow", value), None
+    except Invalid:
+        raise Invalid(
+            f"follow={value[:64]!r}: use follow=true, or a number of milliseconds for a pulse"
+        ) from None
+
+
+def _parse_position(name: str, value: str, now_ms: int, *, end: bool) -> int:
+    if ids.is_id(value):
+        return ids.parse(value)
+    ms = parse_time(value, now_ms)
+    if ms is None:
+        raise Invalid(
+            f"{name}={value[:64]!r}: use an id, a time such as 2026-01-31T09:30:00Z, "
+            "or how long ago: 90s, 15m, 2h, 7d"
+        )
+    ms = min(max(ms, 0), ids.MAX_MS)
+    return ids.last_of(ms) if end else ids.first_of(ms)
