@@ -77,7 +77,7 @@ def test_all_retries_with_one_key_make_one_frame(opener: Opener) -> None:
         for key in ("k", "κλειδί", "x" * 255):
             won, lost = race(opener, lambda c, n: c.append("t", f"{n}", key=key))  # noqa: B023
             assert not lost and len(won) == WRITERS
-            assert len({each for each in won}) == 1
+            assert len(set(won)) == 1
             assert client.append("t", key=key) == won[0]
             assert client.append("u", key=key) != won[0]
         assert len(list(client.cat(topic="t"))) == 3

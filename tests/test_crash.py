@@ -97,9 +97,7 @@ def check(store_dir: str) -> None:
 
 
 @pytest.mark.parametrize("half", [1, 2])
-def test_every_answered_append_is_there_after_a_server_is_killed(
-    store_dir: str, half: int
-) -> None:
+def test_every_answered_append_is_there_after_a_server_is_killed(store_dir: str, half: int) -> None:
     seed = random.randrange(10**6)
     print("seed:", seed)
     chance = random.Random(seed)

@@ -88,7 +88,8 @@ def resident(process: int) -> int:
 
 def append_lines(client: Client, topic: str, count: int) -> list[str]:
     """Appends so many frames, and gives their ids."""
-    body = b"".join([b'{"topic":"%s","content":"%d"}\n' % (topic.encode(), n) for n in range(count)])
+    line = b'{"topic":"' + topic.encode() + b'","content":"%d"}\n'
+    body = b"".join([line % n for n in range(count)])
     fields = [("content-type", "application/x-ndjson")]
     answer = client._transport.request("POST", "/append?each", fields, body).read()
     return [frame.id_of(line) for line in answer.splitlines()]
@@ -125,9 +126,7 @@ def test_one_that_stops_reading_gets_all_of_a_hundred_thousand_frames_once(
     quick.close()
 
 
-def test_a_thousand_followers_get_every_frame_once_in_order(
-    server: Server, client: Client
-) -> None:
+def test_a_thousand_followers_get_every_frame_once_in_order(server: Server, client: Client) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
     queries = ["follow&new", "follow", "follow&topic=a.*", "follow&new&limit=100000", "follow=5000"]
@@ -188,8 +187,7 @@ def test_limit_last_and_new_count_frames_and_end_the_stream(
     names[client.append("b").id] = "b"
     # A synthetic frame's id is the reader's position: that of the frame before it.
     seen = [
-        topic if topic.startswith("xs.") else names[each]
-        for topic, each in follower.read_to_end()
+        topic if topic.startswith("xs.") else names[each] for topic, each in follower.read_to_end()
     ]
     assert seen == (expected or ["a1", "a2", "xs.threshold", "a3", "a4"])
     follower.close()
@@ -246,18 +244,14 @@ def test_what_was_removed_or_has_expired_before_a_reader_got_there_is_not_delive
     follower.close()
 
 
-def test_imports_meanwhile_neither_hide_nor_repeat_a_frame(
-    server: Server, client: Client
-) -> None:
+def test_imports_meanwhile_neither_hide_nor_repeat_a_frame(server: Server, client: Client) -> None:
     followers = [Follower(server.directory, "follow&new") for _ in range(5)]
     made = []
     for n in range(60):
         made.append(client.append("a", f"{n}").id)
         now = time.time_ns() // 1_000_000
         back = [0, 1, 1000, -50][n % 4]
-        client.import_(
-            [{"topic": "i", "id": ids.text(ids.first_of(now - back) + n), "meta": None}]
-        )
+        client.import_([{"topic": "i", "id": ids.text(ids.first_of(now - back) + n), "meta": None}])
         made += append_lines(client, "a", 5)
     for each in followers:
         seen = each.read_until(made[-1])
@@ -355,7 +349,7 @@ def test_fifty_followers_in_the_process_see_every_frame_of_many_writers_once(
         for k in range(25):
             made.append(add(store, f"t.{n}", b"%d" % k))
             if k % 5 == 0:
-                made.extend(frame.id_of(l) for l in add_all(store, [Append("b")] * 15))
+                made.extend(frame.id_of(line) for line in add_all(store, [Append("b")] * 15))
 
     writers = [threading.Thread(target=write, args=(n,)) for n in range(20)]
     for each in writers:

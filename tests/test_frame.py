@@ -1,123 +1,16 @@
-"""What an event is: its JSON, its topics and patterns, its meta to the letter, its options."""
+"""What an event is: its JSON, its topics and patterns, its time to live, its hash."""
 
 from __future__ import annotations
 
 import json
-import random
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from xs import frame, ids, meta, query, times
+from xs import frame, ids
 from xs.errors import Invalid
 from xs.frame import Frame
-
-NOW = 1_700_000_000_000
-
-
-def blanks(text: str, chance: random.Random) -> str:
-    """JSON text with white space put where it means nothing."""
-    found, inside, escaped = [], False, False
-    for letter in text:
-        if not inside and letter in '{}[],:"' and chance.random() < 0.5:
-            found.append(chance.choice([" ", "\n", "\t", "\r", "  \n"]))
-        found.append(letter)
-        if inside and not escaped and letter == '"':
-            inside = False
-        elif not inside and letter == '"':
-            inside = True
-            escaped = False
-            continue
-        escaped = inside and letter == "\\" and not escaped
-    return "".join(found)
-
-
-_NUMBERS = st.sampled_from(
-    ["0", "-0", "1.10", "1e5", "1E+05", "-1.0e-10", "1e999", "9" * 5000, "-" + "8" * 30, "0.1000"]
-)
-_STRINGS = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"])).map(lambda s: json.dumps(s, ensure_ascii=False)),
-    st.text(st.characters(exclude_categories=["Cs"])).map(json.dumps),
-    st.sampled_from(['"\\u00e9\\/ \\"  \\\\"', '"\\ud83d\\ude00"', '"[{ }]"', '"\\\\\\" : , "']),
-)
-_JSON = st.recursive(
-    st.one_of(_NUMBERS, _STRINGS, st.sampled_from(["true", "false", "null"])),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4).map(lambda items: "[" + ",".join(items) + "]"),
-        st.lists(st.tuples(_STRINGS, inner), max_size=4).map(
-            lambda items: "{" + ",".join(f"{name}:{value}" for name, value in items) + "}"
-        ),
-    ),
-    max_leaves=12,
-)
-
-
-@given(_JSON, st.integers())
-def test_meta_is_kept_to_the_letter_less_insignificant_blanks(text: str, seed: int) -> None:
-    assert meta.compact_meta(blanks(text, random.Random(seed))) == text
-
-
-@given(_JSON, st.integers(), st.text(max_size=20))
-@settings(max_examples=200)
-def test_the_meta_of_a_line_is_found_to_the_letter(text: str, seed: int, content: str) -> None:
-    content = content.encode("utf-8", "ignore").decode()
-    before = f'{{"topic":"meta","content":{json.dumps(content)},'
-    for name in ('"meta"', '"m\\u0065ta"'):
-        line = blanks(f"{before}{name}:{text}}}", random.Random(seed))
-        assert meta.meta_in(line) == text
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"topic":"a","m\\u0065ta":{"meta":5},"x":"\\"meta\\""}',
-        '{"m\\u0065ta":{"meta":5},"topic":"meta"}',
-        '{"meta":1,"topic":"meta","meta":{"meta":5}}',
-    ],
-)
-def test_the_meta_of_a_line_is_its_own_last_member_of_that_name(line: str) -> None:
-    assert meta.meta_in(line) == '{"meta":5}'
-
-
-@given(st.text(max_size=30))
-def test_what_is_meta_is_what_json_allows(text: str) -> None:
-    def refuse(name: str) -> None:
-        raise ValueError(name)
-
-    try:
-        json.loads(text.lstrip("\ufeff") if text[:1] != "\ufeff" else "", parse_constant=refuse)
-        allowed = True
-    except ValueError:
-        allowed = False
-    try:
-        meta.compact_meta(text)
-        taken = True
-    except Invalid:
-        taken = False
-    assert taken == allowed
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "{", "nul", "NaN", "[Infinity]", "-Infinity", "01", "1.", ".5", "+1", "'a'", "[1,]",
-     '{"a":1,}', '{a:1}', '"\t"', '"\\x"', '"\\ud800"', '["\\udc00\\ud800"]', "\ufeff1", "1 2",
-     "[" * 129 + "]" * 129, '{"a":' * 129 + "1" + "}" * 129, "[" * 100_000],
-)  # fmt: skip
-def test_what_is_no_meta_is_refused(text: str) -> None:
-    with pytest.raises(Invalid):
-        meta.compact_meta(text)
-
-
-def test_meta_has_its_bounds() -> None:
-    assert meta.compact_meta("[" * 128 + "]" * 128)
-    deep = '"' + "[{" * 1000 + '"'
-    assert meta.compact_meta(deep) == deep
-    assert meta.compact_meta('"' + "x" * (meta.META_MAX - 2) + '"')
-    for text in ('"' + "x" * (meta.META_MAX - 1) + '"', '"' + "é" * (meta.META_MAX // 2) + '"'):
-        with pytest.raises(Invalid, match="too large"):
-            meta.compact_meta(text)
 
 
 def test_a_line_gives_its_fields_without_being_decoded() -> None:
@@ -130,7 +23,8 @@ def test_a_line_gives_its_fields_without_being_decoded() -> None:
         assert frame.id_of(line) == id_text
         assert frame.topic_of(line) == "a.b"
         assert frame.hash_text(line) == given_hash
-        assert Frame.from_json(line) == Frame("a.b", id_text, given_hash, json.loads(meta), "forever")
+        expected = Frame("a.b", id_text, given_hash, json.loads(meta), "forever")
+        assert Frame.from_json(line) == expected
 
 
 def test_an_integer_of_any_size_is_read_by_the_api() -> None:
@@ -210,59 +104,7 @@ def test_a_hash_has_one_spelling() -> None:
     text = frame.integrity(digest)
     assert frame.parse_integrity(text) == digest
     # The last digit's two spare bits, other algorithms, other alphabets.
-    for wrong in (text[:-2] + "9=", text[7:], "sha512-" + text[7:], text + "=", text[:-1],
-                  text.replace("+", "-").replace("/", "_") + " ", "sha256-" + "?" * 43 + "="):  # fmt: skip
+    wrong_ones = [text[:-2] + "9=", text[7:], "sha512-" + text[7:], text + "=", text[:-1]]
+    for wrong in [*wrong_ones, text + " ", "sha256-" + "?" * 43 + "=", "sha256-" + "_" * 43 + "="]:
         with pytest.raises(Invalid):
             frame.parse_integrity(wrong)
-
-
-def options(text: str) -> query.ReadOptions:
-    pairs = [tuple(part.partition("=")[::2]) for part in text.split("&") if part]
-    return query.parse_read_options(pairs, NOW)  # type: ignore[arg-type]
-
-
-ID = ids.text(ids.first_of(NOW) + 5)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", {}),
-        ("follow", {"follow": True}),
-        ("follow=1", {"follow": True}),
-        ("follow=true", {"follow": True}),
-        ("follow=no", {}),
-        ("follow=250", {"follow": True, "pulse": 250}),
-        ("tail&follow", {"new": True, "follow": True}),
-        (f"last-id={ID}", {"after": ids.parse(ID)}),
-        (f"after={ID.upper()}", {"after": ids.parse(ID)}),
-        (f"from={ID}&until={ID}", {"after": ids.parse(ID) - 1, "until": ids.parse(ID)}),
-        ("from=2h", {"after": ids.first_of(NOW - 7_200_000) - 1}),
-        ("after=90s", {"after": ids.last_of(NOW - 90_000)}),
-        ("until=2023-11-14T22:13:20Z", {"until": ids.last_of(NOW)}),
-        ("until=2023-11-15T00:13:20.0009+02:00", {"until": ids.last_of(NOW)}),
-        ("topic=a,b.*", {"patterns": frozenset({"a", "b.*"})}),
-        ("topic=a,*", {}),
-        ("last=3&limit=2", {"last": 3, "limit": 2}),
-        ("with-timestamp&with-content=1", {"with_timestamp": True, "with_content": True}),
-    ],
-)
-def test_read_options_mean(text: str, expected: dict[str, Any]) -> None:
-    assert options(text) == query.ReadOptions(**expected)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["follow=9", "follow=maybe", "limit=0", "limit=-1", "limit=x", "last=", "last=1.0", "after=",
-     "after=yesterday", "from=2023-13-01T00:00:00Z", "until=5", "new&after=1s", "new&from=1s",
-     "new&last=1", f"after={ID}&from={ID}", "topic=", "unknown=1", "limit=1&limit=2",
-     f"after={ID}&last-id={ID}", "new&tail", "after=" + "z" * 25, "with-content=perhaps"],
-)  # fmt: skip
-def test_wrong_read_options_are_refused(text: str) -> None:
-    with pytest.raises(Invalid):
-        options(text)
-
-
-@given(st.integers(0, 253_402_300_799_999))
-def test_a_timestamp_can_be_given_back_as_a_time(ms: int) -> None:
-    assert times.parse_time(times.timestamp(ms), NOW) == ms

@@ -81,7 +81,7 @@ def test_places_of_ids_are_those_of_a_naive_scan(store_dir: str) -> None:
             rows = {
                 int(text, 36): row
                 for row, text in reader.execute(
-                    "SELECT row, substr(json, instr(json, '\"id\":\"') + 6, 25) FROM frame"
+                    'SELECT row, substr(json, instr(json, \'"id":"\') + 6, 25) FROM frame'
                 )
             }
             assert sorted(rows) == stored
@@ -145,7 +145,7 @@ def test_a_read_of_many_large_frames_takes_little_memory(store: Store) -> None:
         "before = used()\n"
         "for pattern in (None, 'a.*', 'a.b'):\n"
         "    patterns = pattern and frame.parse_patterns(pattern)\n"
-        "    reader = Reader(store, query.ReadOptions(patterns=patterns))\n"
+        "    reader = Reader(store, ReadOptions(patterns=patterns))\n"
         "    assert sum(map(len, reader.history())) > 75_000_000\n"
         "print(used() - before)\n"
     )

@@ -1,8 +1,8 @@
 """A random mix of operations, from threads and processes at once, against a plain model in memory.
 
-Workers write to one store: through its server, directly on its files, and in the process that has it
-for itself. Each keeps a log of what it was answered. When they rest, the logs put together say what
-the store must have; then every way of reading must give just that.
+Workers write to one store: through its server, directly on its files, and in the process that has
+it for itself. Each keeps a log of what it was answered. When they rest, the logs put together say
+what the store must have; then every way of reading must give just that.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from xs.store import Store
 
 TOPICS = ["a", "a.b", "a.b.c", "a.c", "a.b.c.d", "b", "b.x.y", "c-1.z_2"]
 PATTERNS = [
-    None, "*", "a", "a.*", "a.b.*", "b,a.b", "a.*,a.b.*,a.b.c", "nothing.*", "b.x.*,c-1.*", "w0ver.*",
-    "w1les.*,a", "a,*",
+    None, "*", "a", "a.*", "a.b.*", "b,a.b", "a.*,a.b.*,a.b.c", "nothing.*", "b.x.*,c-1.*",
+    "w0ver.*", "w1les.*,a", "a,*",
 ]  # fmt: skip
 NDJSON = ("content-type", "application/x-ndjson")
 
@@ -123,9 +123,7 @@ class Worker:
         topic = f"{self.name}.atomic"
         events = [self.event(topic) for _ in range(self.random.randrange(1, 20))]
         summary = self.client.append_many(events, atomic=True)
-        made = list(
-            self.client.cat(topic=topic, from_=summary["first"], until=summary["last"])
-        )
+        made = list(self.client.cat(topic=topic, from_=summary["first"], until=summary["last"]))
         assert len(made) == len(events)
         for each, event in zip(made, events):
             self.note(each.id, event)
@@ -435,4 +433,3 @@ def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(
 def add_runtime_frames(model: dict[str, Known], client: Client) -> None:
     for each in client.cat(topic="xs.*"):
         model[each.id] = Known(each.topic, each.meta, each.ttl or "", None)
-

@@ -17,6 +17,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from xs import frame
 from xs.errors import Damaged, NotFound
@@ -63,9 +64,14 @@ class Cas:
         Memory holds at most INLINE_MAX bytes and one block. If the blocks end in an exception,
         nothing is left behind and it goes on up.
         """
+        source = iter(blocks)
+        first = next(source, b"")
+        second = next(source, None)
+        if second is None and len(first) <= INLINE_MAX:
+            return small(first) if first else None
         head: list[bytes] = []
         size = 0
-        source = iter(blocks)
+        source = chain((first, second or b""), source)
         for block in source:
             head.append(block)
             size += len(block)

@@ -272,15 +272,17 @@ class Commit:
                 return answered
         if if_last is not None:
             self._check_last(topic, if_last)
-        hash_ = data = digest = None
+        hash_ = data = digest = expires = None
         if content is not None:
-            hash_, data, digest = content.hash, content.data, content.digest
+            data, digest = content.data, content.digest
+            hash_ = frame.integrity(digest)
             if data is None:
                 self._place(content, ttl)
         while True:
             value = self._ids.next(self.now)
             json = frame.encode(topic, self._ids.text(value), hash_, meta, ttl)
-            expires = frame.expiry(ttl, value >> 80)
+            if ttl != frame.FOREVER:
+                expires = frame.expiry(ttl, value >> 80)
             if ttl == frame.EPHEMERAL:
                 self.newest_ephemeral = value
                 break
@@ -288,10 +290,9 @@ class Commit:
                 break
             self._ids.skip_millisecond()
         line = json.encode()
-        if ttl == frame.EPHEMERAL:
-            self.entries.append(Entry(value, topic, line, None, digest, data))
-        else:
-            self.entries.append(Entry(value, topic, line, expires))
+        if ttl != frame.EPHEMERAL:
+            digest = data = None  # stored: the ring needs no content of it
+        self.entries.append(Entry(value, topic, line, expires, digest, data))
         if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
             self.earliest_expiry = expires
         if ttl.startswith("last:"):

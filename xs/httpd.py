@@ -454,6 +454,15 @@ class _Body:
         return self._reader is None or self._reader.done
 
     def __iter__(self) -> Iterator[bytes]:
+        length, buffer = self._head.length, self._connection.buffer
+        if self._started or length is None or len(buffer) < length:
+            return self._blocks()
+        # All of it has come with its head: the usual append (bench/append.py).
+        self._started = True
+        whole = None if self._reader is None else self._reader.read(buffer)
+        return iter((whole,) if whole else ())
+
+    def _blocks(self) -> Iterator[bytes]:
         reader = self._reader
         if reader is None:
             return

@@ -385,9 +385,11 @@ class Index:
 
     def _check_format(self, connection: sqlite3.Connection, *, create: bool) -> None:
         with translated():
+            connection.execute("BEGIN")  # all three at one moment: it may be just being made
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            connection.execute("COMMIT")
         if application not in (0, APPLICATION_ID) or (application == 0 and tables):
             raise NotAStore(f"not a store: {self._path} is another program's database")
         if version > FORMAT:

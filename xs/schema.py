@@ -7,6 +7,7 @@ here. docs/architecture.md tells what each table is for.
 from __future__ import annotations
 
 import sqlite3
+import time
 
 from xs.errors import Damaged, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
 FORMAT = 1
+
+_USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
 ORDER_BITS = 15  # of a row: the order of a frame within its millisecond
 ORDER_MAX = (1 << ORDER_BITS) - 1
@@ -64,7 +67,7 @@ class Stored(NamedTuple):
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
     with translated():
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        _use_log(connection)
         connection.execute("BEGIN IMMEDIATE")
         try:
             # Another process may have done it while this one waited.
@@ -78,6 +81,19 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Sets the journal to WAL. SQLite's own waiting does not cover this change."""
+    deadline = time.monotonic() + _USE_LOG_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
 
 
 def short(digest: bytes) -> int:

@@ -282,15 +282,17 @@ class Writer:
 
     def flush(self) -> None:
         """Writes what was gathered."""
-        for table, width, values in (
-            ("frame (row, topic, digest, json, content)", 5, self._frames),
-            ("frame (row, topic, digest, json, content, expires)", 6, self._expiring),
-            ("below", 2, self._below),
-        ):
-            if values:
-                with translated():
-                    _insert(self._execute, table, width, values)
-                values.clear()
+        with translated():
+            if self._frames:
+                _insert(self._execute, "frame (row, topic, digest, json, content)", 5, self._frames)
+                self._frames.clear()
+            if self._expiring:
+                columns = "frame (row, topic, digest, json, content, expires)"
+                _insert(self._execute, columns, 6, self._expiring)
+                self._expiring.clear()
+            if self._below:
+                _insert(self._execute, "below", 2, self._below)
+                self._below.clear()
 
     def find(self, value: int) -> bytes | None:
         """The line of the frame with that id, expired or not."""
@@ -406,23 +408,26 @@ def hash_in(line: bytes) -> bytes | None:
 
 
 # Rows in one statement: 6 values each at most, of 999 that a statement may have before SQLite 3.32.
+_ROWS_EXACT = 64  # up to so many, whatever their number
 _ROWS_MAX = 512 if sqlite3.sqlite_version_info >= (3, 32, 0) else 128
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _insert_statement(table: str, width: int, rows: int) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
-    """Inserts rows given flat: powers of two at a time, so that few statements are made."""
+    """Inserts rows given flat: a small batch with one statement, which gives up the interpreter's
+    lock once; a large one powers of two at a time, so that few statements are ever made."""
     left = len(values) // width
+    if left <= _ROWS_EXACT:
+        execute(_insert_statement(table, width, left), values)
+        return
     start = 0
-    rows = _ROWS_MAX
     while left:
-        while rows > left:
-            rows //= 2
+        rows = left if left <= _ROWS_EXACT else min(_ROWS_MAX, 1 << left.bit_length() - 1)
         end = start + rows * width
         execute(_insert_statement(table, width, rows), values[start:end])
         start = end

@@ -1,0 +1,208 @@
+"""The store's files with no server: the same answers, others' commits, a server's coming."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, start_server
+
+import xs
+from xs.client import Client
+from xs.errors import Conflict, Invalid, NoStore, NotFound, XsError
+from xs.local import Local
+from xs.lock import SERVE, WRITE, Lock
+from xs.store import Store
+
+NDJSON = [("content-type", "application/x-ndjson")]
+
+
+@pytest.fixture
+def local(store_dir: str) -> Iterator[Local]:
+    Store(store_dir, create=True).close()
+    opened = Local(store_dir)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(local: Local) -> Client:
+    return Client(local)
+
+
+def test_answers_are_those_of_a_server(store_dir: str, tmp_path: Path) -> None:
+    """Every kind of request, to the files and to a server, gives the same but for ids."""
+    requests = [
+        ("POST", "/append/a.b?ttl=time:90000", [("xs-meta", '{"a":1.10}')], b"hi"),
+        ("POST", "/append/a.b", [], b"x" * 40_000),
+        ("POST", "/append", NDJSON, b'{"topic":"c"}\n{"topic":".."}\n'),
+        ("POST", "/append?each", NDJSON, b'{"topic":"c"}\n{"topic":".."}\n'),
+        ("POST", "/append?atomic", NDJSON, b'{"topic":"c"}\n{"topic":".."}\n'),
+        ("POST", "/append/a.b?if-last=none", [], b""),
+        ("POST", "/cas", [], b"pinned"),
+        ("GET", "/?topic=a.*,c&with-content", [], None),
+        ("GET", "/last/a.b", [], None),
+        ("GET", "/first?first=2&topic=c", [], None),
+        ("GET", "/last/nothing", [], None),
+        ("GET", "/no/such/path", [], None),
+        ("GET", "/?unknown", [], None),
+        ("PUT", "/", [], None),
+        ("GET", "/version", [], None),
+        ("POST", "/append/xs.own", [], b""),
+    ]
+
+    def answers(transport: object) -> list[tuple[int, str | None, bytes]]:
+        found = []
+        for method, target, fields, body in requests:
+            response = transport.request(method, target, fields, body)  # type: ignore[attr-defined]
+            found.append((response.status, response.get("content-type"), response.read()))
+        return found
+
+    Store(store_dir, create=True).close()
+    local = Local(store_dir)
+    mine = answers(local)
+    local.close()
+    server = start_server(str(tmp_path / "other"))
+    with xs.open(server.directory) as served:
+        theirs = answers(served._transport)
+    server.stop()
+    for request, (status, kind, body), (their_status, their_kind, their_body) in zip(
+        requests, mine, theirs
+    ):
+        assert (status, kind) == (their_status, their_kind), request
+        assert len(body) == len(their_body), request
+
+
+def test_what_needs_a_server_says_so(client: Client) -> None:
+    with pytest.raises(Invalid, match="needs a server"):
+        client.append("a", "x", ttl="ephemeral")
+    with pytest.raises(Invalid, match="needs a server"):
+        client.cat(follow=100)
+    assert list(client.cat()) == []
+
+
+def test_a_reader_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(NoStore):
+        Local(str(tmp_path / "none"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_clients_see_each_others_frames(client: Client, store_dir: str) -> None:
+    other = Client(Local(store_dir))
+    made = [each.append("a", "x") for each in (client, other, client, other)]
+    assert list(client.cat()) == list(other.cat()) == made
+    assert client.remove(made[1]) and not other.remove(made[1])
+    other.close()
+
+
+def test_a_follower_sees_other_processes_commits_and_removals(
+    client: Client, store_dir: str
+) -> None:
+    other = Client(Local(store_dir))
+    first = other.append("a", "1")
+    frames = client.cat(follow=True)
+    assert next(frames).id == first.id
+    assert next(frames).topic == "xs.threshold"
+    for n in range(5):
+        made = other.append("a", f"{n}")
+        assert next(frames).id == made.id
+        other.remove(made)  # the newest is gone, and its place is not given again
+    gone, kept = other.append_many([{"topic": "a"}]), other.append("a")
+    assert next(frames).id == gone["first"]
+    assert next(frames).id == kept.id
+    other.close()
+
+
+def test_a_damaged_content_is_an_error_here_too(client: Client, store_dir: str) -> None:
+    made = client.append("a", b"x" * 2_000_000)
+    (path,) = (path for path in Path(store_dir, "cas").rglob("*") if path.is_file())
+    path.write_bytes(path.read_bytes()[:-1] + b"y")
+    with pytest.raises(XsError):
+        client.content(made)
+    path.write_bytes(b"")
+    with pytest.raises(XsError):
+        client.content(made)
+
+
+def test_a_pipe_that_stays_open_keeps_nobody_out(client: Client, store_dir: str) -> None:
+    go_on = threading.Event()
+    begun = threading.Event()
+
+    def lines() -> Iterator[bytes]:
+        yield b'{"topic":"slow"}\n'
+        yield b'{"topic":"slow"}\n'
+        begun.set()
+        assert go_on.wait(DEADLINE)
+        yield b'{"topic":"slow"}\n'
+
+    answers: list[bytes] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(client._transport.request(
+            "POST", "/append", NDJSON, lines()).read()
+        )
+    )  # fmt: skip
+    thread.start()
+    assert begun.wait(DEADLINE)
+    other = Client(Local(store_dir))
+    other.append("quick")
+    go_on.set()
+    thread.join(DEADLINE)
+    assert json.loads(answers[0])["appended"] == 3
+    assert [each.topic for each in other.cat()] == ["slow", "slow", "quick", "slow"]
+    other.close()
+
+
+@pytest.fixture
+def taken_over(local: Local, store_dir: str) -> Iterator[Client]:
+    """A client of the files whose store a server has taken meanwhile."""
+    client = Client(local)
+    client.append("before", "x")
+    server = start_server(store_dir)
+    yield client
+    server.stop()
+
+
+def test_every_write_goes_to_a_server_that_has_come(taken_over: Client) -> None:
+    client = taken_over
+    meta = {"ü": 10**30, "x": [1.5, None]}
+    made = client.append("a.b", "é" * 30_000, meta=meta, ttl="time:99999", key="κ")
+    assert (made.topic, made.meta, made.ttl) == ("a.b", meta, "time:99999")
+    assert client.append("a.b", key="κ") == made
+    assert client.content(made) == ("é" * 30_000).encode()
+    with pytest.raises(Conflict) as conflict:
+        client.append("a.b", if_last="none")
+    assert conflict.value.frame is not None and made.id.encode() in conflict.value.frame
+    assert client.append("a.b", if_last=made).hash is None
+    summary = client.append_many(
+        [{"topic": "m", "content": b"\xff\0", "meta": {"n": 1.10}}, {"topic": ".."}, {"topic": "m"}]
+    )
+    assert summary["appended"] == 2 and [each["line"] for each in summary["errors"]] == [2]
+    hash_ = client.cas_post(b"p" * 30_000)
+    assert client.cas(hash_) == b"p" * 30_000
+    imported = client.import_([{"topic": "i", "id": "0" * 24 + "1", "hash": hash_}, {"topic": 5}])
+    assert imported["imported"] == 1 and len(imported["errors"]) == 1
+    assert client.remove(made) and client.get(made) is None
+    with pytest.raises(NotFound):
+        client.content(made)
+
+
+def test_who_is_kept_waiting_too_long_is_told_by_whom(
+    store_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(store_dir, create=True).close()
+    monkeypatch.setattr("xs.lock.Lock.acquire.__kwdefaults__", {"wait": 0.02})
+    lock = Lock(store_dir)
+    lock.acquire(WRITE)
+    client = Client(Local(store_dir))
+    with pytest.raises(XsError, match=f"process {os.getpid()}"):
+        client.append("a")
+    assert list(client.cat()) == []
+    lock.release()
+    assert client.append("a").topic == "a"
+    lock.acquire(SERVE)
+    lock.close()
+    client.close()

@@ -1,0 +1,170 @@
+"""Reading: a position, pages of history, what is live, and the forms in which frames are given."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import DEADLINE
+from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, lines, remove
+
+from xs import frame, ids
+from xs.commit import Append
+from xs.index import PAGE_ROWS
+from xs.query import ReadOptions
+from xs.reader import CONTENT_INLINE_MAX, Reader
+from xs.store import Store
+
+
+@pytest.fixture
+def store(store_dir: str) -> Iterator[Store]:
+    opened = Store(store_dir, exclusive=True, create=True, clock=Clock())
+    yield opened
+    opened.close()
+
+
+def read(store: Store, *, sse: bool = False, **options: Any) -> bytes:
+    return b"".join(Reader(store, ReadOptions(**options), sse=sse).history())
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE_ROWS - 1, PAGE_ROWS, PAGE_ROWS + 1, 3 * PAGE_ROWS])
+def test_pages_have_no_seams(store: Store, count: int) -> None:
+    expected = add_all(store, [Append("a")] * count) if count else []
+    assert lines(store) == lines(store, topic="a") == expected
+    assert lines(store, limit=max(1, count - 1)) == expected[: max(1, count - 1)]
+    assert lines(store, last=PAGE_ROWS + 1) == expected[-PAGE_ROWS - 1 :]
+
+
+def test_last_and_limit_select_one_after_the_other(store: Store) -> None:
+    made = [add(store, "a.b") for _ in range(10)]
+    value = ids.parse(made[3])
+    assert all_ids(store, last=4, limit=2) == made[6:8]
+    assert all_ids(store, last=2, until=value) == made[2:4]
+    assert all_ids(store, last=100, after=value) == made[4:]
+    assert all_ids(store, last=2, after=value, until=value) == []
+    assert all_ids(store, topic="nothing", last=3) == []
+
+
+def test_what_comes_after_a_reading_began_is_not_its_history(store: Store) -> None:
+    before = add_all(store, [Append("a")] * (PAGE_ROWS + 5))
+    reader = Reader(store, ReadOptions())
+    blocks = reader.history()
+    seen = next(blocks)
+    add(store)
+    seen += b"".join(blocks)
+    assert seen.splitlines() == before
+
+
+def test_an_import_below_a_readers_place_is_not_given_and_above_it_is(store: Store) -> None:
+    base = ids.first_of(NOON - 1000)
+    import_all(store, [imported(base + 2 * n) for n in range(2 * PAGE_ROWS)])
+    blocks = Reader(store, ReadOptions()).history()
+    first = next(blocks).splitlines()
+    import_all(store, [imported(base + 1), imported(base + 4 * PAGE_ROWS - 3)])
+    rest = b"".join(blocks).splitlines()
+    seen = [ids.parse(frame.id_of(line)) for line in first + rest]
+    assert base + 1 not in seen and base + 4 * PAGE_ROWS - 3 in seen
+    assert len(seen) == 2 * PAGE_ROWS + 1 and seen == sorted(set(seen))
+
+
+def test_a_reader_goes_on_where_its_frame_was_removed(store: Store) -> None:
+    made = [frame.id_of(line) for line in add_all(store, [Append("a")] * (PAGE_ROWS + 10))]
+    blocks = Reader(store, ReadOptions()).history()
+    next(blocks)
+    for place in (PAGE_ROWS - 1, PAGE_ROWS, PAGE_ROWS + 1):
+        remove(store, made[place])
+    rest = b"".join(blocks).splitlines()
+    assert [frame.id_of(line) for line in rest] == made[PAGE_ROWS + 2 :]
+
+
+def test_events_have_ids_unless_they_are_synthetic(store: Store) -> None:
+    made = add(store, "a", b"x")
+    data = read(store, sse=True).decode()
+    assert data == f"id: {made}\ndata: {lines(store)[0].decode()}\n\n"
+    reader = Reader(store, ReadOptions(follow=True), sse=True)
+    assert reader.threshold().startswith(b'data: {"topic":"xs.threshold"')
+
+
+def test_a_timestamp_is_the_last_key(store: Store) -> None:
+    add(store, "a", b"x")
+    (line,) = read(store, with_timestamp=True, with_content=True).splitlines()
+    assert list(json.loads(line)) == [
+        "topic", "id", "hash", "meta", "ttl", "content", "timestamp",
+    ]  # fmt: skip
+    assert json.loads(line)["timestamp"] == "2023-11-14T22:13:20.000Z"
+    assert read(store, with_timestamp=True) == lines(store)[0][:-1] + (
+        b',"timestamp":"2023-11-14T22:13:20.000Z"}\n'
+    )
+
+
+def test_content_is_given_as_text_where_it_is_text(store: Store) -> None:
+    datas = [
+        b'text \xc3\xa9 "\\\n\0',
+        b"\xff\xfe",
+        b"\xed\xa0\x80",
+        os.urandom(50_000),
+        b"t" * 60_000,
+    ]
+    for data in datas:
+        add(store, "a", data)
+    add(store, "a")
+    *found, none = [json.loads(line) for line in read(store, with_content=True).splitlines()]
+    for value, data in zip(found, datas):
+        if "content" in value:
+            assert value["content"].encode() == data
+        else:
+            assert base64.b64decode(value["content_base64"]) == data
+            with pytest.raises(UnicodeDecodeError):
+                data.decode()
+    assert "content" not in none and "content_base64" not in none
+
+
+def test_content_that_is_too_long_is_left_to_its_hash(store: Store) -> None:
+    add(store, "a", b"x" * (CONTENT_INLINE_MAX + 1))
+    add(store, "a", b"y" * CONTENT_INLINE_MAX)
+    first, second = read(store, with_content=True).splitlines()
+    assert first == lines(store)[0] and len(second) > CONTENT_INLINE_MAX
+
+
+def test_until_ends_a_follower_when_its_time_has_passed(store: Store) -> None:
+    made = add(store)
+    until = ids.last_of(NOON)
+    reader = Reader(store, ReadOptions(follow=True, until=until))
+    blocks = reader.follow()
+    assert made.encode() in next(blocks)
+    assert b"xs.threshold" in next(blocks)
+    also = add(store)
+    assert also.encode() in next(blocks)
+    store.clock.now += 1  # type: ignore[attr-defined]
+    late = add(store)
+    rest = b"".join(blocks)
+    assert late.encode() not in rest
+
+
+def test_a_follower_ends_with_its_store(store_dir: str) -> None:
+    opened = Store(store_dir, exclusive=True, create=True)
+    reader = Reader(opened, ReadOptions(follow=True, new=True))
+    seen: list[bytes] = []
+    thread = threading.Thread(target=lambda: seen.extend(reader.follow()))
+    thread.start()
+    last = add(opened)
+    opened.close()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert [frame.id_of(line) for line in b"".join(seen).splitlines()] in ([last], [])
+
+
+def test_a_place_in_the_future_is_waited_for(store: Store) -> None:
+    add(store)
+    later = ids.last_of(NOON + 10)
+    reader = Reader(store, ReadOptions(follow=True, after=later, limit=1))
+    add(store)
+    store.clock.now += 11  # type: ignore[attr-defined]
+    wanted = add(store)
+    blocks = [block for block in reader.follow() if b"xs.threshold" not in block]
+    assert [frame.id_of(line) for line in b"".join(blocks).splitlines()] == [wanted]
