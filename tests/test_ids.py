@@ -104,6 +104,15 @@ def test_a_full_counter_moves_to_the_next_millisecond() -> None:
     assert ids.milliseconds(sequence.next(NOON)) == NOON + 2
 
 
+def test_a_skipped_millisecond_leaves_room_in_the_next() -> None:
+    for _ in range(300):
+        sequence = ids.Sequence(0)
+        sequence.next(NOON)
+        sequence.skip_millisecond()
+        values = [value for _ in range(8) for value in sequence.run(4096, NOON)[0][::4095]]
+        assert {ids.milliseconds(value) for value in values} == {NOON + 1}
+
+
 def test_an_id_carries_the_clocks_time_unless_the_clock_is_behind() -> None:
     sequence = ids.Sequence(0)
     assert ids.milliseconds(sequence.next(NOON)) == NOON

@@ -101,6 +101,7 @@ def test_what_is_meta_is_what_json_allows(text: str) -> None:
     ["", " ", "{", "nul", "NaN", "[Infinity]", "-Infinity", "01", "1.", ".5", "+1", "'a'", "[1,]",
      '{"a":1,}', '{a:1}', '"\t"', '"\\x"', '"\\ud800"', '["\\udc00\\ud800"]', "\ufeff1", "1 2",
      "[" * 129 + "]" * 129, '{"a":' * 129 + "1" + "}" * 129, "[" * 100_000],
+    ids=lambda text: repr(text[:20]),
 )  # fmt: skip
 def test_what_is_no_meta_is_refused(text: str) -> None:
     with pytest.raises(Invalid):

@@ -378,11 +378,9 @@ def phase(
         model.update(log)
 
 
-@pytest.mark.parametrize("seed", [f"{random.randrange(10**6)}"])
-def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(
-    store_dir: str, seed: str
-) -> None:
-    print("seed:", seed)
+def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(store_dir: str) -> None:
+    seed = os.environ.get("XS_TEST_SEED") or f"{random.randrange(10**6)}"
+    print(f"to do the same again: XS_TEST_SEED={seed}")
     model: dict[str, Known] = {}
 
     # A server, and clients of it.

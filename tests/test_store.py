@@ -792,3 +792,40 @@ def test_the_writer_of_a_pin_can_be_any_size(store: Store) -> None:
         assert pinned is not None
         hash_ = store.run(PinWork(pinned))
         assert b"".join(store.content(hash_)[1]) == data
+
+
+def test_who_is_shut_out_by_a_server_is_told_so_every_time(store_dir: str) -> None:
+    server = Store(store_dir, exclusive=True, create=True)
+    other = Store(store_dir)
+    try:
+        for _ in range(2):
+            with pytest.raises(Served, match="is served by process"):
+                other.append(Append("a"))
+    finally:
+        server.close()
+    assert other.append(Append("a"))
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DELETE FROM below", "not listed under the wildcards above its topic"),
+        ("INSERT INTO below VALUES (1, 1)", "listed under a wildcard without being stored"),
+        ("UPDATE frame SET digest = NULL", "neither beside it nor named as a file"),
+        ("DELETE FROM topic", "has no topic"),
+        ("INSERT INTO file VALUES (x'00', 1)", "named for a frame that is not stored"),
+        ("INSERT INTO large SELECT row FROM frame", "does not follow from its JSON's size"),
+    ],
+)
+def test_check_finds_tables_that_disagree(store_dir: str, damage: str, said: str) -> None:
+    store = Store(store_dir, exclusive=True, create=True)
+    store.append(Append("a.b", small(b"content")))
+    assert not [each for each in store.check() if isinstance(each, str)]
+    store.close()
+    with contextlib.closing(sqlite3.connect(os.path.join(store_dir, "xs.db"))) as database:
+        database.execute(damage)
+        database.commit()
+    store = Store(store_dir, exclusive=True)
+    assert [each for each in store.check() if isinstance(each, str) and said in each]
+    store.close()

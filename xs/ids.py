@@ -140,7 +140,7 @@ class Sequence:
 
     def skip_millisecond(self) -> None:
         """The next id belongs to a later millisecond than the last one."""
-        self._counter = _COUNTER_MAX
+        self._move_to(self._ms + 1)
 
     def text(self, value: int) -> str:
         """`text(value)`, quicker for ids that follow each other: their first 13 digits are kept."""

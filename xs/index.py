@@ -405,8 +405,18 @@ class Index:
 
 _CROSS_CHECKS = [
     (
-        "a frame is missing from its wildcard, or listed under one without being stored, at row",
+        "a frame is listed under a wildcard without being stored, at row",
         "SELECT row FROM below WHERE row NOT IN (SELECT row FROM frame)",
+    ),
+    (
+        "a frame is not listed under the wildcards above its topic, at row",
+        "SELECT row FROM frame WHERE topic IN (SELECT number FROM topic WHERE instr(name, '.')) "
+        "AND row NOT IN (SELECT row FROM below)",
+    ),
+    (
+        "a frame's content is neither beside it nor named as a file, at row",
+        "SELECT row FROM frame WHERE digest IS NULL AND row NOT IN (SELECT row FROM file) "
+        """AND substr(json, instr(json, '"id":"') + 31, 10) = '","hash":"'""",
     ),
     (
         "a frame has no topic, at row",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from xs import api, errors, frame, ids
 from xs.commit import BatchWork, ImportWork, Work
-from xs.lock import Served
+from xs.lock import WRITE, Served
 from xs.reader import Reader
 from xs.store import Store
 from xs.transport import HttpTransport, ask
@@ -128,12 +128,12 @@ class _Files(Store):
         refused = _refused(work)
         return super().start(work) if refused is None else lambda: refused
 
-    def _commit(self, batch: list[Work]) -> None:
-        try:
-            super()._commit(batch)
-        except Served as served:
-            for work in batch:
-                self._send_to_server(work, served)
+    def _shut_out(self, batch: list[Work], error: errors.Locked) -> None:
+        if not isinstance(error, Served):
+            super()._shut_out(batch, error)
+            return
+        for work in batch:
+            self._send_to_server(work, error)
 
     def _send_to_server(self, work: Work, served: Served) -> None:
         deadline = time.monotonic() + _SERVER_SECONDS
@@ -141,15 +141,12 @@ class _Files(Store):
             transport = _server(self.folder)
             if transport is not None:
                 break
-            try:
-                super()._commit([work])  # it has ended again
+            if not self._is_served():
+                self._commit([work])  # it has ended again
                 return
-            except Served:
-                if time.monotonic() > deadline:
-                    work.error = served
-                    work.discard()
-                    work.finish()
-                    return
+            if time.monotonic() > deadline:
+                super()._shut_out([work], served)
+                return
             time.sleep(_LOOK_SECONDS)
         from xs.forward import forward
 
@@ -162,6 +159,18 @@ class _Files(Store):
             transport.close()
         work.discard()
         work.finish()
+
+    def _is_served(self) -> bool:
+        """Whether a server has the lock still."""
+        assert self._lock is not None
+        try:
+            self._lock.acquire(WRITE, wait=0)
+        except Served:
+            return True
+        except errors.Locked:
+            return False  # another command has it, for a moment
+        self._lock.release()
+        return False
 
 
 def _refused(work: Work) -> list[Any] | None:

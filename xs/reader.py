@@ -24,6 +24,7 @@ THRESHOLD = "xs.threshold"
 PULSE = "xs.pulse"
 
 CONTENT_INLINE_MAX = 8 * 1024 * 1024  # bytes: larger content is left to its hash by with-content
+COMMIT_MS = 1000  # how long a commit may take, for a reader that waits for the last of them
 _UNLIMITED = 1 << 62
 
 
@@ -86,9 +87,11 @@ class Reader:
         if self.left <= 0:
             return True
         until = self.options.until
-        return until is not None and (
-            self.position >= until or self.store.clock() > ids.milliseconds(until)
-        )
+        if until is None:
+            return False
+        # A frame has its id before its commit is through: one of the last moment may still come.
+        passed = self.store.clock() - ids.milliseconds(until)
+        return self.position >= until or passed > COMMIT_MS
 
     def history(self) -> Iterator[bytes]:
         """What was stored when the reading began, in blocks of whole frames."""

@@ -36,9 +36,9 @@ from xs.commit import (
     UnpinWork,
     Work,
 )
-from xs.errors import Damaged, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index
-from xs.lock import SERVE, WRITE, Lock, Served
+from xs.lock import SERVE, WRITE, Lock
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
 from xs.writer import Writer
@@ -218,8 +218,9 @@ class Store:
         """One transaction for a batch; then delivery, then the answers."""
         try:
             commit = self._commit_or_raise(batch)
-        except Served:
-            raise  # only without a server of our own: `local` knows where to go
+        except Locked as error:
+            self._shut_out(batch, error)
+            return
         except Exception as error:
             if len(batch) > 1:
                 # One of them may be to blame, for instance by its size: each for itself.
@@ -242,6 +243,13 @@ class Store:
         for work in batch:
             if work.error is not None:
                 work.discard()
+            work.finish()
+
+    def _shut_out(self, batch: list[Work], error: Locked) -> None:
+        """Another process has the store's lock, and keeps it: nothing of the batch was done."""
+        for work in batch:
+            work.error = error
+            work.discard()
             work.finish()
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
