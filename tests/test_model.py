@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from conftest import ROOT, environment, start_server
 from stores import problems, together
 
