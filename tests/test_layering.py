@@ -77,7 +77,7 @@ ARCHITECTURE = {
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
 HOT_PATH = ("__init__", "cli", "commands", "arguments", "stdio", "address", "request", "transport")
 HOT_PATH += ("http1", "errors")
-CHEAP = ("sys", "os", "_socket")
+CHEAP = ("sys", "os", "gc", "_socket")
 # … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")

@@ -829,3 +829,19 @@ def test_check_finds_tables_that_disagree(store_dir: str, damage: str, said: str
     store = Store(store_dir, exclusive=True)
     assert [each for each in store.check() if isinstance(each, str) and said in each]
     store.close()
+
+
+def test_check_goes_on_past_pages_that_are_damaged(store_dir: str) -> None:
+    store = Store(store_dir, exclusive=True, create=True)
+    add_all(store, [Append("a.b", small(b"%d" % n * 50)) for n in range(2000)])
+    store.run(PinWork(taken(store, LARGE)))
+    store.close()
+    path = os.path.join(store_dir, "xs.db")
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(b"\xff" * 40_000)
+    store = Store(store_dir, exclusive=True)
+    *found, (_, contents) = store.check()
+    assert found and contents >= 1
+    assert all(isinstance(each, str) for each in found)
+    store.close()

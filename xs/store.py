@@ -420,12 +420,26 @@ class Store:
         return removed, size
 
     def check(self) -> Iterator[Union[str, tuple[int, int]]]:
-        """Problems, one sentence each, and at the end (frames, contents) that were looked at."""
-        yield from self.index.problems()
-        frames = contents = 0
+        """Problems, one sentence each, and at the end (frames, contents) that were looked at.
+
+        What can't be read any further is a problem too; the other parts are still looked at.
+        """
+        counted = {"frames": 0, "contents": 0}
+        for part in (
+            self.index.problems(),
+            self._check_frames(counted),
+            self._check_files(counted),
+        ):
+            try:
+                yield from part
+            except Damaged as error:
+                yield f"it can't be read further: {error}"
+        yield counted["frames"], counted["contents"]
+
+    def _check_frames(self, counted: dict[str, int]) -> Iterator[str]:
         newest = -1
         for ms, line, content, is_file in self.index.everything():
-            frames += 1
+            counted["frames"] += 1
             name = f"the frame in {line[:100].decode('utf-8', 'replace')}"
             try:
                 value = ids.parse(frame.id_of(line))
@@ -436,18 +450,19 @@ class Store:
                 fields = frame.Frame.from_json(line)
                 frame.check_topic(fields.topic)
                 if fields.hash is not None and not is_file:
-                    contents += 1
+                    counted["contents"] += 1
                     _verified(content or b"", fields.hash)
             except (XsError, ValueError, KeyError, TypeError, AttributeError) as error:
                 yield f"{name}: {error}"
+
+    def _check_files(self, counted: dict[str, int]) -> Iterator[str]:
         for digest in self.index.file_digests():
-            contents += 1
+            counted["contents"] += 1
             try:
                 for _ in self.cas.open(digest)[1]:
                     pass
             except XsError as error:
                 yield str(error)
-        yield frames, contents
 
     def refuse_more(self, last: Append | None = None) -> None:
         """From now on nothing can be appended; `last` is the last frame that is."""
