@@ -963,5 +963,12 @@ def test_the_hot_path_imports_nothing_slow():
         timeout=DEADLINE,
     )
     parts = ("address", "arguments", "cli", "commands", "errors", "http1", "request", "stdio")
-    allowed = {"xs", "xs.transport", *(f"xs.{name}" for name in parts), "__future__", "_socket", "gc"}
+    allowed = {
+        "xs",
+        "xs.transport",
+        *(f"xs.{name}" for name in parts),
+        "__future__",
+        "_socket",
+        "gc",
+    }
     assert set(done.stdout.split()) <= allowed
