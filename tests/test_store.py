@@ -845,3 +845,13 @@ def test_check_goes_on_past_pages_that_are_damaged(store_dir: str) -> None:
     assert found and contents >= 1
     assert all(isinstance(each, str) for each in found)
     store.close()
+
+
+def test_a_store_whose_making_was_broken_off_is_finished_by_whoever_opens_it(
+    tmp_path: Path,
+) -> None:
+    open(tmp_path / "xs.db", "w").close()  # all that was there when its maker was killed
+    store = Store(str(tmp_path))
+    assert store.append(Append("a"))
+    assert problems(store) == []
+    store.close()

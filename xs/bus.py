@@ -50,7 +50,8 @@ class Bus:
 
     def __init__(self, mark: int) -> None:
         """`mark`: the position of a reader that has seen all there is."""
-        self._condition = threading.Condition()  # guards all below; no other lock is taken under it
+        self._lock = threading.Lock()  # guards all below; no other lock is taken under it
+        self._changed = threading.Condition(self._lock)
         self._ids: list[int] = []
         self._entries: list[Entry] = []
         self._bytes = 0
@@ -71,7 +72,7 @@ class Bus:
         """Adds committed frames, in order of id, all above the newest, and wakes who waits."""
         if not entries:
             return
-        with self._condition:
+        with self._lock:
             self._entries += entries
             for entry in entries:
                 self._ids.append(entry.id)
@@ -79,11 +80,11 @@ class Bus:
             self._newest = entries[-1].id
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
-            self._condition.notify_all()
+            self._changed.notify_all()
 
     def after(self, position: int) -> list[Entry] | None:
         """All entries above a position; None when some have left the ring: ask the index."""
-        with self._condition:
+        with self._lock:
             if position < self._floor:
                 return None
             if position >= self._newest:
@@ -92,23 +93,21 @@ class Bus:
 
     def wait(self, position: int, timeout: float | None = None) -> bool:
         """Waits until something is above `position` or the bus closes; False after `timeout` s."""
-        with self._condition:
-            return self._condition.wait_for(
-                lambda: self._newest > position or self._closed, timeout
-            )
+        with self._lock:
+            return self._changed.wait_for(lambda: self._newest > position or self._closed, timeout)
 
     def wait_until(self, is_true: Callable[[], bool], timeout: Callable[[], float | None]) -> None:
         """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds.
 
         Both are asked under the lock, so that no `wake` can fall between the asking and the wait.
         """
-        with self._condition:
+        with self._lock:
             if not is_true():
-                self._condition.wait(timeout())
+                self._changed.wait(timeout())
 
     def skip_to(self, mark: int) -> None:
         """History was imported up to `mark`: who has not passed it reads the index."""
-        with self._condition:
+        with self._lock:
             if mark > self._floor:
                 self._floor = mark
                 del self._entries[: bisect_right(self._ids, mark)]
@@ -116,11 +115,11 @@ class Bus:
                 self._bytes = _size(self._entries)
             if mark > self._newest:
                 self._newest = mark
-                self._condition.notify_all()
+                self._changed.notify_all()
 
     def discard(self, removed: Iterable[int]) -> None:
         """Frames with these ids were removed: whoever has not got them won't."""
-        with self._condition:
+        with self._lock:
             for value in removed:
                 place = bisect_left(self._ids, value)
                 if place < len(self._ids) and self._ids[place] == value:
@@ -130,7 +129,7 @@ class Bus:
 
     def find(self, value: int) -> Entry | None:
         """The entry with that id, if it is in the ring and was not removed."""
-        with self._condition:
+        with self._lock:
             place = bisect_left(self._ids, value)
             if place < len(self._ids) and self._ids[place] == value:
                 entry = self._entries[place]
@@ -139,7 +138,7 @@ class Bus:
 
     def content(self, digest: bytes) -> bytes | None:
         """The content of an ephemeral frame in the ring."""
-        with self._condition:
+        with self._lock:
             for entry in reversed(self._entries):
                 if entry.digest == digest:
                     return entry.content
@@ -147,14 +146,14 @@ class Bus:
 
     def wake(self) -> None:
         """Lets everyone who waits look again."""
-        with self._condition:
-            self._condition.notify_all()
+        with self._lock:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Nothing more will be published; who waits goes on."""
-        with self._condition:
+        with self._lock:
             self._closed = True
-            self._condition.notify_all()
+            self._changed.notify_all()
 
     def _trim(self) -> None:
         drop = max(0, len(self._entries) - RING_FRAMES)

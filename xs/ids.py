@@ -22,7 +22,7 @@ MAX_MS = (1 << 48) - 1
 
 _COUNTER_MAX = (1 << 48) - 1
 _RENEW_HIGH_MS = 1000  # SCRU128: the counter's high half is drawn anew at most once a second
-_ENTROPY_POOL = 1024  # ids whose randomness is fetched with one system call
+_ENTROPY_POOL = 1024  # numbers of 32 bits that are fetched with one system call
 
 _PAIRS = [a + b for a in DIGITS for b in DIGITS]
 _STEP = 36**7  # between two ids of a run: 36 bits
@@ -108,11 +108,7 @@ class Sequence:
             self._counter += 1
         else:
             self._move_to(self._ms + 1)
-        entropy = self._entropy
-        if not entropy:
-            pool = memoryview(os.urandom(4 * _ENTROPY_POOL)).cast("I")
-            self._entropy = entropy = list(pool)
-        return self._ms << 80 | self._counter << 32 | entropy.pop()
+        return self._ms << 80 | self._counter << 32 | self._random()
 
     def run(self, count: int, now_ms: int) -> tuple[list[int], list[str]]:
         """`count` ids of one millisecond, as numbers and as text: quicker than one by one.
@@ -150,10 +146,16 @@ class Sequence:
             self._high_text = text(value)[:13]
         return self._high_text + _twelve(low)
 
+    def _random(self) -> int:
+        """32 random bits."""
+        if not self._entropy:
+            self._entropy = list(memoryview(os.urandom(4 * _ENTROPY_POOL)).cast("I"))
+        return self._entropy.pop()
+
     def _move_to(self, ms: int) -> None:
         if ms > MAX_MS:
             raise OverflowError("the 48 bits of an id's milliseconds are used up")
-        fresh = int.from_bytes(os.urandom(6), "big")
+        fresh = (self._random() << 32 | self._random()) & _COUNTER_MAX
         if ms - self._renewed >= _RENEW_HIGH_MS:
             self._renewed = ms
             self._counter = fresh

@@ -71,6 +71,10 @@ CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py:
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 
 
+class Unfinished(NotAStore):
+    """The database has nothing in it yet: it is just being made, or its making was broken off."""
+
+
 class Index:
     """One store's database. Reads from any thread; one `Writer` at a time.
 
@@ -399,7 +403,7 @@ class Index:
             )
         if version < FORMAT:
             if self._read_only or not (create or application):
-                raise NotAStore(f"not a store: {self._path} is empty")
+                raise Unfinished(f"not a store: {self._path} is empty")
             migrate(connection, version)
 
 

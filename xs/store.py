@@ -37,7 +37,7 @@ from xs.commit import (
     Work,
 )
 from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
-from xs.index import Index
+from xs.index import Index, Unfinished
 from xs.lock import SERVE, WRITE, Lock
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
@@ -86,9 +86,15 @@ class Store:
         try:
             if exclusive or (create and not _has_index(folder)):
                 self._with_lock_held_once(create=create)
-            self.index = Index(
-                folder, create=exclusive or create, read_only=not os.access(folder, os.W_OK)
-            )
+            read_only = not os.access(folder, os.W_OK)
+            try:
+                self.index = Index(folder, create=exclusive or create, read_only=read_only)
+            except Unfinished:
+                # Another process is just making it, or was killed while it did.
+                if self._lock is None or read_only:
+                    raise
+                self._with_lock_held_once(create=True)
+                self.index = Index(folder)
         except BaseException:
             if self._lock is not None:
                 self._lock.close()
@@ -101,7 +107,8 @@ class Store:
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
-        self._queue_lock = threading.Condition(threading.Lock())  # guards the next six
+        self._queue_lock = threading.Lock()  # guards the next six
+        self._queue_changed = threading.Condition(self._queue_lock)
         self._queue: list[Work] = []
         self._leading = False
         self._handed_over = False
@@ -118,7 +125,7 @@ class Store:
         self._lock.acquire(SERVE if self.exclusive else WRITE)
         try:
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
-            if create and not _has_index(self.folder):
+            if create:
                 os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
                 Index(self.folder, create=True).close()
                 sync_folder(self.folder)
@@ -179,7 +186,8 @@ class Store:
         with self._queue_lock:
             if not self._queue:
                 self._leading = False
-                self._queue_lock.notify_all()
+                if self._closing:
+                    self._queue_changed.notify_all()
                 return
             self._hand_over()
 
@@ -193,7 +201,7 @@ class Store:
         if self._committer is None:
             self._committer = threading.Thread(target=self._lead, name="xs-commit", daemon=True)
             self._committer.start()
-        self._queue_lock.notify_all()
+        self._queue_changed.notify_all()
 
     def _take_batch(self) -> list[Work]:
         batch, self._queue = self._queue[:BATCH_WORKS], self._queue[BATCH_WORKS:]
@@ -206,10 +214,10 @@ class Store:
                 while not self._handed_over:
                     if self._closed:
                         return
-                    self._queue_lock.wait()
+                    self._queue_changed.wait()
                 if not self._queue:
                     self._handed_over = self._leading = False
-                    self._queue_lock.notify_all()
+                    self._queue_changed.notify_all()
                     continue
                 batch = self._take_batch()
             self._commit(batch)
@@ -486,11 +494,11 @@ class Store:
         """Finishes what was submitted, then closes. What is submitted later is refused."""
         with self._queue_lock:
             self._closing = True
-            self._queue_lock.wait_for(lambda: not self._leading)
+            self._queue_changed.wait_for(lambda: not self._leading)
             if self._closed:
                 return
             self._closed = True
-            self._queue_lock.notify_all()
+            self._queue_changed.notify_all()
         with self._expiry_known:
             self._expiry_known.notify_all()
         for thread in (self._sweeper, self._committer):
