@@ -202,6 +202,12 @@ def test_a_directory_with_other_files_does_not_become_a_store(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_a_directory_of_other_things_is_no_place_for_a_store_but_below_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(errors.NoStore, match=f"xs serve {tmp_path}/store"):
+        open_transport(str(tmp_path))
+
+
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "file").write_text("x")
     for create in (False, True):

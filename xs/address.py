@@ -167,7 +167,8 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
     if "xs.db" not in names:
         if not create:
-            raise _no_store(addr)
+            # Other files there: a store can't be made in their midst, but beside them.
+            raise _no_store(addr, addr if not names else os.path.join(addr, "store"))
         # What another process has just begun to make may lie there already, but nothing else.
         if not _STORE_FILES.issuperset(names):
             raise errors.NoStore(
@@ -215,7 +216,8 @@ def _open_files(directory: str, *, create: bool) -> Transport:
     return Local(directory, create=create)
 
 
-def _no_store(addr: str) -> errors.NoStore:
+def _no_store(addr: str, place: str | None = None) -> errors.NoStore:
+    place = place or addr
     return errors.NoStore(
-        f"no store at: {addr}; make one with `xs serve {addr}` or `xs append {addr} TOPIC`"
+        f"no store at: {addr}; make one with `xs serve {place}` or `xs append {place} TOPIC`"
     )
