@@ -93,7 +93,7 @@ def _outcomes(
                 lines, stopped = None, error
         if under_way is not None:
             done = _collect(*under_way)
-            kept += sum(not isinstance(result, XsError) for _, result in done)
+            kept += len(_frames_in(done))
             under_way = None
             yield done
         if stopped is not None:
@@ -103,7 +103,7 @@ def _outcomes(
         under_way = (lines, work, wait)
         if not read_ahead:
             done = _collect(*under_way)
-            kept += sum(not isinstance(result, XsError) for _, result in done)
+            kept += len(_frames_in(done))
             under_way = None
             yield done
 
@@ -124,17 +124,16 @@ def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
     errors: list[dict[str, Any]] = []
     unlisted = 0
     for outcomes in batches:
-        for number, result in outcomes:
-            if isinstance(result, XsError):
-                if len(errors) < ERRORS_LISTED:
-                    errors.append({"line": number, "error": str(result)})
-                else:
-                    unlisted += 1
-                continue
-            count += 1
-            if first is None:
-                first = frame.id_of(result)
-            last = result
+        frames = _frames_in(outcomes)
+        if len(frames) < len(outcomes):
+            wrong = [each for each in outcomes if isinstance(each[1], XsError)]
+            room = ERRORS_LISTED - len(errors)
+            errors += [{"line": number, "error": str(error)} for number, error in wrong[:room]]
+            unlisted += max(0, len(wrong) - room)
+        if frames:
+            count += len(frames)
+            first = first or frame.id_of(frames[0])
+            last = frames[-1]
     summary: dict[str, Any] = {
         verb: count,
         "first": first,
@@ -144,6 +143,10 @@ def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
     if unlisted:
         summary["errors_unlisted"] = unlisted
     return _json(summary)
+
+
+def _frames_in(outcomes: list[Outcome]) -> list[bytes]:
+    return [result for _, result in outcomes if isinstance(result, bytes)]
 
 
 def _outcome_line(outcome: Outcome) -> bytes:
