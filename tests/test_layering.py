@@ -46,10 +46,11 @@ ARCHITECTURE = {
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
     "api":         "errors ids frame times query commit store reader version | meta batch",
+    "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 store reader",
-    "httpd":       "errors http1 commit store reader api access delivery",
-    "server":      "errors meta commit store access delivery httpd version | address",
+    "httpd":       "errors http1 commit store reader api sockets access delivery",
+    "server":      "errors meta commit store sockets access delivery httpd version | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",

@@ -10,10 +10,8 @@ that can.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import socketserver
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +21,9 @@ from xs import api, http1
 from xs.access import Access, refusal
 from xs.commit import Work
 from xs.delivery import Delivery, Follower
-from xs.errors import BrokenBody, Invalid, Unavailable, XsError
+from xs.errors import BrokenBody, XsError
 from xs.reader import Reader
+from xs.sockets import set_timeout
 from xs.store import Store
 
 
@@ -121,7 +120,7 @@ class Connection(socketserver.BaseRequestHandler):
         while True:
             if self.buffer and not started:
                 started = time.monotonic()
-                _set_timeout(self.sock, Limits.head_seconds)
+                set_timeout(self.sock, Limits.head_seconds)
             try:
                 data = self._receive_head()
             except BlockingIOError:
@@ -138,7 +137,7 @@ class Connection(socketserver.BaseRequestHandler):
             head = self._read_head()
             if head is not None:
                 if started:
-                    _set_timeout(self.sock, Limits.idle_seconds)
+                    set_timeout(self.sock, Limits.idle_seconds)
                 return head
 
     def _receive_head(self) -> bytes:
@@ -318,7 +317,7 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             self.sock.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + Limits.linger_seconds
-            _set_timeout(self.sock, Limits.linger_seconds)
+            set_timeout(self.sock, Limits.linger_seconds)
             while time.monotonic() < deadline and self.sock.recv(_RECEIVE):
                 pass
         except OSError:
@@ -535,13 +534,13 @@ class _Body:
         if length is None or length > Limits.drained_bytes:
             return False
         self._deadline = time.monotonic() + Limits.linger_seconds
-        _set_timeout(self._connection.sock, Limits.linger_seconds)
+        set_timeout(self._connection.sock, Limits.linger_seconds)
         try:
             for _ in self:
                 pass
         except BrokenBody:
             return False
-        _set_timeout(self._connection.sock, Limits.idle_seconds)
+        set_timeout(self._connection.sock, Limits.idle_seconds)
         return True
 
 
@@ -612,7 +611,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             raise
         # Time limits are the kernel's: Python's own would cost a second system call for each read.
         sock.setblocking(True)
-        _set_timeout(sock, Limits.idle_seconds)
+        set_timeout(sock, Limits.idle_seconds)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -695,60 +694,3 @@ class Connections:
             connections = list(self._open)
         for connection in connections:
             connection.drop()
-
-
-def _set_timeout(sock: socket.socket, seconds: float) -> None:
-    """A limit on each read that the kernel keeps: it then fails with EAGAIN."""
-    whole = int(seconds)
-    limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-
-
-def listen_unix(path: str) -> socket.socket:
-    """A socket at `path`, for the user alone; one that is left behind there is replaced."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    mask = os.umask(0o177)
-    try:
-        _bind_unix(sock, path)
-    finally:
-        os.umask(mask)
-    return sock
-
-
-def _bind_unix(sock: socket.socket, path: str) -> None:
-    """Binds also where the path is longer than an address of a socket may be (unix(7))."""
-    try:
-        sock.bind(path)
-        return
-    except OSError as error:
-        if "too long" not in str(error):
-            raise
-    before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # The folder of the process belongs to all its threads; this runs before there are any.
-        os.chdir(os.path.dirname(path))
-        sock.bind(os.path.basename(path))
-    finally:
-        os.fchdir(before)
-        os.close(before)
-
-
-def listen_tcp(host: str, port: int) -> socket.socket:
-    """A socket at a TCP address. Raises `Unavailable` or `Invalid`."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise Invalid(f"no such host: {host}: {error.strerror}") from None
-    family, _, _, _, address = found[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror}") from None
-    return sock

@@ -1,0 +1,66 @@
+"""Sockets to listen on, and the kernel's own limit on a read. Knows no HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from xs.errors import Invalid, Unavailable
+
+
+def set_timeout(sock: socket.socket, seconds: float) -> None:
+    """A limit on each read that the kernel keeps: it then fails with EAGAIN."""
+    whole = int(seconds)
+    limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A socket at `path`, for the user alone; one that is left behind there is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    mask = os.umask(0o177)
+    try:
+        _bind_unix(sock, path)
+    finally:
+        os.umask(mask)
+    return sock
+
+
+def _bind_unix(sock: socket.socket, path: str) -> None:
+    """Binds also where the path is longer than an address of a socket may be (unix(7))."""
+    try:
+        sock.bind(path)
+        return
+    except OSError as error:
+        if "too long" not in str(error):
+            raise
+    before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # The folder of the process belongs to all its threads; this runs before there are any.
+        os.chdir(os.path.dirname(path))
+        sock.bind(os.path.basename(path))
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A socket at a TCP address. Raises `Unavailable` or `Invalid`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise Invalid(f"no such host: {host}: {error.strerror}") from None
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror}") from None
+    return sock
