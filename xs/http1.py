@@ -556,7 +556,10 @@ def _chunk_size(line: bytes) -> int:
 
 
 def _take_trailer(buffer: bytearray) -> bool:
-    """Consumes the trailer section when it is there as a whole (RFC 9112 §7.1.2)."""
+    """Consumes the trailer section when it is there as a whole (RFC 9112 §7.1.2).
+
+    A field that frames or routes has no place there (RFC 9110 §6.5.1): it comes too late to count.
+    """
     if buffer.startswith(b"\r\n"):
         del buffer[:2]
         return True
@@ -564,7 +567,9 @@ def _take_trailer(buffer: bytearray) -> bool:
         return False
     block = _take_field_block(buffer, 0, TRAILER_LIMIT)
     if block is not None:
-        _fields(block)
+        for name, _ in _fields(block):
+            if name in FRAMING:
+                raise Refusal(400, f"The field {name} has no place in a trailer section.")
     return block is not None
 
 
