@@ -32,6 +32,7 @@ ARCHITECTURE = {
     "times":       "",
     "query":       "errors ids frame records times",
     "http1":       "",
+    "terminal":    "",
     # what lies on the disk, and what is live
     "lock":        "errors",
     "cas":         "errors frame",
@@ -45,12 +46,24 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
-    "api":         "errors ids frame times query commit store reader version | meta batch",
+    # scripts: processes, what comes out of them, what that means on the stream
+    "process":     "errors records",
+    "pipes":       "errors process terminal",
+    "nu":          "errors process",
+    "evaluation":  "errors nu pipes process",
+    "runner":      "errors ids frame meta records schema commit store process pipes",
+    "generators":  "errors ids frame records schema commit process runner nu",
+    "handlers":    "errors ids frame records schema commit reader process runner nu",
+    "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
+    # requests, and what answers them
+    "api":         "errors ids frame times query commit store reader version | meta batch process "
+                   "(scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
-    "delivery":    "errors frame bus http1 store reader",
-    "httpd":       "errors http1 commit store reader api sockets access delivery",
-    "server":      "errors meta commit store sockets access delivery httpd version | address",
+    "delivery":    "errors frame bus http1 sockets store reader",
+    "httpd":       "errors http1 commit store reader scripts api sockets access delivery",
+    "server":      "errors meta commit store scripts sockets access delivery httpd version | "
+                   "address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -59,7 +72,6 @@ ARCHITECTURE = {
     "address":     "errors | transport local",
     "client":      "errors request transport | frame",
     # what a person or a program starts
-    "terminal":    "",
     "stdio":       "errors transport | terminal",
     "arguments":   "errors address (transport)",
     "help":        "(arguments)",
@@ -93,8 +105,8 @@ STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
     decimal difflib errno fcntl functools gc hashlib heapq hmac ipaddress itertools json os
-    re resource secrets select selectors signal socket socketserver sqlite3 ssl stat struct
-    sys tempfile threading time typing
+    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat
+    struct subprocess sys tempfile threading time typing
     """.split()  # noqa: SIM905
 )
 

@@ -45,6 +45,13 @@ class Entry(NamedTuple):
         return len(self.line) + len(self.content or b"")
 
 
+class Watch(NamedTuple):
+    """Somebody who is to be woken by what is published on topics that `wants`."""
+
+    wants: Callable[[str], bool]
+    wake: Callable[[], None]
+
+
 class Bus:
     """The ring and those who wait for it. Any thread may call anything."""
 
@@ -58,6 +65,7 @@ class Bus:
         self._floor = mark  # from here on, all that was published is in the ring
         self._newest = mark
         self._closed = False
+        self._watches: tuple[Watch, ...] = ()
 
     @property
     def newest(self) -> int:
@@ -81,6 +89,27 @@ class Bus:
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()
+            watches = self._watches
+        if watches:
+            topics = {entry.topic for entry in entries}
+            for watch in watches:
+                if any(map(watch.wants, topics)):
+                    watch.wake()
+
+    def watch(self, wants: Callable[[str], bool], wake: Callable[[], None]) -> Watch:
+        """Calls `wake` whenever something is published on a topic that `wants`, until `unwatch`.
+
+        Also when history was imported, or the bus closes. Unlike `wait` this costs nothing for what
+        is published on other topics. `wake` must not block: it is called by who publishes.
+        """
+        watch = Watch(wants, wake)
+        with self._lock:
+            self._watches = (*self._watches, watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        with self._lock:
+            self._watches = tuple([each for each in self._watches if each is not watch])
 
     def after(self, position: int) -> list[Entry] | None:
         """All entries above a position; None when some have left the ring: ask the index."""
@@ -116,6 +145,9 @@ class Bus:
             if mark > self._newest:
                 self._newest = mark
                 self._changed.notify_all()
+            watches = self._watches
+        for watch in watches:
+            watch.wake()
 
     def discard(self, removed: Iterable[int]) -> None:
         """Frames with these ids were removed: whoever has not got them won't."""
@@ -154,6 +186,9 @@ class Bus:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
+            watches = self._watches
+        for watch in watches:
+            watch.wake()
 
     def _trim(self) -> None:
         drop = max(0, len(self._entries) - RING_FRAMES)

@@ -23,7 +23,8 @@ from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.reader import Reader
-from xs.sockets import set_timeout
+from xs.scripts import Scripts
+from xs.sockets import is_gone, set_timeout
 from xs.store import Store
 
 
@@ -189,6 +190,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
         request = api.Request(head.method, head.path, head.query, head.fields, body)
+        request.scripts = self.server.scripts
+        request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
         try:
             return api.answer(self.server.store, request)
         except Exception as error:  # a defect of ours: this request fails, the server goes on
@@ -217,7 +220,18 @@ class Connection(socketserver.BaseRequestHandler):
             self._write(start)
             return True
         try:
-            for block in found.blocks:
+            return self._write_blocks(head, start, found.blocks, chunked) and keep
+        finally:
+            close = getattr(found.blocks, "close", None)
+            if close is not None:  # what makes the blocks ends with who reads them
+                close()
+
+    def _write_blocks(
+        self, head: http1.RequestHead, start: bytes, blocks: Iterator[bytes], chunked: bool
+    ) -> bool:
+        """Writes a body as it comes, its head with the first of it; False if it broke off."""
+        try:
+            for block in blocks:
                 if block:
                     self._write(start + (http1.chunk(block) if chunked else block))
                     start = b""
@@ -228,7 +242,7 @@ class Connection(socketserver.BaseRequestHandler):
             self.server.log(f"{head.method} {head.path}: broke off: {error}")
             return False
         self._write(start + (http1.LAST_CHUNK if chunked else b""))
-        return keep
+        return True
 
     def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
         work = found.work
@@ -571,6 +585,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.delivery = delivery
         self.access = access
         self.log = log or (lambda text: None)
+        self.scripts: Optional[Scripts] = None  # set by who keeps them
         self._connections = connections
         self.server_activate()
 

@@ -1,8 +1,8 @@
 """`xs serve`: a store, its listeners, its delivery; start, signals, stop.
 
-The order of starting: lock and open the store, listen, append `xs.start`, accept. The order of
-stopping: append `xs.stop` as the last frame, give followers what is still theirs and end them,
-answer the requests under way, close the store, give the lock back.
+The order of starting: lock and open the store, listen, append `xs.start`, accept, start scripts.
+The order of stopping: end the scripts, append `xs.stop` as the last frame, give followers what is
+still theirs and end them, answer the requests under way, close the store, give the lock back.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import sys
 import threading
 
 from xs import meta
-from xs.access import access
+from xs.access import Access, access
 from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Usage
 from xs.httpd import Connections, Limits, Server
+from xs.scripts import Scripts
 from xs.sockets import listen_tcp, listen_unix
 from xs.store import Store
 from xs.version import VERSION
@@ -37,7 +38,9 @@ _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 class Running:
     """A server that runs, with its threads. `stop` ends it."""
 
-    def __init__(self, folder: str, expose: list[str], hosts: list[str]) -> None:
+    def __init__(
+        self, folder: str, expose: list[str], hosts: list[str], *, scripts: bool = True
+    ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
         room = _make_room()
         self.folder = os.path.abspath(folder)
@@ -49,6 +52,7 @@ class Running:
         self._store = Store(self.folder, exclusive=True, create=True)
         try:
             self._delivery = Delivery(self._store)
+            self._scripts = Scripts(self._store, _log) if scripts else None
             os.chmod(self.folder, 0o700)
             self._listen(listen_unix(self.socket_path))
             for host, port in addresses:
@@ -65,18 +69,23 @@ class Running:
         self._delivery.start()
         for server in self._servers:
             server.start()
+        if self._scripts is not None:
+            self._scripts.start()
 
     def _listen(self, sock: socket.socket) -> None:
-        self._servers.append(Server(sock, self._store, self._delivery, self._connections, log=_log))
+        self._add(sock, None)
 
     def _expose(self, host: str, port: int, hosts: list[str]) -> None:
         sock = listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.addresses.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
         asked = access(owner_token(self.folder), [host.lower(), *(h.lower() for h in hosts)])
-        self._servers.append(
-            Server(sock, self._store, self._delivery, self._connections, asked, log=_log)
-        )
+        self._add(sock, asked)
+
+    def _add(self, sock: socket.socket, asked: Access | None) -> None:
+        server = Server(sock, self._store, self._delivery, self._connections, asked, log=_log)
+        server.scripts = self._scripts
+        self._servers.append(server)
 
     def _abandon(self) -> None:
         for server in self._servers:
@@ -89,6 +98,8 @@ class Running:
         """Ends everything in good order."""
         for server in self._servers:
             server.stop()
+        if self._scripts is not None:
+            self._scripts.stop()
         self._store.refuse_more(Append("xs.stop"))
         self._delivery.stop()
         self._connections.end(_STOP_SECONDS)
@@ -99,7 +110,13 @@ class Running:
         self._store.close()
 
 
-def serve(folder: str, *, expose: list[str] | None = None, hosts: list[str] | None = None) -> int:
+def serve(
+    folder: str,
+    *,
+    expose: list[str] | None = None,
+    hosts: list[str] | None = None,
+    scripts: bool = True,
+) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
     # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
     # signals before and after). A pipe has no such moment: its byte, the signal's number, stays.
@@ -108,7 +125,7 @@ def serve(folder: str, *, expose: list[str] | None = None, hosts: list[str] | No
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [])
+    running = Running(folder, expose or [], hosts or [], scripts=scripts)
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
     print(f"serving {folder} at {where}", flush=True)
     first = os.read(received, 1)[0]
@@ -150,6 +167,7 @@ def _json(value: object) -> str:
 
 
 def _log(text: str) -> None:
+    text = text.replace("\n", "\nxs: ")  # each line says whose it is
     print(f"xs: {text}", file=sys.stderr, flush=True)
 
 
