@@ -425,7 +425,9 @@ def _compact(value: object) -> bytes:
 
 def _scripts(request: Request) -> Scripts:
     if request.scripts is None:
-        raise Forbidden("no scripts are run here: it takes xs serve, without --no-scripts")
+        raise Forbidden(
+            "no scripts are run here: that takes a server (xs serve), without --no-scripts"
+        )
     return request.scripts
 
 

@@ -94,6 +94,7 @@ def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
                is_repeated=True),
         Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
                is_repeated=True),
+        Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
     ],
     examples=["xs serve ./store", "xs serve ./store --expose :8080"],
 )  # fmt: skip
@@ -107,6 +108,7 @@ def _serve(arguments: Arguments) -> int:
         directory,
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
+        scripts=not arguments.has("no-scripts"),
     )
 
 
@@ -320,6 +322,79 @@ def _content(arguments: Arguments) -> None:
 )
 def _cas(arguments: Arguments) -> None:
     _show(arguments, "/cas/" + quote(arguments.rest[0]), by=show_bytes)
+
+
+# Scripts
+
+_SCRIPT = Option("-c --script", "the script itself, in place of a file or standard input", "SCRIPT")
+
+
+@command(
+    "eval",
+    "ADDR [FILE]",
+    "run a script in the server, from a file or standard input, and print what it yields",
+    options=[_SCRIPT],
+    examples=["xs eval ./store -c '.last notes | get meta'", "xs eval ./store report.nu"],
+)
+def _eval(arguments: Arguments) -> None:
+    _run_script(arguments, "/eval", arguments.rest)
+
+
+@command(
+    "pipe",
+    "ADDR ID [FILE]",
+    "the same, with a frame as the script's input",
+    options=[_SCRIPT],
+    examples=["xs pipe ./store 03gw3h… -c '.cas $in.hash | lines | length'"],
+)
+def _pipe(arguments: Arguments) -> None:
+    _run_script(arguments, "/pipe/" + quote(arguments.rest[0]), arguments.rest[1:])
+
+
+def _run_script(arguments: Arguments, target: str, files: list[str]) -> None:
+    given = arguments.get("script")
+    if given is not None and files:
+        raise errors.Usage("a script is given by -c or by a file, not by both")
+    if given is not None:
+        script = given.encode("utf-8", "surrogateescape")
+    elif files and files[0] != "-":
+        script = _read_file(files[0])
+    else:
+        script = b"".join(stdio.blocks_of())
+    if arguments.is_program:
+        stdio.leave_with_reader()
+    transport = arguments.open()
+    try:
+        response = ask(transport, "POST", target, (), script)
+        kind = response.get("content-type") or ""
+        by = show_bytes if kind.endswith("octet-stream") else show_text
+        (show if kind.endswith("ndjson") else by)(response)
+    except errors.Invalid as error:
+        raise errors.Failed(str(error)) from None  # to be shown as Nushell has laid it out
+    except errors.BrokenBody:
+        raise errors.Failed(
+            "the script failed on its way: the server's log has its words"
+        ) from None
+    finally:
+        transport.close()
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise errors.XsError(f"can't read {path}: {error.strerror}") from None
+
+
+@command(
+    "ps",
+    "ADDR",
+    "print the generators and handlers that are in service, one a line",
+    examples=["xs ps ./store", "xs ps ./store | jq -r .name"],
+)
+def _ps(arguments: Arguments) -> None:
+    _show(arguments, "/ps", by=show)
 
 
 # Moving a store
