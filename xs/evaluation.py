@@ -168,7 +168,8 @@ class Evaluation:
             yield from self._list(lines)
         else:
             values = list(lines)  # one; and the script has ended well
-            yield from self._single(values[0] if values else b"Jnull")
+            # Nushell takes an empty text for a list of nothing.
+            yield from self._single(values[0] if values else b'J""')
 
     def _list(self, lines: Iterator[bytes]) -> Iterator[bytes]:
         first = next(lines, None)  # or its error
