@@ -32,9 +32,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def post(server: Server, target: str, script: str) -> tuple[int, str, bytes]:
     """Status, type and body, by curl."""
     done = subprocess.run(
-        ["curl", "-sS", "--unix-socket", f"{server.directory}/sock", "-o", "-"]
-        + ["-w", "\n%{http_code} %{content_type}", f"http://localhost{target}"]
-        + ["--data-binary", "@-"],
+        [
+            *("curl", "-sS", "--unix-socket", f"{server.directory}/sock", "--data-binary", "@-"),
+            *("-w", "\n%{http_code} %{content_type}", f"http://localhost{target}"),
+        ],
         input=script.encode(),
         capture_output=True,
         timeout=DEADLINE,
@@ -149,16 +150,16 @@ def test_values_come_while_the_script_runs(shared: Server, tmp_path: Path) -> No
     with xs.open(shared.directory) as store:
         values = store.eval(f"[1 2] | each {{|n| if $n == 2 {{ open --raw {gate} }}; $n}}")
         assert next(values) == 1  # while the script waits for the gate
-        gate.write_bytes(b"open")
+        gate.write_bytes(b"")
         assert list(values) == [2]
 
 
 def test_bytes_come_while_the_script_runs(shared: Server, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
+    script = f"^sh -c 'echo first; cat {gate}; echo last'"
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "eval", shared.directory, "-c"]
-        + [f"^sh -c 'echo first; cat {gate}; echo last'"],
+        [sys.executable, "-m", "xs", "eval", shared.directory, "-c", script],
         stdout=subprocess.PIPE,
         env=environment(),
     )
