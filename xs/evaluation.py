@@ -122,12 +122,15 @@ class Evaluation:
             raise Failed(self._pipes.tail or f"the script ended with {how}, and said nothing")
 
     def _lines(self) -> Iterator[bytes]:
-        """Lines that are meant for us, to the script's end."""
+        """Lines that are meant for us, each taken when it is asked for, to the script's end."""
         assert self._pipes is not None
         more = True
         while more:
             more = self._wait()
-            for line in self._pipes.lines():
+            while True:
+                line = self._pipes.line()
+                if line is None:
+                    break
                 said = self._pipes.ours(line)
                 if said is not None:
                     yield said
@@ -139,8 +142,10 @@ class Evaluation:
         begun = False
         more = True
         while more:
-            more = self._wait()
-            block = self._pipes.rest()
+            block = self._pipes.rest()  # it may have come with what was before it
+            if not block:
+                more = self._wait()
+                block = self._pipes.rest()
             if block and not begun:
                 begun = True
                 yield BYTES.encode()

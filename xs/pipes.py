@@ -174,6 +174,17 @@ class Pipes:
             yield from whole[:-1].split(b"\n")
         self._scanned = len(self._output)
 
+    def line(self) -> bytes | None:
+        """The next whole line alone, without its end; None if none has come."""
+        end = self._output.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._output)
+            return None
+        line = bytes(memoryview(self._output)[:end])
+        del self._output[: end + 1]
+        self._scanned = 0
+        return line
+
     def rest(self) -> bytes:
         """All the output that has come and is not taken."""
         data = bytes(self._output)
