@@ -259,9 +259,11 @@ class Runner:
         events = self.selector.select(timeout)
         ready = {key.fd for key, _ in events}
         if self._wakened.fileno() in ready:
-            self._woken = False  # before what it may be about is looked at
             with contextlib.suppress(BlockingIOError):
                 self._wakened.recv(4096)
+            # After that: or the byte of a wake-up that comes between the two were taken with it,
+            # and nobody would send another. Before what it may be about is looked at.
+            self._woken = False
         if self.pipes is not None:
             self.pipes.handle(ready)
 
