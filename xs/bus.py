@@ -45,6 +45,13 @@ class Entry(NamedTuple):
         return len(self.line) + len(self.content or b"")
 
 
+class Watch(NamedTuple):
+    """Someone who is woken for some topics alone."""
+
+    wants: Callable[[str], bool]
+    wake: Callable[[], None]
+
+
 class Bus:
     """The ring and those who wait for it. Any thread may call anything."""
 
@@ -58,6 +65,7 @@ class Bus:
         self._floor = mark  # from here on, all that was published is in the ring
         self._newest = mark
         self._closed = False
+        self._watches: tuple[Watch, ...] = ()  # replaced as a whole: who publishes needs no lock
 
     @property
     def newest(self) -> int:
@@ -65,8 +73,28 @@ class Bus:
         return self._newest
 
     @property
+    def floor(self) -> int:
+        """The least position from which on all that was published is in the ring."""
+        return self._floor
+
+    @property
     def closed(self) -> bool:
         return self._closed
+
+    def watch(self, wants: Callable[[str], bool], wake: Callable[[], None]) -> Watch:
+        """From now on calls `wake` for each batch with a topic that `wants` says yes to.
+
+        Called by who publishes, so it must not block. It is called when the bus closes, too.
+        """
+        watch = Watch(wants, wake)
+        with self._lock:
+            self._watches = (*self._watches, watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """Ends what `watch` began. It may be called once more by who is just publishing."""
+        with self._lock:
+            self._watches = tuple(each for each in self._watches if each is not watch)
 
     def publish(self, entries: list[Entry]) -> None:
         """Adds committed frames, in order of id, all above the newest, and wakes who waits."""
@@ -81,6 +109,11 @@ class Bus:
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()
+        if self._watches:
+            topics = {entry.topic for entry in entries}
+            for watch in self._watches:
+                if any(map(watch.wants, topics)):
+                    watch.wake()
 
     def after(self, position: int) -> list[Entry] | None:
         """All entries above a position; None when some have left the ring: ask the index."""
@@ -154,6 +187,8 @@ class Bus:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
+        for watch in self._watches:
+            watch.wake()
 
     def _trim(self) -> None:
         drop = max(0, len(self._entries) - RING_FRAMES)
