@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Someone who is woken for some topics alone."""
+    """Somebody who is to be woken by what is published on topics that `wants`."""
 
     wants: Callable[[str], bool]
     wake: Callable[[], None]
@@ -65,7 +65,7 @@ class Bus:
         self._floor = mark  # from here on, all that was published is in the ring
         self._newest = mark
         self._closed = False
-        self._watches: tuple[Watch, ...] = ()  # replaced as a whole: who publishes needs no lock
+        self._watches: tuple[Watch, ...] = ()
 
     @property
     def newest(self) -> int:
@@ -81,21 +81,6 @@ class Bus:
     def closed(self) -> bool:
         return self._closed
 
-    def watch(self, wants: Callable[[str], bool], wake: Callable[[], None]) -> Watch:
-        """From now on calls `wake` for each batch with a topic that `wants` says yes to.
-
-        Called by who publishes, so it must not block. It is called when the bus closes, too.
-        """
-        watch = Watch(wants, wake)
-        with self._lock:
-            self._watches = (*self._watches, watch)
-        return watch
-
-    def unwatch(self, watch: Watch) -> None:
-        """Ends what `watch` began. It may be called once more by who is just publishing."""
-        with self._lock:
-            self._watches = tuple(each for each in self._watches if each is not watch)
-
     def publish(self, entries: list[Entry]) -> None:
         """Adds committed frames, in order of id, all above the newest, and wakes who waits."""
         if not entries:
@@ -109,11 +94,27 @@ class Bus:
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()
-        if self._watches:
+            watches = self._watches
+        if watches:
             topics = {entry.topic for entry in entries}
-            for watch in self._watches:
+            for watch in watches:
                 if any(map(watch.wants, topics)):
                     watch.wake()
+
+    def watch(self, wants: Callable[[str], bool], wake: Callable[[], None]) -> Watch:
+        """Calls `wake` whenever something is published on a topic that `wants`, until `unwatch`.
+
+        Also when history was imported, or the bus closes. Unlike `wait` this costs nothing for what
+        is published on other topics. `wake` must not block: it is called by who publishes.
+        """
+        watch = Watch(wants, wake)
+        with self._lock:
+            self._watches = (*self._watches, watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        with self._lock:
+            self._watches = tuple([each for each in self._watches if each is not watch])
 
     def after(self, position: int) -> list[Entry] | None:
         """All entries above a position; None when some have left the ring: ask the index."""
@@ -149,6 +150,9 @@ class Bus:
             if mark > self._newest:
                 self._newest = mark
                 self._changed.notify_all()
+            watches = self._watches
+        for watch in watches:
+            watch.wake()
 
     def discard(self, removed: Iterable[int]) -> None:
         """Frames with these ids were removed: whoever has not got them won't."""
@@ -187,7 +191,8 @@ class Bus:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-        for watch in self._watches:
+            watches = self._watches
+        for watch in watches:
             watch.wake()
 
     def _trim(self) -> None:
