@@ -49,8 +49,10 @@ ARCHITECTURE = {
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 store reader",
-    "httpd":       "errors http1 commit store reader api sockets access delivery",
-    "server":      "errors meta commit store sockets access delivery httpd version | address",
+    "listener":    "http1",
+    "httpd":       "errors http1 commit store reader api sockets access delivery listener",
+    "server":      "errors meta commit store sockets access delivery listener httpd version | "
+                   "address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",

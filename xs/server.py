@@ -21,7 +21,8 @@ from xs.access import access
 from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Usage
-from xs.httpd import Connections, Limits, Server
+from xs.httpd import Limits, Server
+from xs.listener import Connections
 from xs.sockets import listen_tcp, listen_unix
 from xs.store import Store
 from xs.version import VERSION
