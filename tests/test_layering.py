@@ -51,8 +51,13 @@ ARCHITECTURE = {
     "delivery":    "errors frame bus http1 store reader",
     "listener":    "http1",
     "httpd":       "errors http1 commit store reader api sockets access delivery listener",
+    "hangups":     "",
+    "exchange":    "errors frame records http1",
+    "answers":     "errors ids frame commit store exchange",
+    "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
+                   "exchange answers",
     "server":      "errors meta commit store sockets access delivery listener httpd version | "
-                   "address",
+                   "address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -70,7 +75,7 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion server",
+                   "version idfields ndjson transfer completion server gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

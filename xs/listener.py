@@ -176,3 +176,8 @@ class Connections:
             connections = list(self._open)
         for connection in connections:
             connection.drop()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until all are closed, for so long at most."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._open, seconds)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import TYPE_CHECKING, NamedTuple
 
 from xs import meta
 from xs.access import access
@@ -27,6 +28,9 @@ from xs.sockets import listen_tcp, listen_unix
 from xs.store import Store
 from xs.version import VERSION
 
+if TYPE_CHECKING:
+    from xs.gateway import Gateway, Options
+
 SOCKET = "sock"
 TOKEN = "token"
 
@@ -35,18 +39,29 @@ _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks 
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
 
+class Web(NamedTuple):
+    """What is to answer the web: on which addresses, and how."""
+
+    addresses: list[str]
+    options: Options
+
+
 class Running:
     """A server that runs, with its threads. `stop` ends it."""
 
-    def __init__(self, folder: str, expose: list[str], hosts: list[str]) -> None:
+    def __init__(
+        self, folder: str, expose: list[str], hosts: list[str], web: Web | None = None
+    ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
-        room = _make_room()
+        room = _make_room(web is not None)
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.addresses: list[str] = []
+        self.web_addresses: list[str] = []
         addresses = [_host_and_port(each) for each in expose]
         self._servers: list[Server] = []
         self._connections = Connections(room)
+        self._gateway: Gateway | None = None
         self._store = Store(self.folder, exclusive=True, create=True)
         try:
             self._delivery = Delivery(self._store)
@@ -54,18 +69,24 @@ class Running:
             self._listen(listen_unix(self.socket_path))
             for host, port in addresses:
                 self._expose(host, port, hosts)
+            if web is not None:
+                self._open_gateway(web, room)
         except OSError as error:
             self._abandon()
             raise NotAStore(f"can't serve {folder}: {error.strerror}") from None
         except BaseException:
             self._abandon()
             raise
-        meta = {"version": VERSION, "expose": self.addresses}
+        meta: dict[str, object] = {"version": VERSION, "expose": self.addresses}
+        if self.web_addresses:
+            meta["http"] = self.web_addresses
         self._store.append(Append("xs.start", meta=_json(meta)))
         self._store.start_sweeping()
         self._delivery.start()
         for server in self._servers:
             server.start()
+        if self._gateway is not None:
+            self._gateway.start()
 
     def _listen(self, sock: socket.socket) -> None:
         self._servers.append(Server(sock, self._store, self._delivery, self._connections, log=_log))
@@ -79,7 +100,16 @@ class Running:
             Server(sock, self._store, self._delivery, self._connections, asked, log=_log)
         )
 
+    def _open_gateway(self, web: Web, room: int) -> None:
+        from xs.gateway import Gateway
+
+        self._gateway = Gateway(self._store, web.options, _log, room)
+        for address in web.addresses:
+            self.web_addresses.append(self._gateway.listen(address))
+
     def _abandon(self) -> None:
+        if self._gateway is not None:
+            self._gateway.abandon()
         for server in self._servers:
             server.socket.close()
         if self._servers:  # the first is the Unix socket's
@@ -88,6 +118,8 @@ class Running:
 
     def stop(self) -> None:
         """Ends everything in good order."""
+        if self._gateway is not None:  # first: answers are appended like anything else
+            self._gateway.stop(_STOP_SECONDS)
         for server in self._servers:
             server.stop()
         self._store.refuse_more(Append("xs.stop"))
@@ -100,7 +132,13 @@ class Running:
         self._store.close()
 
 
-def serve(folder: str, *, expose: list[str] | None = None, hosts: list[str] | None = None) -> int:
+def serve(
+    folder: str,
+    *,
+    expose: list[str] | None = None,
+    hosts: list[str] | None = None,
+    web: Web | None = None,
+) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
     # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
     # signals before and after). A pipe has no such moment: its byte, the signal's number, stays.
@@ -109,9 +147,11 @@ def serve(folder: str, *, expose: list[str] | None = None, hosts: list[str] | No
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [])
+    running = Running(folder, expose or [], hosts or [], web)
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
     print(f"serving {folder} at {where}", flush=True)
+    if running.web_addresses:
+        print(f"answering the web at {', '.join(running.web_addresses)}", flush=True)
     first = os.read(received, 1)[0]
     running.stop()
     return 130 if first == signal.SIGINT else 0
@@ -154,8 +194,8 @@ def _log(text: str) -> None:
     print(f"xs: {text}", file=sys.stderr, flush=True)
 
 
-def _make_room() -> int:
-    """How many connections the system allows; threads get small enough for them."""
+def _make_room(for_the_web: bool) -> int:
+    """How many connections of a kind the system allows; threads get small enough for them."""
     import resource
 
     threading.stack_size(Limits.stack_bytes)
@@ -164,7 +204,8 @@ def _make_room() -> int:
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = Limits.connections + _OWN_FILES
+    kinds = 2 if for_the_web else 1  # one can't take the other's room
+    wanted = kinds * Limits.connections + _OWN_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return Limits.connections
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -173,4 +214,4 @@ def _make_room() -> int:
     except (OSError, ValueError):
         most = soft  # then there is room for fewer connections
     # The store needs files too, or those who are connected could do nothing.
-    return most - min(_OWN_FILES, most // 2)
+    return (most - min(_OWN_FILES, most // 2)) // kinds

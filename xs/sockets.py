@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import struct
 
 from xs.errors import Invalid, Unavailable
@@ -29,6 +30,39 @@ def listen_unix(path: str) -> socket.socket:
     finally:
         os.umask(mask)
     return sock
+
+
+def listen_unix_for_all(path: str) -> socket.socket:
+    """A socket at `path`, for everybody who can reach its folder. Raises `Unavailable`.
+
+    What is there already is replaced only if it is a socket on which nobody listens any more.
+    """
+    try:
+        _remove_dead_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _bind_unix(sock, path)
+            os.chmod(path, 0o666)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise Unavailable(f"can't listen on {path}: {error.strerror or error}") from None
+    return sock
+
+
+def _remove_dead_socket(path: str) -> None:
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise Unavailable(f"can't listen on {path}: a file is there already")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        try:
+            caller.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise Unavailable(f"can't listen on {path}: a server listens there already")
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:
