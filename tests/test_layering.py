@@ -53,7 +53,7 @@ ARCHITECTURE = {
     "httpd":       "errors http1 commit store reader api sockets access delivery listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
-    "answers":     "errors ids frame commit store exchange",
+    "answers":     "errors ids frame schema bus commit store exchange",
     "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
                    "exchange answers",
     "server":      "errors meta commit store sockets access delivery listener httpd version | "

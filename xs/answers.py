@@ -15,23 +15,30 @@ Locks: a waiter's own, and `Answers._lock`; both are leaves, held for a few line
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
+from xs.bus import Entry
 from xs.commit import Append, AppendWork, Commit, Work
 from xs.errors import Unavailable, XsError
 from xs.exchange import RESPONSE
+from xs.schema import Stored
 from xs.store import Store
 
 KEPT_FRAMES = 256  # of one answer, while its client is slow to read them
-KEPT_BYTES = 256 * 1024  # of their JSON and their ephemeral content
+KEPT_BYTES = 256 * 1024  # of their content, and some for each
+_FRAME_BYTES = 500
 
 _RESPONSES = frozenset((RESPONSE,))
+
+if TYPE_CHECKING:
+    _Parts = tuple[bytes, Union[bytes, None], Union[Stored, None]]  # line, content, stored
 
 
 class Busy(Unavailable):
@@ -51,14 +58,22 @@ class Lost(Exception):
 
 
 class Found(NamedTuple):
-    """A frame of an answer. `content` is only there if the frame is ephemeral and has any."""
+    """A frame of an answer, with its content if that has been found along with it.
+
+    Of an ephemeral frame it always has been (`content`), of a stored one mostly (`stored`).
+    """
 
     id: int
     hash: Optional[str]
     meta: dict[str, Any]
-    is_ephemeral: bool
     content: Optional[bytes]
-    size: int  # bytes that it is counted with while it is kept
+    stored: Optional[Stored]
+
+    @property
+    def size(self) -> int:
+        """What it is counted with while it is kept, in bytes: not exactly those it takes."""
+        kept = self.content or (self.stored.content if self.stored else None) or b""
+        return _FRAME_BYTES + len(kept)
 
 
 class Waiter:
@@ -225,6 +240,8 @@ class Answers:
         self._by_frame: dict[str, Waiter] = {}
         self._lock = threading.Lock()  # guards the number below
         self._waiting = 0
+        self._random = int.from_bytes(os.urandom(6), "big")
+        self._numbers = itertools.count()
         self._stopping = False
         self._wakened = threading.Lock()  # released when an answer was published
         self._wakened.acquire()
@@ -259,8 +276,9 @@ class Answers:
         with self._lock:
             self.check_room()
             self._waiting += 1
-        # In the form of the stream's own ids; 80 random bits make it one that can't be guessed.
-        value = self._store.clock() << 80 | int.from_bytes(os.urandom(10), "big")
+        # In the form of the stream's own ids, but another than any of them.
+        number = next(self._numbers) & 0xFFFFFFFF
+        value = self._store.clock() << 80 | self._random << 32 | number
         waiter = Waiter(self, ids.text(value))
         self._by_request[waiter.request_id] = waiter
         return waiter
@@ -312,23 +330,39 @@ class Answers:
             floor = self._bus.floor
             position, self._position = self._position, floor
             while position < floor:
-                lines, position = self._stored(position, floor)
-                for line in lines:
-                    self._offer(line, None)
-        now = self._store.clock()
-        for entry in entries:
-            if entry.topic == RESPONSE and entry.is_live(now):
-                self._offer(entry.line, entry.content)
-        if entries:
-            self._position = entries[-1].id
-
-    def _offer(self, line: bytes, content: Optional[bytes]) -> None:
+                rows, position = self._rows(position, floor)
+                for stored in rows:
+                    self._offer(stored.line, None, stored)
+        if not entries:
+            return
+        self._position = entries[-1].id
         if not self._by_request:
             return
-        found = _found(line, content)
-        waiter = None if found is None else self._waiter_for(found.meta)
-        if waiter is not None and found is not None:
-            waiter.offer(found)
+        now = self._store.clock()
+        found = [each for each in entries if each.topic == RESPONSE and each.is_live(now)]
+        contents = self._contents(found)
+        for each in found:
+            self._offer(each.line, each.content, contents.get(each.line))
+
+    def _contents(self, entries: list[Entry]) -> dict[bytes, Stored]:
+        """Stored frames with their content, by their lines: in one go, not by each who waits."""
+        with_content = [
+            each for each in entries if each.content is None and b'"hash":null' not in each.line
+        ]
+        found: dict[bytes, Stored] = {}
+        if with_content:
+            position, until = with_content[0].id - 1, with_content[-1].id
+            while position < until:
+                rows, position = self._rows(position, until)
+                found.update((stored.line, stored) for stored in rows)
+        return found
+
+    def _offer(self, line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> None:
+        if self._by_request:
+            found = _found(line, content, stored)
+            waiter = None if found is None else self._waiter_for(found.meta)
+            if waiter is not None and found is not None:
+                waiter.offer(found)
 
     def _waiter_for(self, meta: dict[str, Any]) -> Optional[Waiter]:
         request_id, frame_id = meta.get("request_id"), meta.get("frame_id")
@@ -343,10 +377,10 @@ class Answers:
         """Some of a waiter's frames up to `until`, and the position after them."""
         entries = self._bus.after(position)
         if entries is None:
-            lines, position = self._stored(position, until)
-            return self._own(waiter, [(line, None) for line in lines]), position
+            rows, position = self._rows(position, until)
+            return self._own(waiter, [(row.line, None, row) for row in rows]), position
         now = self._store.clock()
-        found: list[tuple[bytes, Optional[bytes]]] = []
+        found: list[_Parts] = []
         size = 0
         for entry in entries:
             if entry.id > until:
@@ -356,35 +390,30 @@ class Answers:
                 return self._own(waiter, found), position
             position = entry.id
             if entry.topic == RESPONSE and entry.is_live(now):
-                found.append((entry.line, entry.content))
+                found.append((entry.line, entry.content, None))
                 size += entry.size
         return self._own(waiter, found), until
 
-    def _own(self, waiter: Waiter, lines: Iterable[tuple[bytes, Optional[bytes]]]) -> list[Found]:
+    def _own(self, waiter: Waiter, lines: Iterable[_Parts]) -> list[Found]:
         names = [name.encode() for name in (waiter.request_id, waiter.frame_id) if name]
         own = []
-        for line, content in lines:
+        for line, content, stored in lines:
             if any(name in line for name in names):  # most are others', and needn't be decoded
-                found = _found(line, content)
+                found = _found(line, content, stored)
                 if found is not None and self._waiter_for(found.meta) is waiter:
                     own.append(found)
         return own
 
-    def _stored(self, position: int, until: int) -> tuple[list[bytes], int]:
-        """Lines of stored answers up to `until`, some at a time, and the position after them."""
-        now = self._store.clock()
-        page, count = self._store.index.page(position, until, _RESPONSES, KEPT_FRAMES, now)
-        if not count:
-            return [], until
-        lines = page.split(b"\n")[:-1]
-        return lines, ids.parse(frame.id_of(lines[-1]))
+    def _rows(self, position: int, until: int) -> tuple[list[Stored], int]:
+        """Stored answers up to `until`, some at a time, and the position after them."""
+        index, now = self._store.index, self._store.clock()
+        rows = index.rows(position, until, _RESPONSES, KEPT_FRAMES, now)
+        return rows, ids.parse(frame.id_of(rows[-1].line)) if rows else until
 
 
-def _found(line: bytes, content: Optional[bytes]) -> Optional[Found]:
+def _found(line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> Optional[Found]:
     """An answer's frame; None if its meta can't be that of one."""
     fields = frame.Frame.from_json(line)
     if not isinstance(fields.meta, dict):
         return None
-    is_ephemeral = fields.ttl == frame.EPHEMERAL
-    size = len(line) + len(content or b"")
-    return Found(ids.parse(fields.id), fields.hash, fields.meta, is_ephemeral, content, size)
+    return Found(ids.parse(fields.id), fields.hash, fields.meta, content, stored)

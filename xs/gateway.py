@@ -28,7 +28,7 @@ from xs.errors import BrokenBody, Full, Invalid, TooLarge, Unavailable, Usage, X
 from xs.exchange import NotHttp
 from xs.hangups import Hangups
 from xs.listener import Connections, Listener
-from xs.sockets import listen_tcp, listen_unix_for_all
+from xs.sockets import listen_tcp, listen_unix_for_all, set_timeout
 from xs.store import Store
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ class Connection(socketserver.BaseRequestHandler):
         self.gateway = self.server.gateway
         self.sock = self.request
         self.buffer = bytearray()
+        self._limit = 0.0  # seconds that the system waits in a read
+        self._is_tls = False
+        self._is_gone = False
         self._waiter: Optional[Waiter] = None
         self._has_more = False  # whether frames of the answer under way may still come
         self._ending = False
@@ -120,14 +123,23 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         try:
             if self.server.tls is None or self._shake_hands(self.server.tls):
+                self.gateway.hangups.watch(self.sock, self._tell_gone)
                 self._serve_requests()
         except (OSError, Gone):
             self._broken = True  # the client is gone, or too slow to be waited for
 
     def finish(self) -> None:
         self._end_output()
+        self.gateway.hangups.unwatch(self.sock)
         self.sock.close()
         self.server.closed(self)
+
+    def _tell_gone(self) -> None:
+        """The client has closed its end: nobody waits any more."""
+        self._is_gone = True
+        waiter = self._waiter
+        if waiter is not None:
+            waiter.fail(Gone())
 
     def _end_output(self) -> None:
         """Nothing more is sent. With TLS that is said, so that nobody can have cut it short."""
@@ -141,7 +153,7 @@ class Connection(socketserver.BaseRequestHandler):
         _shut_quietly(self.sock, socket.SHUT_WR)
 
     def _shake_hands(self, context: ssl.SSLContext) -> bool:
-        self.sock.settimeout(Limits.handshake_seconds)
+        self._allow(Limits.handshake_seconds)
         first = self.sock.recv(1, socket.MSG_PEEK)
         if first and first != _TLS_HANDSHAKE:
             self._refuse(400, "this address speaks TLS: use https")
@@ -149,6 +161,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
         self.sock.settimeout(Limits.handshake_seconds)
         self.sock.do_handshake()
+        self._is_tls = True
         self._said_goodbye = False
         return True
 
@@ -194,11 +207,22 @@ class Connection(socketserver.BaseRequestHandler):
         """What has come, or comes within that time; None if nothing does, b"" at the end."""
         if seconds <= 0:
             return None
-        self.sock.settimeout(seconds)
+        self._allow(seconds)
         try:
             return self.sock.recv(size)
-        except socket.timeout:
+        except (socket.timeout, BlockingIOError):
             return None
+
+    def _allow(self, seconds: float) -> None:
+        """Sets the limit for the next read, and for writes.
+
+        Without TLS the system keeps it: Python's own costs another system call for each.
+        """
+        if self._is_tls:
+            self.sock.settimeout(seconds)
+        elif seconds != self._limit:
+            set_timeout(self.sock, seconds)
+            self._limit = seconds
 
     def _serve(self, head: http1.RequestHead) -> bool:
         """Answers one request; whether the connection goes on."""
@@ -215,6 +239,8 @@ class Connection(socketserver.BaseRequestHandler):
             keep = head.keep_alive and body.is_read and not self._ending
             return self._say(head, error.status, str(error), keep=keep)
         self._waiter = waiter
+        if self._is_gone:
+            waiter.fail(Gone())
         try:
             return self._exchange(head, content, waiter)
         finally:
@@ -226,7 +252,6 @@ class Connection(socketserver.BaseRequestHandler):
         append = Append(exchange.REQUEST, content, meta, self.gateway.options.ttl)
         work = RequestWork(append, waiter)
         self._has_more = True
-        self.gateway.hangups.watch(self.sock, lambda: waiter.fail(Gone()))
         try:
             self.gateway.submit(work)
             return self._answer(head, waiter)
@@ -234,7 +259,6 @@ class Connection(socketserver.BaseRequestHandler):
             self._has_more = True  # or as good as that: not all of it has been heard
             raise
         finally:
-            self.gateway.hangups.unwatch(self.sock)
             if self._has_more and work.error is None:
                 self.gateway.tell_disconnect(waiter.request_id)
 
@@ -348,7 +372,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _write(self, data: bytes) -> None:
         """Writes all of it. Raises `OSError` if the client is gone, or takes it too slowly."""
-        self.sock.settimeout(Limits.written_seconds)
+        if self._is_tls:
+            self.sock.settimeout(Limits.written_seconds)
         if len(data) <= Limits.written_bytes:
             self.sock.sendall(data)
             return
@@ -363,7 +388,7 @@ class Connection(socketserver.BaseRequestHandler):
         left = Limits.linger_seconds
         while left > 0:
             self.sock.settimeout(left)
-            if not socket.socket.recv(self.sock, _RECEIVE):
+            if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
                 return
             left = deadline - time.monotonic()
 
@@ -480,6 +505,8 @@ class Door(Listener):
 
     def prepare(self, sock: socket.socket) -> None:
         super().prepare(sock)
+        sock.setblocking(True)
+        set_timeout(sock, Limits.written_seconds, socket.SO_SNDTIMEO)
         if sock.family != socket.AF_UNIX:
             # A client whose machine is gone says nothing, and a stream of events may have no end.
             for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
@@ -596,9 +623,10 @@ class Gateway:
             return self.store.content(part.hash)
         if found.hash is None:
             return 0, iter(())
-        if found.is_ephemeral:
-            content = found.content or b""
-            return len(content), iter((content,))
+        if found.content is not None:
+            return len(found.content), iter((found.content,))
+        if found.stored is not None:
+            return self.store.stored_content(found.stored, found.hash)
         return self.store.content_of(found.id)
 
     def tell_disconnect(self, request_id: str) -> None:

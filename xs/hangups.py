@@ -17,10 +17,12 @@ _EVENTS = 256  # looked at in one go
 
 
 class Hangups:
-    """Calls back when the client of a watched socket has gone. Any thread may call anything."""
+    """Calls back when the client of a watched socket has gone. Any thread may call anything.
+
+    There is no lock: a socket that is unwatched just now may be told of all the same.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the dictionary; callbacks are called under it
         self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
         self._waker, self._wakened = socket.socketpair()
         self._stopping = False
@@ -32,18 +34,19 @@ class Hangups:
         self._thread.start()
 
     def watch(self, sock: socket.socket, gone: Callable[[], None]) -> None:
-        """From now on `gone` is called, once, when the client goes away. It must not block."""
+        """From now on `gone` is called when the client goes away, once or twice, at once.
+
+        It must not block.
+        """
         number = sock.fileno()
-        with self._lock:
-            self._watched[number] = sock, gone
-            self._system.add(number)
+        self._watched[number] = sock, gone
+        self._system.add(number)
 
     def unwatch(self, sock: socket.socket) -> None:
-        """To be called before `sock` is closed. `gone` won't be called any more."""
+        """To be called before `sock` is closed."""
         number = sock.fileno()
-        with self._lock:
-            if self._watched.pop(number, None) is not None:
-                self._system.remove(number)
+        if self._watched.pop(number, None) is not None:
+            self._system.remove(number)
 
     def stop(self) -> None:
         self._stopping = True
@@ -55,17 +58,10 @@ class Hangups:
     def _run(self) -> None:
         while not self._stopping:
             for number in self._system.wait():
-                with self._lock:
-                    self._look_at(number)
-
-    def _look_at(self, number: int) -> None:
-        sock, gone = self._watched.get(number, (None, None))
-        if sock is None or gone is None:
-            return  # unwatched meanwhile
-        if has_gone(sock):
-            del self._watched[number]
-            self._system.remove(number)
-            gone()
+                found = self._watched.get(number)
+                # The number may be another socket's by now: so this one is asked itself.
+                if found is not None and has_gone(found[0]):
+                    found[1]()
 
 
 def has_gone(sock: socket.socket) -> bool:
@@ -79,7 +75,10 @@ def has_gone(sock: socket.socket) -> bool:
         return True  # kqueue(2) has told so
     wanted = 0 if sock.family == socket.AF_UNIX else ended
     poll = select.poll()
-    poll.register(sock, wanted)
+    try:
+        poll.register(sock, wanted)
+    except (OSError, ValueError):
+        return False  # it was closed here
     return any(event & (select.POLLHUP | select.POLLERR | wanted) for _, event in poll.poll(0))
 
 

@@ -10,11 +10,11 @@ import struct
 from xs.errors import Invalid, Unavailable
 
 
-def set_timeout(sock: socket.socket, seconds: float) -> None:
-    """A limit on each read that the kernel keeps: it then fails with EAGAIN."""
+def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
+    """A limit on each read (or, `of` SO_SNDTIMEO, write) that the kernel keeps: EAGAIN then."""
     whole = int(seconds)
     limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, of, limit)
 
 
 def listen_unix(path: str) -> socket.socket:
