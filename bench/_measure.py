@@ -218,13 +218,16 @@ def populate(path: str, topics: Iterable[str], content: Optional[bytes] = CONTEN
 class Server:
     """A running `xs serve`, started by tools/xs."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *options: str) -> None:
         """Returns when the socket answers; `start_seconds` is how long that took."""
         self.path = path
         self.socket_path = os.path.join(path, "sock")
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [XS, "serve", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRON
+            [XS, "serve", path, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=ENVIRON,
         )
         while not self._answers():
             if self.process.poll() is not None:
@@ -270,8 +273,8 @@ ENVIRON = {name: value for name, value in os.environ.items() if not name.startsw
 
 
 @contextmanager
-def server(path: str) -> Iterator[Server]:
-    running = Server(path)
+def server(path: str, *options: str) -> Iterator[Server]:
+    running = Server(path, *options)
     try:
         yield running
     finally:
@@ -346,10 +349,16 @@ class Crowd:
         for client in self._clients:
             self._selector.register(client.sock, selectors.EVENT_READ, client.sock)
 
-    def rate(self, data: bytes, length: float) -> float:
-        """Answers a second to that request, over some seconds."""
+    def rate(self, data: bytes, length: float, delays: Optional[list[float]] = None) -> float:
+        """Answers a second to that request, over some seconds.
+
+        `delays` is given how long each answer took, in ms.
+        """
         select = self._selector.select
+        clock = time.perf_counter
+        sent: dict[socket.socket, float] = {}
         for client in self._clients:
+            sent[client.sock] = clock()
             client.sock.send(data)
         waiting = len(self._clients)
         partial: dict[socket.socket, bytes] = {}
@@ -365,6 +374,10 @@ class Crowd:
                     partial[sock] = answer
                     continue
                 answered += 1
+                if delays is not None:
+                    now = clock()
+                    delays.append((now - sent[sock]) * 1e3)
+                    sent[sock] = now
                 if ended:
                     waiting -= 1
                 else:

@@ -42,25 +42,27 @@ from _measure import (
 
 TOP = 30
 INTERVAL = 0.001
+WEB = ".web"  # the gateway's socket is beside the store
 
 
 # The server's side
 
 
 def serve(mode: str, path: str) -> None:
-    from xs import server
+    from xs import gateway, server
 
+    web = server.Web([path + WEB], gateway.Options())
     if mode == "sample":
         sampler = Sampler()
-        server.serve(path)
+        server.serve(path, web=web)
         sampler.print()
     elif mode == "profile":
         profiles = profile_threads()
-        server.serve(path)
+        server.serve(path, web=web)
         print_profiles(profiles)
     else:
         watcher = Watcher()
-        server.serve(path)
+        server.serve(path, web=web)
         watcher.print()
 
 
@@ -252,6 +254,20 @@ def follow(followers: int) -> Callable[[str, float], str]:
     return load
 
 
+def web(connections: int) -> Callable[[str, float], str]:
+    import gateway as bench
+
+    def load(path: str, length: float) -> str:
+        data = request("GET", "/hello?a=1", b"", "User-Agent: bench", "Accept: */*")
+        with bench.handler(path, "forever"):
+            crowd = Crowd(os.path.dirname(path) + WEB, connections)
+            rate = crowd.rate(data, length)
+            crowd.close()
+        return f"{rate:,.0f} requests/s"
+
+    return load
+
+
 def _repeat(frames: int, length: float, act: Callable[[], object]) -> str:
     count = 0
     started = time.perf_counter()
@@ -271,6 +287,8 @@ LOADS: dict[str, Callable[[], Callable[[str, float], str]]] = {
     "follow1": lambda: follow(1),
     "follow100": lambda: follow(100),
     "follow1000": lambda: follow(1000),
+    "web1": lambda: web(1),
+    "web50": lambda: web(50),
 }
 
 

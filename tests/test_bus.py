@@ -100,3 +100,39 @@ def test_who_waits_is_woken_by_what_is_above_its_position_or_by_the_end() -> Non
         thread.join(DEADLINE)
     assert len(woken) == 4 and bus.closed
     assert not Bus(0).wait(0, 0.01)
+
+
+def test_a_watch_is_woken_for_the_topics_that_it_wants_and_no_others() -> None:
+    bus = Bus(0)
+    woken: list[str] = []
+    first = bus.watch(lambda topic: topic == "a", lambda: woken.append("first"))
+    bus.watch(lambda topic: topic.startswith("b."), lambda: woken.append("second"))
+    bus.publish([entry(1), entry(2)])
+    assert woken == ["first"], "once for a batch"
+    bus.publish([Entry(3, "b.c", b"x"), Entry(4, "c", b"x")])
+    assert woken == ["first", "second"]
+    bus.publish([Entry(5, "c", b"x"), Entry(6, "b", b"x")])
+    assert woken == ["first", "second"]
+    bus.unwatch(first)
+    bus.publish([entry(7), Entry(8, "b.d", b"x")])
+    assert woken == ["first", "second", "second"]
+    bus.close()
+    assert woken == ["first", "second", "second", "second"]
+
+
+def test_a_watch_that_is_woken_finds_what_woke_it() -> None:
+    bus = Bus(0)
+    found: list[list[int] | None] = []
+    bus.watch(lambda topic: True, lambda: found.append(ids_after(bus, bus.newest - 1)))
+    bus.publish([entry(1)])
+    bus.publish([entry(2)])
+    assert found == [[1], [2]]
+
+
+def test_from_the_floor_on_all_is_in_the_ring() -> None:
+    bus = Bus(10)
+    assert bus.floor == 10
+    for start in range(11, 3 * RING_FRAMES, 1000):
+        bus.publish([entry(value) for value in range(start, start + 1000)])
+    assert bus.floor > 10
+    assert ids_after(bus, bus.floor) and ids_after(bus, bus.floor - 1) is None

@@ -61,9 +61,15 @@ ARCHITECTURE = {
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",
-    "httpd":       "errors http1 commit store reader scripts api sockets access delivery",
-    "server":      "errors meta commit store scripts sockets access delivery httpd version | "
-                   "address",
+    "listener":    "http1",
+    "httpd":       "errors http1 commit store reader scripts api sockets access delivery listener",
+    "hangups":     "",
+    "exchange":    "errors frame records http1",
+    "answers":     "errors ids frame schema bus commit store exchange",
+    "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
+                   "exchange answers",
+    "server":      "errors meta commit store scripts sockets access delivery listener httpd "
+                   "version | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -80,7 +86,7 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion server",
+                   "version idfields ndjson transfer completion server gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

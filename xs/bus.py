@@ -73,6 +73,11 @@ class Bus:
         return self._newest
 
     @property
+    def floor(self) -> int:
+        """The least position from which on all that was published is in the ring."""
+        return self._floor
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xs.arguments import Arguments
+    from xs.server import Web
     from xs.transport import Fields, Response
 
     Run = Callable[[Arguments], int | None]
@@ -95,8 +96,22 @@ def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
         Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
                is_repeated=True),
         Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
+        Option("--http", "an address for requests from the web, which become events (repeatable)",
+               "ADDR", is_repeated=True),
+        Option("--http-timeout", "how long one of them waits for its answer (30)", "SECONDS",
+               is_number=True),
+        Option("--http-max", "how many may wait at once (1024)", "N", is_number=True),
+        Option("--http-body", "the largest body of one (1073741824)", "BYTES", is_number=True),
+        Option("--http-ttl", "how long they are kept: forever, ephemeral, time:<ms>, last:<n>",
+               "TTL"),
+        Option("--tls-cert", "a certificate, with which --http speaks TLS", "FILE"),
+        Option("--tls-key", "its key, if it is in another file", "FILE"),
     ],
-    examples=["xs serve ./store", "xs serve ./store --expose :8080"],
+    examples=[
+        "xs serve ./store",
+        "xs serve ./store --expose :8080",
+        "xs serve ./store --http 0.0.0.0:443 --tls-cert site.pem --tls-key site.key",
+    ],
 )  # fmt: skip
 def _serve(arguments: Arguments) -> int:
     directory = arguments.rest[0]
@@ -109,7 +124,21 @@ def _serve(arguments: Arguments) -> int:
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
         scripts=not arguments.has("no-scripts"),
+        web=_web(arguments),
     )
+
+
+def _web(arguments: Arguments) -> Web | None:
+    addresses = arguments.options.get("http", [])
+    if not addresses:
+        for name in ("http-timeout", "http-max", "http-body", "http-ttl", "tls-cert", "tls-key"):
+            if arguments.has(name):
+                raise errors.Usage(f"--{name} goes with --http ADDR")
+        return None
+    from xs.gateway import options_of
+    from xs.server import Web
+
+    return Web(addresses, options_of(arguments.get))
 
 
 # Writing

@@ -9,7 +9,6 @@ that can.
 
 from __future__ import annotations
 
-import errno
 import socket
 import socketserver
 import threading
@@ -22,6 +21,7 @@ from xs.access import Access, refusal
 from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
+from xs.listener import Connections, Listener
 from xs.reader import Reader
 from xs.scripts import Scripts
 from xs.sockets import is_gone, set_timeout
@@ -558,16 +558,11 @@ class _Body:
         return True
 
 
-# Listeners
+# A listener
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """One listener of one store."""
-
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = 1024
+class Server(Listener):
+    """One listener of one store's API."""
 
     def __init__(
         self,
@@ -579,133 +574,23 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         log: Any = None,
     ) -> None:
         """`sock` is bound; a TCP address has `access`, the Unix socket none."""
-        socketserver.BaseServer.__init__(self, sock.getsockname(), Connection)
-        self.socket = sock
+        super().__init__(sock, Connection, connections, log or (lambda text: None))
         self.store = store
         self.delivery = delivery
         self.access = access
-        self.log = log or (lambda text: None)
         self.scripts: Optional[Scripts] = None  # set by who keeps them
-        self._connections = connections
-        self.server_activate()
 
-    def start(self) -> None:
-        # Without a poll interval it waits for a connection, and for nothing else.
-        threading.Thread(
-            target=self.serve_forever, args=(None,), name="xs-accept", daemon=True
-        ).start()
+    @property
+    def most(self) -> int:
+        return Limits.connections
 
-    def stop(self) -> None:
-        """Accepts no more."""
-        stopping = threading.Thread(target=self.shutdown, daemon=True)
-        stopping.start()
-        deadline = time.monotonic() + 2.0
-        while stopping.is_alive() and time.monotonic() < deadline:
-            self._wake()
-            stopping.join(0.05)
-        self.socket.close()
-
-    def _wake(self) -> None:
-        """A connection of our own ends the wait for one."""
-        with socket.socket(self.socket.family, socket.SOCK_STREAM) as waker:
-            waker.setblocking(False)
-            try:
-                waker.connect(self.socket.getsockname())
-            except OSError:
-                try:  # a socket's file may be gone, or its name too long: see `_bind_unix`
-                    self.socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # a connection is under way, which ends the wait as well
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            sock, address = self.socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(0.05)  # until something is closed: the listener stays readable
-            raise
+    def prepare(self, sock: socket.socket) -> None:
         # Time limits are the kernel's: Python's own would cost a second system call for each read.
         sock.setblocking(True)
         set_timeout(sock, Limits.idle_seconds)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return sock, address
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        if self._connections.count < min(Limits.connections, self._connections.room):
-            return True
-        data = http1.response_head(503, [("content-length", "0"), ("retry-after", "1"), _CLOSE])
-        try:
-            request.send(data, socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # it did not wait for the refusal
-        request.close()
-        return False
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no more threads
-            self.log("no thread for another connection")
-            request.close()
-
-    def shutdown_request(self, request: Any) -> None:
-        """Nothing: a connection closes its socket itself, or has handed it on."""
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        import sys
-
-        self.log(f"a connection ended with {sys.exc_info()[1]!r}")
-        request.close()
+        super().prepare(sock)
 
     @property
     def is_quiet(self) -> bool:
         """Whether there is one connection, or none beside the one that asks."""
         return self._connections.count <= 1
-
-    def opened(self, connection: Connection) -> None:
-        self._connections.add(connection)
-
-    def closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-
-
-class Connections:
-    """Those that are open, on all listeners of a server."""
-
-    def __init__(self, room: int = Limits.connections) -> None:
-        """`room`: as many as the system lets this process have."""
-        self.room = room
-        self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
-        self._open: set[Connection] = set()
-        self._ending = False
-
-    @property
-    def count(self) -> int:
-        return len(self._open)
-
-    def add(self, connection: Connection) -> None:
-        with self._lock:
-            self._open.add(connection)
-            ending = self._ending
-        if ending:  # its thread has started only now
-            connection.end()
-
-    def discard(self, connection: Connection) -> None:
-        with self._lock:
-            self._open.discard(connection)
-            self._lock.notify_all()
-
-    def end(self, seconds: float) -> None:
-        """Lets requests under way be answered, for so long at most, and closes all connections."""
-        with self._lock:
-            self._ending = True
-            connections = list(self._open)
-        for connection in connections:
-            connection.end()
-        with self._lock:
-            self._lock.wait_for(lambda: not self._open, seconds)
-            connections = list(self._open)
-        for connection in connections:
-            connection.drop()

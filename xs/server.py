@@ -15,17 +15,22 @@ import signal
 import socket
 import sys
 import threading
+from typing import TYPE_CHECKING, NamedTuple
 
 from xs import meta
 from xs.access import Access, access
 from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Usage
-from xs.httpd import Connections, Limits, Server
+from xs.httpd import Limits, Server
+from xs.listener import Connections
 from xs.scripts import Scripts
 from xs.sockets import listen_tcp, listen_unix
 from xs.store import Store
 from xs.version import VERSION
+
+if TYPE_CHECKING:
+    from xs.gateway import Gateway, Options
 
 SOCKET = "sock"
 TOKEN = "token"
@@ -35,20 +40,35 @@ _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks 
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
 
+class Web(NamedTuple):
+    """What is to answer the web: on which addresses, and how."""
+
+    addresses: list[str]
+    options: Options
+
+
 class Running:
     """A server that runs, with its threads. `stop` ends it."""
 
     def __init__(
-        self, folder: str, expose: list[str], hosts: list[str], *, scripts: bool = True
+        self,
+        folder: str,
+        expose: list[str],
+        hosts: list[str],
+        web: Web | None = None,
+        *,
+        scripts: bool = True,
     ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
-        room = _make_room()
+        room = _make_room(web is not None)
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.addresses: list[str] = []
+        self.web_addresses: list[str] = []
         addresses = [_host_and_port(each) for each in expose]
         self._servers: list[Server] = []
         self._connections = Connections(room)
+        self._gateway: Gateway | None = None
         self._store = Store(self.folder, exclusive=True, create=True)
         try:
             self._delivery = Delivery(self._store)
@@ -57,13 +77,17 @@ class Running:
             self._listen(listen_unix(self.socket_path))
             for host, port in addresses:
                 self._expose(host, port, hosts)
+            if web is not None:
+                self._open_gateway(web, room)
         except OSError as error:
             self._abandon()
             raise NotAStore(f"can't serve {folder}: {error.strerror}") from None
         except BaseException:
             self._abandon()
             raise
-        meta = {"version": VERSION, "expose": self.addresses}
+        meta: dict[str, object] = {"version": VERSION, "expose": self.addresses}
+        if self.web_addresses:
+            meta["http"] = self.web_addresses
         self._store.append(Append("xs.start", meta=_json(meta)))
         self._store.start_sweeping()
         self._delivery.start()
@@ -71,6 +95,8 @@ class Running:
             server.start()
         if self._scripts is not None:
             self._scripts.start()
+        if self._gateway is not None:
+            self._gateway.start()
 
     def _listen(self, sock: socket.socket) -> None:
         self._add(sock, None)
@@ -87,7 +113,16 @@ class Running:
         server.scripts = self._scripts
         self._servers.append(server)
 
+    def _open_gateway(self, web: Web, room: int) -> None:
+        from xs.gateway import Gateway
+
+        self._gateway = Gateway(self._store, web.options, _log, room)
+        for address in web.addresses:
+            self.web_addresses.append(self._gateway.listen(address))
+
     def _abandon(self) -> None:
+        if self._gateway is not None:
+            self._gateway.abandon()
         for server in self._servers:
             server.socket.close()
         if self._servers:  # the first is the Unix socket's
@@ -96,6 +131,8 @@ class Running:
 
     def stop(self) -> None:
         """Ends everything in good order."""
+        if self._gateway is not None:  # first: answers are appended like anything else
+            self._gateway.stop(_STOP_SECONDS)
         for server in self._servers:
             server.stop()
         if self._scripts is not None:
@@ -116,6 +153,7 @@ def serve(
     expose: list[str] | None = None,
     hosts: list[str] | None = None,
     scripts: bool = True,
+    web: Web | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
     # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
@@ -125,9 +163,11 @@ def serve(
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [], scripts=scripts)
+    running = Running(folder, expose or [], hosts or [], web, scripts=scripts)
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
     print(f"serving {folder} at {where}", flush=True)
+    if running.web_addresses:
+        print(f"answering the web at {', '.join(running.web_addresses)}", flush=True)
     first = os.read(received, 1)[0]
     running.stop()
     return 130 if first == signal.SIGINT else 0
@@ -171,8 +211,8 @@ def _log(text: str) -> None:
     print(f"xs: {text}", file=sys.stderr, flush=True)
 
 
-def _make_room() -> int:
-    """How many connections the system allows; threads get small enough for them."""
+def _make_room(for_the_web: bool) -> int:
+    """How many connections of a kind the system allows; threads get small enough for them."""
     import resource
 
     threading.stack_size(Limits.stack_bytes)
@@ -181,7 +221,8 @@ def _make_room() -> int:
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = Limits.connections + _OWN_FILES
+    kinds = 2 if for_the_web else 1  # one can't take the other's room
+    wanted = kinds * Limits.connections + _OWN_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return Limits.connections
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -190,4 +231,4 @@ def _make_room() -> int:
     except (OSError, ValueError):
         most = soft  # then there is room for fewer connections
     # The store needs files too, or those who are connected could do nothing.
-    return most - min(_OWN_FILES, most // 2)
+    return (most - min(_OWN_FILES, most // 2)) // kinds

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import select
 import socket
+import stat
 import struct
 
 from xs.errors import Invalid, Unavailable
 
 
-def set_timeout(sock: socket.socket, seconds: float) -> None:
-    """A limit on each read that the kernel keeps: it then fails with EAGAIN."""
+def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
+    """A limit on each read (or, `of` SO_SNDTIMEO, write) that the kernel keeps: EAGAIN then."""
     whole = int(seconds)
     limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, of, limit)
 
 
 def is_half_closed(sock: socket.socket) -> bool:
@@ -54,6 +55,39 @@ def listen_unix(path: str) -> socket.socket:
     finally:
         os.umask(mask)
     return sock
+
+
+def listen_unix_for_all(path: str) -> socket.socket:
+    """A socket at `path`, for everybody who can reach its folder. Raises `Unavailable`.
+
+    What is there already is replaced only if it is a socket on which nobody listens any more.
+    """
+    try:
+        _remove_dead_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _bind_unix(sock, path)
+            os.chmod(path, 0o666)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise Unavailable(f"can't listen on {path}: {error.strerror or error}") from None
+    return sock
+
+
+def _remove_dead_socket(path: str) -> None:
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise Unavailable(f"can't listen on {path}: a file is there already")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        try:
+            caller.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise Unavailable(f"can't listen on {path}: a server listens there already")
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:

@@ -1,0 +1,187 @@
+"""How many requests from the web does the gateway answer a second, and how soon?
+
+1, 8 and 50 connections, each with one request under way, are this process, in one selector's loop.
+A process follows `http.request` and answers each with a few bytes: the least that any handler can
+do, so what is measured is the way through the stream. It reads the stream, and appends its answers
+as lines of one long `POST /append?each`; a request is two durable appends. With `ephemeral` neither
+the requests nor the answers are stored.
+
+Floor: `GET /version` from the store's own socket, an answer that needs no stream.
+
+A page of 1,000 server-sent events: how long it takes from the request to the last of them, when the
+handler has all of them ready; of those that come one by one, how long each takes from its append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Optional
+
+from _measure import (
+    Client,
+    Crowd,
+    Report,
+    alternate,
+    at_least,
+    at_most,
+    folder,
+    percentile,
+    pick,
+    request,
+    server,
+)
+
+CONNECTIONS = (1, 8, 50)
+ROUNDS = pick(7, 3)
+SECONDS = pick(1.0, 0.3)
+EVENTS = 1000
+AT_FIFTY = 2000.0  # requests/s: the goal
+AT_ONE = 5.0  # ms, p50: the goal
+
+BODY = "hello from the stream"
+
+
+class Handler:
+    """Follows the requests of a store, and answers them, for ever."""
+
+    def __init__(self, path: str, ttl: str) -> None:
+        self._ttl = ttl
+        self._requests = Client(path).sock
+        self._answers = Client(path).sock
+        self._requests.sendall(request("GET", "/?follow&new&topic=http.request"))
+        self._answers.sendall(
+            b"POST /append?each HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        self._rest = b""
+        while b"\r\n\r\n" not in self._rest:  # from here on it misses none
+            self._rest += self._requests.recv(65536)
+
+    def run(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._requests, selectors.EVENT_READ)
+        selector.register(self._answers, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                data = key.fileobj.recv(65536)  # type: ignore[union-attr]
+                if not data:
+                    return
+                if key.fileobj is self._requests:
+                    self._answer(data)
+
+    def _answer(self, data: bytes) -> None:
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        answers = []
+        for line in lines:
+            if not line.startswith(b'{"topic":"http.request"'):
+                continue
+            frame = json.loads(line)
+            meta = {"frame_id": frame["id"]}
+            if frame["meta"]["path"] == "/events":
+                answers += self._events(meta)
+            else:
+                answers.append(self._line(meta, BODY))
+        if answers:
+            body = b"".join(answers)
+            self._answers.sendall(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def _line(self, meta: dict[str, object], content: str) -> bytes:
+        event = {"topic": "http.response", "meta": meta, "ttl": self._ttl, "content": content}
+        return json.dumps(event).encode() + b"\n"
+
+    def _events(self, meta: dict[str, object]) -> Iterator[bytes]:
+        headers = {"content-type": "text/event-stream"}
+        for n in range(EVENTS):
+            more = n < EVENTS - 1
+            yield self._line({**meta, "headers": headers, "more": more}, f"data: {n}\n\n")
+
+
+@contextmanager
+def handler(path: str, ttl: str) -> Iterator[None]:
+    ready, tells = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        found = Handler(path, ttl)
+        os.write(tells, b".")
+        found.run()
+        os._exit(0)
+    os.close(tells)
+    if not os.read(ready, 1):
+        raise SystemExit("the handler did not start")
+    os.close(ready)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+
+
+def requests(report: Report, web: str, api: str, ttl: str) -> None:
+    asks = request("GET", "/hello?a=1", b"", "User-Agent: bench", "Accept: */*")
+    floor = request("GET", "/version")
+    for count in CONNECTIONS:
+        crowd, others = Crowd(web, count), Crowd(api, count)
+        delays: list[float] = []
+        found = alternate(
+            ROUNDS,
+            lambda: crowd.rate(asks, SECONDS, delays),  # noqa: B023
+            lambda: others.rate(floor, SECONDS),  # noqa: B023
+        )
+        crowd.close()
+        others.close()
+        name = f"{count} connections, {ttl}" if count > 1 else f"1 connection, {ttl}"
+        goals = [at_least(round(found.subject), AT_FIFTY, "requests/s")] if count == 50 else []
+        report.add(
+            name,
+            found.subject,
+            "requests/s",
+            *goals,
+            floor=found.floor,
+            floor_unit="requests/s, GET /version",
+            ratio=found.ratio,
+        )
+        middle = percentile(delays, 50)
+        report.add(f"{name}: p50", middle, "ms", *[at_most(middle, AT_ONE, "ms")] * (count == 1))
+        report.add(f"{name}: p99", percentile(delays, 99), "ms")
+
+
+def events(report: Report, web: str, ttl: str) -> None:
+    """A page of events that are all ready at once."""
+    took = []
+    for _ in range(pick(9, 3)):
+        client = Client(web)
+        started = time.perf_counter()
+        client.sock.sendall(request("GET", "/events"))
+        data = bytearray()
+        while not data.endswith(b"0\r\n\r\n"):
+            data += client.sock.recv(1 << 20)
+        took.append((time.perf_counter() - started) * 1e3)
+        assert data.count(b"data: ") == EVENTS
+        client.close()
+    report.add(f"{EVENTS:,} events of one page, {ttl}", statistics.median(took), "ms")
+
+
+def main() -> None:
+    report = Report("gateway", "Requests from the web, through the stream and back (Unix sockets)")
+    with folder() as where:
+        for ttl in ("forever", "ephemeral"):
+            web, store = f"{where}/{ttl}.sock", f"{where}/{ttl}"
+            with server(store, "--http", web, "--http-ttl", ttl) as running:
+                with handler(running.socket_path, ttl):
+                    requests(report, web, running.socket_path, ttl)
+                    events(report, web, ttl)
+    report.end()
+
+
+if __name__ == "__main__":
+    main()

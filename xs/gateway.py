@@ -1,0 +1,686 @@
+"""The HTTP gateway: requests from the web become frames, and answers that come as frames go back.
+
+Each request is appended as `http.request`, and its connection waits for `http.response`
+(docs/protocol.md, HTTP gateway; `exchange` has the form of both, `answers` who waits for what). A
+connection has a thread of its own, which reads the request, waits, and writes the answer.
+
+It is a front door: whoever can reach its address may ask. So everything that a client can make a
+server spend is bounded, in `Limits`, and a client that is slow, or gone, costs others nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import socketserver
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+
+from xs import exchange, frame, http1, ids
+from xs.address import parse_host
+from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
+from xs.cas import Content
+from xs.commit import Append, AppendWork, Work
+from xs.errors import BrokenBody, Full, Invalid, TooLarge, Unavailable, Usage, XsError
+from xs.exchange import NotHttp
+from xs.hangups import Hangups
+from xs.listener import Connections, Listener
+from xs.sockets import listen_tcp, listen_unix_for_all, set_timeout
+from xs.store import Store
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class Limits:
+    """What a client from the web can make a server spend. One place; docs/protocol.md lists it."""
+
+    connections = 4096  # at once, on all addresses of the gateway; above it: 503
+    waiting = 1024  # requests that wait for their answers, unless --http-max says otherwise: 503
+    answer_seconds = 30.0  # for an answer to begin, unless --http-timeout says otherwise: 504
+    handshake_seconds = 10.0  # for that of TLS
+    head_bytes = 65_536  # above it: 431
+    head_seconds = 30.0  # from a head's first byte to its last: 408
+    idle_seconds = 75.0  # without a request: the connection is closed
+    body_bytes = 1 << 30  # unless --http-body says otherwise: 413
+    body_seconds = 30.0  # for a body to come: 408 …
+    body_rate = 1000  # … and a second more for each so many bytes that have come
+    written_bytes = 65_536  # that a client has to take …
+    written_seconds = 30.0  # … within this time: else its connection is closed
+    linger_seconds = 2.0  # for a client that still sends while it is being refused
+
+
+class Options(NamedTuple):
+    """How `xs serve` was told to answer the web."""
+
+    timeout: float = Limits.answer_seconds
+    most: int = Limits.waiting
+    ttl: str = frame.FOREVER  # of what the gateway appends
+    body_bytes: int = Limits.body_bytes
+    certificate: Optional[str] = None  # a file; with it TCP addresses speak TLS
+    key: Optional[str] = None  # a file; None: it is in that of the certificate
+
+
+def options_of(get: Callable[[str], Optional[str]]) -> Options:
+    """The options that a command line gives by their names. Raises `Usage`."""
+    numbers = {}
+    for name, default in (
+        ("http-timeout", int(Limits.answer_seconds)),
+        ("http-max", Limits.waiting),
+        ("http-body", Limits.body_bytes),
+    ):
+        given = get(name)
+        numbers[name] = default if given is None else int(given[:18])
+        if not numbers[name]:
+            raise Usage(f"--{name} takes a number above 0")
+    if get("tls-key") is not None and get("tls-cert") is None:
+        raise Usage("--tls-key goes with --tls-cert FILE")
+    try:
+        ttl = frame.parse_ttl(get("http-ttl"))
+    except Invalid as error:
+        raise Usage(f"--http-ttl: {error}") from None
+    return Options(
+        numbers["http-timeout"],
+        numbers["http-max"],
+        ttl,
+        numbers["http-body"],
+        get("tls-cert"),
+        get("tls-key"),
+    )
+
+
+_RECEIVE = 256 * 1024
+_RECEIVE_HEAD = 16 * 1024
+_TLS_HANDSHAKE = b"\x16"  # RFC 8446 §5.1: the type of a connection's first record
+_CLOSE = ("connection", "close")
+_TEXT = ("content-type", "text/plain; charset=utf-8")
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """One client's connection. Its `handle` is the connection's own thread."""
+
+    server: Door
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.gateway = self.server.gateway
+        self.sock = self.request
+        self.buffer = bytearray()
+        self._limit = 0.0  # seconds that the system waits in a read
+        self._is_tls = False
+        self._is_gone = False
+        self._waiter: Optional[Waiter] = None
+        self._has_more = False  # whether frames of the answer under way may still come
+        self._ending = False
+        self._broken = False  # whether the end of what is sent is not where it should be
+        self._said_goodbye = True  # the end of TLS; there is none yet
+        self.server.opened(self)
+
+    def handle(self) -> None:
+        try:
+            if self.server.tls is None or self._shake_hands(self.server.tls):
+                self.gateway.hangups.watch(self.sock, self._tell_gone)
+                self._serve_requests()
+        except (OSError, Gone):
+            self._broken = True  # the client is gone, or too slow to be waited for
+
+    def finish(self) -> None:
+        self._end_output()
+        self.gateway.hangups.unwatch(self.sock)
+        self.sock.close()
+        self.server.closed(self)
+
+    def _tell_gone(self) -> None:
+        """The client has closed its end: nobody waits any more."""
+        self._is_gone = True
+        waiter = self._waiter
+        if waiter is not None:
+            waiter.fail(Gone())
+
+    def _end_output(self) -> None:
+        """Nothing more is sent. With TLS that is said, so that nobody can have cut it short."""
+        if not self._said_goodbye and not self._broken:
+            self._said_goodbye = True
+            self.sock.settimeout(0.0)  # for the other end's goodbye nobody waits
+            try:
+                self.sock.unwrap()  # type: ignore[attr-defined]
+            except (OSError, ValueError):
+                pass
+        _shut_quietly(self.sock, socket.SHUT_WR)
+
+    def _shake_hands(self, context: ssl.SSLContext) -> bool:
+        self._allow(Limits.handshake_seconds)
+        first = self.sock.recv(1, socket.MSG_PEEK)
+        if first and first != _TLS_HANDSHAKE:
+            self._refuse(400, "this address speaks TLS: use https")
+            return False
+        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock.settimeout(Limits.handshake_seconds)
+        self.sock.do_handshake()
+        self._is_tls = True
+        self._said_goodbye = False
+        return True
+
+    # Requests
+
+    def _serve_requests(self) -> None:
+        while not self._ending:
+            try:
+                head = self._next_head()
+            except http1.Refusal as refused:
+                self._refuse(refused.status, str(refused))
+                return
+            if head is None:
+                return
+            if not self._serve(head):
+                if self.buffer and not self._broken:  # it has sent more, which nobody reads
+                    self._linger()
+                return
+
+    def _next_head(self) -> http1.RequestHead | None:
+        """The next request's head; None if the client ends, or asks for nothing for too long."""
+        started: Optional[float] = None
+        while True:
+            if self.buffer:
+                head = http1.read_request_head(self.buffer, Limits.head_bytes)
+                if head is not None:
+                    return head
+                if started is None:
+                    started = time.monotonic()
+            seconds = Limits.idle_seconds
+            if started is not None:
+                seconds = started + Limits.head_seconds - time.monotonic()
+            data = self._receive(_RECEIVE_HEAD, seconds)
+            if not data:
+                if started is None:
+                    return None
+                if data is None:
+                    raise http1.Refusal(408, f"no whole head within {Limits.head_seconds:.0f} s")
+                raise http1.Refusal(400, "the connection ended within a request's head")
+            self.buffer += data
+
+    def _receive(self, size: int, seconds: float) -> bytes | None:
+        """What has come, or comes within that time; None if nothing does, b"" at the end."""
+        if seconds <= 0:
+            return None
+        self._allow(seconds)
+        try:
+            return self.sock.recv(size)
+        except (socket.timeout, BlockingIOError):
+            return None
+
+    def _allow(self, seconds: float) -> None:
+        """Sets the limit for the next read, and for writes.
+
+        Without TLS the system keeps it: Python's own costs another system call for each.
+        """
+        if self._is_tls:
+            self.sock.settimeout(seconds)
+        elif seconds != self._limit:
+            set_timeout(self.sock, seconds)
+            self._limit = seconds
+
+    def _serve(self, head: http1.RequestHead) -> bool:
+        """Answers one request; whether the connection goes on."""
+        gateway = self.gateway
+        body = _Body(self, head, gateway.options.body_bytes)
+        content: Content | None = None
+        try:
+            gateway.answers.check_room()  # before the body is taken in
+            content = gateway.take(body)
+            waiter = gateway.answers.expect()
+        except XsError as error:
+            if content is not None:
+                gateway.store.cas.discard(content)
+            keep = head.keep_alive and body.is_read and not self._ending
+            return self._say(head, error.status, str(error), keep=keep)
+        self._waiter = waiter
+        if self._is_gone:
+            waiter.fail(Gone())
+        try:
+            return self._exchange(head, content, waiter)
+        finally:
+            self._waiter = None
+            gateway.answers.forget(waiter)
+
+    def _exchange(self, head: http1.RequestHead, content: Content | None, waiter: Waiter) -> bool:
+        meta = exchange.request_meta(waiter.request_id, head, _ip(self.client_address))
+        append = Append(exchange.REQUEST, content, meta, self.gateway.options.ttl)
+        work = RequestWork(append, waiter)
+        self._has_more = True
+        try:
+            self.gateway.submit(work)
+            return self._answer(head, waiter)
+        except (OSError, Gone):
+            self._has_more = True  # or as good as that: not all of it has been heard
+            raise
+        finally:
+            if self._has_more and work.error is None:
+                self.gateway.tell_disconnect(waiter.request_id)
+
+    # Answers
+
+    def _answer(self, head: http1.RequestHead, waiter: Waiter) -> bool:
+        """Waits for the answer and writes it; whether the connection goes on."""
+        try:
+            found = waiter.next(self.gateway.options.timeout)
+        except TimeoutError:
+            self._has_more = False
+            seconds = self.gateway.options.timeout
+            return self._say(head, 504, f"nobody answered within {seconds:g} s")
+        except Stopped:
+            return self._say(head, 503, "the server is stopping", keep=False)
+        except XsError as error:  # the request could not be appended
+            self._has_more = False
+            if isinstance(error, Invalid):  # the one rule that it can break
+                error = TooLarge(f"the request's body is too large for this server: {error}")
+            return self._say(head, error.status, str(error))
+        try:
+            part, framed, blocks = self._framed(head, found)
+        except (NotHttp, XsError) as error:
+            self._has_more = found.meta.get("more") is True
+            self._log(head, found, f"is not sent: {error}")
+            return self._say(head, 502, "the answer to this request was not HTTP; see the log")
+        self._has_more = part.more
+        if not framed.has_body:
+            self._write(framed.head)
+            return framed.keep
+        return self._send(head, found, framed, blocks, waiter)
+
+    def _framed(
+        self, head: http1.RequestHead, found: Found
+    ) -> tuple[exchange.Part, exchange.Framed, Iterator[bytes]]:
+        """What an answer's first frame makes of it. Raises `NotHttp`, `XsError`."""
+        part = exchange.part_of(found.meta, found.hash)
+        response = exchange.response_of(found.meta)
+        size, blocks = self.gateway.open(found, part)
+        keep = head.keep_alive and not self._ending
+        framed = exchange.framed(response, size, head, time.time(), more=part.more, keep=keep)
+        first = next(blocks, b"")  # what is damaged shows here, unless it is large
+        return part, framed, _chained(first, blocks)
+
+    def _send(
+        self,
+        head: http1.RequestHead,
+        found: Found,
+        framed: exchange.Framed,
+        blocks: Iterator[bytes],
+        waiter: Waiter,
+    ) -> bool:
+        start = framed.head
+        try:
+            while True:
+                for block in blocks:
+                    self._write(start + (http1.chunk(block) if framed.is_chunked else block))
+                    start = b""
+                if start:
+                    self._write(start)
+                    start = b""
+                if not self._has_more:
+                    break
+                found = waiter.next()
+                part = exchange.part_of(found.meta, found.hash)
+                _, blocks = self.gateway.open(found, part)
+                self._has_more = part.more
+        except Stopped:
+            return self._break_off(framed)
+        except (NotHttp, Lost, XsError) as error:
+            # The head is out: a body that breaks off is all that can still be said.
+            self._log(head, found, f"breaks off: {error}")
+            return self._break_off(framed)
+        if framed.is_chunked:
+            self._write(http1.LAST_CHUNK)
+        return framed.keep
+
+    def _break_off(self, framed: exchange.Framed) -> bool:
+        self._has_more = self._broken = True
+        if not framed.is_chunked:
+            # Without chunks the end of the connection may be taken for the body's own.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        return False
+
+    def _log(self, head: http1.RequestHead, found: Found, what: str) -> None:
+        self.server.log(
+            f"gateway: {head.method} {head.path}: the answer {ids.text(found.id)} {what}"
+        )
+
+    def _say(
+        self, head: http1.RequestHead | None, status: int, sentence: str, *, keep: bool = True
+    ) -> bool:
+        """Answers for itself, with one sentence; whether the connection goes on."""
+        body = f"{sentence}\n".encode("utf-8", "replace")
+        keep = keep and head is not None and head.keep_alive and not self._ending
+        fields = [_TEXT, ("date", exchange.date(time.time())), ("content-length", str(len(body)))]
+        if status == 503:
+            fields.append(("retry-after", "1"))
+        if not keep:
+            fields.append(_CLOSE)
+        elif head is not None and head.minor == 0:
+            fields.append(("connection", "keep-alive"))
+        data = http1.response_head(status, fields)
+        self._write(data if head is not None and head.method == "HEAD" else data + body)
+        if not keep:
+            self._linger()
+        return keep
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self._say(None, status, sentence, keep=False)
+
+    def _write(self, data: bytes) -> None:
+        """Writes all of it. Raises `OSError` if the client is gone, or takes it too slowly."""
+        if self._is_tls:
+            self.sock.settimeout(Limits.written_seconds)
+        if len(data) <= Limits.written_bytes:
+            self.sock.sendall(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), Limits.written_bytes):
+            self.sock.sendall(view[start : start + Limits.written_bytes])
+
+    def _linger(self) -> None:
+        """Lets a client that still sends read the answer: closing at once would reset it."""
+        self._end_output()
+        deadline = time.monotonic() + Limits.linger_seconds
+        left = Limits.linger_seconds
+        while left > 0:
+            self.sock.settimeout(left)
+            if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
+                return
+            left = deadline - time.monotonic()
+
+    # The end
+
+    def end(self) -> None:
+        """Lets a request that waits be answered, ends a run of frames, and reads no other head."""
+        self._ending = True
+        waiter = self._waiter
+        if waiter is None:
+            _shut_quietly(self.sock, socket.SHUT_RD)
+        elif waiter.has_begun:
+            waiter.fail(Stopped())
+
+    def drop(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.has_begun:
+            waiter.fail(Stopped())
+        else:
+            _shut_quietly(self.sock, socket.SHUT_RDWR)
+
+
+class _Body:
+    """A request's body as blocks, read from the socket as they are asked for.
+
+    Its errors are `XsError`s, which have their status: whoever takes the body in may fail as well.
+    """
+
+    def __init__(self, connection: Connection, head: http1.RequestHead, most: int) -> None:
+        self._connection = connection
+        self._head = head
+        self._most = most
+        self._reader = http1.body_reader(head)
+
+    @property
+    def is_read(self) -> bool:
+        return self._reader.done
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._reader.done:
+            return
+        if (self._head.length or 0) > self._most:
+            raise self._too_large()
+        buffer = self._connection.buffer
+        if self._head.expects_continue and not buffer:
+            self._write_continue()
+        started = time.monotonic()
+        size = 0
+        try:
+            while True:
+                data = self._reader.read(buffer)
+                if data:
+                    size += len(data)
+                    if size > self._most:
+                        raise self._too_large()
+                    yield data
+                if self._reader.done:
+                    return
+                if data is None or not buffer:
+                    allowed = Limits.body_seconds + size / Limits.body_rate
+                    self._receive(buffer, started + allowed - time.monotonic())
+        except http1.Refusal as refused:
+            raise _broken_body(refused.status, str(refused)) from None
+
+    def _write_continue(self) -> None:
+        try:
+            self._connection._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except OSError:
+            raise _broken_body(400, "the client is gone") from None
+
+    def _receive(self, buffer: bytearray, seconds: float) -> None:
+        try:
+            data = self._connection._receive(_RECEIVE, seconds)
+        except OSError:
+            data = b""
+        if data is None:
+            raise _broken_body(408, "the request's body comes too slowly")
+        if not data:
+            raise _broken_body(400, "the request's body broke off before its end")
+        buffer += data
+
+    def _too_large(self) -> XsError:
+        return TooLarge(f"the request's body is too large: at most {self._most} bytes")
+
+
+def _broken_body(status: int, sentence: str) -> BrokenBody:
+    error = BrokenBody(sentence)
+    error.status = status
+    return error
+
+
+# The gateway
+
+
+class Door(Listener):
+    """One address of a gateway."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        gateway: Gateway,
+        tls: Optional[ssl.SSLContext],
+        path: Optional[str],
+    ) -> None:
+        """`path`: that of a Unix socket, which goes with the listener."""
+        super().__init__(sock, Connection, gateway.connections, gateway.log)
+        self.gateway = gateway
+        self.tls = tls
+        self.path = path
+
+    @property
+    def most(self) -> int:
+        return Limits.connections
+
+    def prepare(self, sock: socket.socket) -> None:
+        super().prepare(sock)
+        sock.setblocking(True)
+        set_timeout(sock, Limits.written_seconds, socket.SO_SNDTIMEO)
+        if sock.family != socket.AF_UNIX:
+            # A client whose machine is gone says nothing, and a stream of events may have no end.
+            for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+                option = getattr(socket, name, None)
+                if option is not None:
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def refuse(self, sock: socket.socket) -> None:
+        if self.tls is None:
+            super().refuse(sock)
+
+
+class Gateway:
+    """The front doors of one store, and who waits behind them."""
+
+    def __init__(
+        self, store: Store, options: Options, log: Callable[[str], None], room: int
+    ) -> None:
+        """`room`: connections that the system has room for. Raises `Usage` for what can't be."""
+        self.store = store
+        self.options = options
+        self.log = log
+        self.connections = Connections(room)
+        self.answers = Answers(store, options.most)
+        self.hangups: Hangups  # from the start on
+        self._tls = None if options.certificate is None else _tls(options.certificate, options.key)
+        self._doors: list[Door] = []
+
+    def listen(self, address: str) -> str:
+        """Opens a door, and gives its address as a client may write it. Raises `XsError`.
+
+        HOST:PORT or :PORT (this machine's loopback), after `http://` or `https://` if it is to be
+        just that; or a path, for a Unix socket.
+        """
+        if "/" in address and "://" not in address:
+            sock = listen_unix_for_all(address)
+            self._doors.append(Door(sock, self, None, os.path.abspath(address)))
+            return address
+        # :0 lets the system choose a port.
+        any_port = address.endswith(":0")
+        try:
+            (kind, host, *port), token = parse_host(address[:-1] + "1" if any_port else address)
+        except Invalid as error:
+            raise Usage(f"can't answer the web at {address!r}: {error}") from None
+        if token is not None or not port:
+            raise Usage(f"can't answer the web at {address!r}: use HOST:PORT, or a socket's path")
+        is_tls = kind == "tls" or (self._tls is not None and not address.startswith("http://"))
+        if is_tls and self._tls is None:
+            raise Usage(f"{address} needs a certificate: give --tls-cert, and --tls-key")
+        host = "127.0.0.1" if host == "localhost" else host
+        sock = listen_tcp(host, 0 if any_port else port[0])
+        self._doors.append(Door(sock, self, self._tls if is_tls else None, None))
+        name, number = sock.getsockname()[:2]
+        scheme = "https" if is_tls else "http"
+        return f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
+
+    def start(self) -> None:
+        self.hangups = Hangups()
+        self.hangups.start()
+        self.answers.start()
+        for door in self._doors:
+            door.start()
+
+    def stop(self, seconds: float) -> None:
+        """Accepts no more, lets who waits be answered for so long, and ends all connections.
+
+        The store must take appends until this returns.
+        """
+        for door in self._doors:
+            door.stop()
+        self.connections.end(seconds)
+        self.answers.stop()
+        self.connections.wait(_GOODBYE_SECONDS)
+        self.hangups.stop()
+        self._forget_paths()
+
+    def abandon(self) -> None:
+        """Closes what `listen` has opened, when nothing has started."""
+        for door in self._doors:
+            door.socket.close()
+        self._forget_paths()
+
+    def _forget_paths(self) -> None:
+        for door in self._doors:
+            if door.path is not None:
+                try:
+                    os.unlink(door.path)
+                except OSError:
+                    pass  # somebody has tidied up already
+
+    # What a connection asks of the store
+
+    def take(self, body: _Body) -> Content | None:
+        """A request's body, taken in. Raises `XsError`."""
+        try:
+            return self.store.cas.take(body)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise Full("the disk is full: nothing of this request was stored") from None
+            self.log(f"gateway: a request's body can't be stored: {error}")
+            raise Unavailable("the request can't be stored just now") from None
+
+    def submit(self, work: RequestWork) -> None:
+        try:
+            self.store.submit(work)
+        except XsError as error:
+            work.error = error
+            work.discard()
+            work.finish()
+
+    def open(self, found: Found, part: exchange.Part) -> tuple[int, Iterator[bytes]]:
+        """Size and blocks of the content that an answer's frame brings. Raises `XsError`."""
+        if part.hash is not None:
+            return self.store.content(part.hash)
+        if found.hash is None:
+            return 0, iter(())
+        if found.content is not None:
+            return len(found.content), iter((found.content,))
+        if found.stored is not None:
+            return self.store.stored_content(found.stored, found.hash)
+        return self.store.content_of(found.id)
+
+    def tell_disconnect(self, request_id: str) -> None:
+        """Appends that nobody hears the (rest of the) answer any more."""
+        meta = exchange.disconnect_meta(request_id)
+        append = Append(exchange.DISCONNECT, meta=meta, ttl=self.options.ttl)
+        try:
+            self.store.submit(AppendWork(append, self._log_error))
+        except XsError:
+            pass  # the store is closing: who comes after it asks nobody of before
+
+    def _log_error(self, work: Work) -> None:
+        if work.error is not None:
+            self.log(f"gateway: {exchange.DISCONNECT} can't be appended: {work.error}")
+
+
+_GOODBYE_SECONDS = 1.0  # for what is said at the end
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:
+    import ssl  # here: most stores are served without
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # A key with a passphrase would have OpenSSL ask for it at the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        files = certificate if key is None else f"{certificate} with the key {key}"
+        raise Usage(f"can't use the certificate {files}: {reason}") from None
+    return context
+
+
+def _ip(address: Any) -> Optional[str]:
+    """The IP address of a client; None on a Unix socket."""
+    if not isinstance(address, tuple):
+        return None
+    ip: str = address[0]
+    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip  # IPv4 on an IPv6 socket
+
+
+def _chained(first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+        yield from blocks
+
+
+def _shut_quietly(sock: socket.socket, how: int) -> None:
+    """Shuts the socket itself: TLS above it, which another thread may be using, isn't asked."""
+    try:
+        socket.socket.shutdown(sock, how)
+    except OSError:
+        pass  # the other end was first

@@ -1,0 +1,183 @@
+"""Listeners: connections accepted, each given a thread, up to a bound; an orderly end.
+
+What is spoken on a connection, its handler class knows: `httpd` (the API), `gateway` (the web).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from xs import http1
+
+_TOO_MANY = http1.response_head(
+    503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
+)
+
+
+class Connection(Protocol):
+    """What is open on a listener."""
+
+    def end(self) -> None:
+        """Lets the request under way be answered, and reads no other."""
+
+    def drop(self) -> None:
+        """Closes it, whatever is under way."""
+
+
+class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """One address. Its connections are handled by `handler`, each in a thread of its own."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: type[socketserver.BaseRequestHandler],
+        connections: Connections,
+        log: Callable[[str], None],
+    ) -> None:
+        """`sock` is bound."""
+        socketserver.BaseServer.__init__(self, sock.getsockname(), handler)
+        self.socket = sock
+        self.log = log
+        self._connections = connections
+        self.server_activate()
+
+    @property
+    def most(self) -> int:
+        """Connections at once; above it one is asked to come back."""
+        raise NotImplementedError
+
+    def prepare(self, sock: socket.socket) -> None:
+        """Sets what a new connection needs."""
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def refuse(self, sock: socket.socket) -> None:
+        """Says to a client above the bound that there are too many, without waiting for it."""
+        sock.send(_TOO_MANY, socket.MSG_DONTWAIT)
+
+    def start(self) -> None:
+        # Without a poll interval it waits for a connection, and for nothing else.
+        threading.Thread(
+            target=self.serve_forever, args=(None,), name="xs-accept", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """Accepts no more."""
+        stopping = threading.Thread(target=self.shutdown, daemon=True)
+        stopping.start()
+        deadline = time.monotonic() + 2.0
+        while stopping.is_alive() and time.monotonic() < deadline:
+            self._wake()
+            stopping.join(0.05)
+        self.socket.close()
+
+    def _wake(self) -> None:
+        """A connection of our own ends the wait for one."""
+        with socket.socket(self.socket.family, socket.SOCK_STREAM) as waker:
+            waker.setblocking(False)
+            try:
+                waker.connect(self.socket.getsockname())
+            except OSError:
+                try:  # a socket's file may be gone, or its name too long: see `sockets`
+                    self.socket.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # a connection is under way, which ends the wait as well
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            sock, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.05)  # until something is closed: the listener stays readable
+            raise
+        self.prepare(sock)
+        return sock, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if self._connections.count < min(self.most, self._connections.room):
+            return True
+        try:
+            self.refuse(request)
+        except OSError:
+            pass  # it did not wait for the refusal
+        request.close()
+        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no more threads
+            self.log("no thread for another connection")
+            request.close()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Nothing: a connection closes its socket itself, or has handed it on."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        import sys
+
+        self.log(f"a connection ended with {sys.exc_info()[1]!r}")
+        request.close()
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+
+class Connections:
+    """Those that are open, on all listeners of a kind."""
+
+    def __init__(self, room: int) -> None:
+        """`room`: as many as the system lets this process have."""
+        self.room = room
+        self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
+        self._open: set[Connection] = set()
+        self._ending = False
+
+    @property
+    def count(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection) -> None:
+        with self._lock:
+            self._open.add(connection)
+            ending = self._ending
+        if ending:  # its thread has started only now
+            connection.end()
+
+    def discard(self, connection: Connection) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            self._lock.notify_all()
+
+    def end(self, seconds: float) -> None:
+        """Lets requests under way be answered, for so long at most, and closes all connections."""
+        with self._lock:
+            self._ending = True
+            connections = list(self._open)
+        for connection in connections:
+            connection.end()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._open, seconds)
+            connections = list(self._open)
+        for connection in connections:
+            connection.drop()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until all are closed, for so long at most."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._open, seconds)
