@@ -68,8 +68,10 @@ ARCHITECTURE = {
     "answers":     "errors ids frame schema bus commit store exchange",
     "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
                    "exchange answers",
-    "server":      "errors meta commit store scripts sockets access delivery listener httpd "
-                   "version | address gateway",
+    "mount":       "errors meta commit store scripts sockets access delivery listener httpd "
+                   "version | gateway",
+    "stores":      "errors ids frame times commit store httpd mount",
+    "server":      "errors httpd gateway mount stores | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -85,8 +87,9 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
+    "storing":     "errors address request transport stdio (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion server gateway",
+                   "version idfields ndjson transfer storing completion server mount gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

@@ -46,10 +46,11 @@ class Request:
 
     `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
     `scripts` are those of the server that is asked; None if it has none, or there is no server.
+    `stores` are the other stores of that server, if it is the root store that is asked, else None.
     `is_wanted` tells whether the client is still there.
     """
 
-    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts")
+    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts", "stores")
 
     def __init__(
         self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
@@ -60,6 +61,7 @@ class Request:
         self.fields = fields
         self.body = body
         self.scripts: Scripts | None = None
+        self.stores: Any = None
         self.is_wanted: Callable[[], bool] = lambda: True
 
     def get(self, name: str) -> str | None:
@@ -417,6 +419,14 @@ def _ps(store: Store, request: Request, _: str) -> Answer:
     return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
 
 
+def _stores(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    if request.stores is None:
+        raise NotFound("no other stores are served here: it takes the root store of xs serve")
+    found = request.stores.status()
+    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
+
+
 def _compact(value: object) -> bytes:
     import json
 
@@ -450,6 +460,8 @@ _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "pipe": ({}, {"POST": _pipe}),
     "prev": ({}, {"GET": _prev}),
     "ps": ({"GET": _ps}, {}),
+    "store": ({}, {}),  # a store's own API is behind it: see `httpd`
+    "stores": ({"GET": _stores}, {}),
     "stream": ({}, {"GET": _read_topic, "POST": _append}),
     "version": ({"GET": _version}, {}),
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xs.arguments import Arguments
-    from xs.server import Web
+    from xs.mount import Web
     from xs.transport import Fields, Response
 
     Run = Callable[[Arguments], int | None]
@@ -136,7 +136,7 @@ def _web(arguments: Arguments) -> Web | None:
                 raise errors.Usage(f"--{name} goes with --http ADDR")
         return None
     from xs.gateway import options_of
-    from xs.server import Web
+    from xs.mount import Web
 
     return Web(addresses, options_of(arguments.get))
 
@@ -424,6 +424,35 @@ def _read_file(path: str) -> bytes:
 )
 def _ps(arguments: Arguments) -> None:
     _show(arguments, "/ps", by=show)
+
+
+# Many stores in one process
+
+
+@command(
+    "stores",
+    "ADDR",
+    "print the further stores that a server serves, one a line",
+    examples=["xs stores ./root"],
+)
+def _stores(arguments: Arguments) -> None:
+    _show(arguments, "/stores", by=show)
+
+
+@command(
+    "store",
+    "add|remove [ADDR] PATH",
+    "have a server serve another store too, which is made if there is none; or end that",
+    options=[
+        Option("--name", "what it is called there (default: the last part of PATH)", "NAME"),
+        Option("--http", "an address where its own gateway answers the web", "ADDR"),
+    ],
+    examples=["xs store add ./root ./notes --http :8080", "xs store remove ./root ./notes"],
+)
+def _store(arguments: Arguments) -> int:
+    from xs import storing
+
+    return storing.run(arguments)
 
 
 # Moving a store

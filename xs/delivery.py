@@ -144,6 +144,10 @@ class Delivery:
             follower.connection.end_following()
         self._waker.send(b".")
         self._threads[1].join()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Gives back what it has; no thread of it runs (any more)."""
         self._selector.close()
         if self._ends is not None:
             self._ends.close()

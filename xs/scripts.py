@@ -72,6 +72,11 @@ class Scripts:
             each.join()
         self.processes.close()
 
+    def abandon(self) -> None:
+        """Gives back what it has, when it was never started."""
+        self._store.bus.unwatch(self._watch)
+        self.processes.close()
+
     def status(self) -> list[dict[str, Any]]:
         """What is in service, in order of names (`GET /ps`)."""
         with self._lock:
