@@ -129,7 +129,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._broken = True  # the client is gone, or too slow to be waited for
 
     def finish(self) -> None:
-        self._end_output()
+        if not self._broken:
+            self._end_output()
         self.gateway.hangups.unwatch(self.sock)
         self.sock.close()
         self.server.closed(self)
@@ -143,7 +144,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _end_output(self) -> None:
         """Nothing more is sent. With TLS that is said, so that nobody can have cut it short."""
-        if not self._said_goodbye and not self._broken:
+        if not self._said_goodbye:
             self._said_goodbye = True
             self.sock.settimeout(0.0)  # for the other end's goodbye nobody waits
             try:
