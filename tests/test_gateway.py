@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import queue
+import select
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -900,7 +902,6 @@ def test_a_head_that_comes_slowly_is_refused_in_time(
 
 def trickle(wire: Wire, data: bytes) -> Any:
     """Sends `data` again and again until there is an answer."""
-    import select
 
     started = time.monotonic()
     while not select.select([wire.sock], [], [], 0.02)[0]:
@@ -1267,3 +1268,216 @@ def test_many_requests_at_the_moment_of_a_stop_are_each_answered_or_ended(
     assert server.process.returncode == 0
     assert "Traceback" not in server.log()
     assert frames(store_dir)[-1].topic == "xs.stop"
+
+
+# TLS
+
+
+class Certificate:
+    """A certificate for `localhost`, its key, and both in one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.key = str(folder / "cert.pem"), str(folder / "key.pem")
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+                *("-keyout", self.key, "-out", self.path),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        self.both = str(folder / "both.pem")
+        Path(self.both).write_text(Path(self.key).read_text() + Path(self.path).read_text())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def secure(
+    tmp_path_factory: pytest.TempPathFactory, certificate: Certificate
+) -> Iterator[WebServer]:
+    """A server that speaks TLS at its first address, and not at the other two."""
+    folder = tmp_path_factory.mktemp("secure")
+    addresses = ("--http", ":0", "--http", "http://127.0.0.1:0", "--http", str(folder / "web"))
+    files = ("--tls-cert", certificate.path, "--tls-key", certificate.key)
+    with web_server(str(folder / "store"), *addresses, *files) as server:
+        handler = Handler(server.directory, Routes(server))
+        yield server
+        handler.check()
+
+
+class TlsWire(Wire):
+    """A connection with TLS."""
+
+    def __init__(self, port: int, certificate: Certificate) -> None:
+        super().__init__(port)
+        context = ssl.create_default_context(cafile=certificate.path)
+        self.sock = context.wrap_socket(self.sock, server_hostname="localhost")
+
+
+def curl(*arguments: str, certificate: Certificate) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["curl", "-s", "--cacert", certificate.path, *arguments],
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+
+
+def test_curl_asks_over_tls(secure: WebServer, certificate: Certificate, tmp_path: Path) -> None:
+    assert secure.web[0].startswith("https://127.0.0.1:")
+    upload = tmp_path / "upload"
+    upload.write_bytes(os.urandom(3_000_000))
+    done = curl(f"{secure.web[0]}/up", "-T", str(upload), certificate=certificate)
+    assert done.stdout == b"PUT /up " + upload.read_bytes()
+    done = curl("-v", f"{secure.web[0]}/a", f"{secure.web[0]}/b", certificate=certificate)
+    assert done.stdout == b"GET /a GET /b "
+    assert b"Re-using existing connection" in done.stderr
+    assert b"ALPN" in done.stderr and b"http/1.1" in done.stderr
+
+
+def test_addresses_that_are_plain_stay_plain(secure: WebServer) -> None:
+    assert secure.web[1].startswith("http://127.0.0.1:") and secure.web[2].startswith("/")
+    for where in (secure.port(1), secure.web[2]):
+        with Wire(where) as wire:
+            assert wire.ask("GET", "/plain").body == b"GET /plain "
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [("-tls1", False), ("-tls1_1", False), ("-tls1_2", True), ("-tls1_3", True)],
+)
+def test_tls_is_of_version_1_2_or_1_3(
+    secure: WebServer, certificate: Certificate, version: str, works: bool
+) -> None:
+    where = secure.web[0].partition("//")[2]
+    done = subprocess.run(
+        [
+            *("openssl", "s_client", "-connect", where, version, "-CAfile", certificate.path),
+            *("-verify_return_error", "-quiet", "-cipher", "DEFAULT:@SECLEVEL=0"),
+        ],
+        input=b"GET /s_client HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    assert done.stdout.endswith(b"GET /s_client ") == works
+    assert done.stdout.startswith(b"HTTP/1.1 200 OK\r\n") == works
+
+
+def test_a_certificate_may_have_its_key_in_the_same_file(
+    store_dir: str, certificate: Certificate
+) -> None:
+    options = ("--http", "https://localhost:0", "--tls-cert", certificate.both)
+    with web_server(store_dir, *options) as server:
+        Handler(store_dir, echo)
+        with TlsWire(server.port(), certificate) as wire:
+            assert wire.ask("GET", "/").body == b"GET / "
+
+
+def test_who_speaks_no_tls_where_it_is_spoken_is_told_so(secure: WebServer) -> None:
+    with Wire(secure.port()) as wire:
+        answer = wire.ask("GET", "/")
+        assert (answer.status, answer.body) == (400, b"this address speaks TLS: use https\n")
+        assert wire.is_ended()
+    with Wire(secure.port()) as wire:  # what is no handshake either is just ended
+        wire.send(b"\x16\x03\x01\x00\x05hello" + b"x" * 100)
+        with contextlib.suppress(OSError):
+            assert b"HTTP" not in wire.rest()
+
+
+def test_over_tls_runs_bodies_and_pipelines_are_as_without(
+    secure: WebServer, certificate: Certificate
+) -> None:
+    paced = Paced(secure)
+    large = os.urandom(3_000_000)
+    with TlsWire(secure.port(), certificate) as wire:
+        wire.send(request("GET", paced.path))
+        for n in range(5):
+            paced.give(f"data: {n}\n\n", more=True)
+            if n == 0:
+                assert wire.head()[0] == 200
+            assert wire.chunk() == f"data: {n}\n\n".encode()
+        paced.give(large)
+        assert wire.chunk() + b"".join(iter(wire.chunk, b"")) == large
+        wire.send(b"".join(request("POST", f"/{n}", b"x" * n * 1000) for n in range(20)))
+        for n in range(20):
+            assert wire.answer().body == b"POST /%d " % n + b"x" * n * 1000
+        wire.send(request("GET", "/bye", connection="close"))
+        assert wire.answer().body == b"GET /bye "
+        assert wire.is_ended(), "an orderly end: ssl raises for one that may be a cut"
+
+
+def test_over_tls_a_client_that_goes_is_noted(secure: WebServer, certificate: Certificate) -> None:
+    gone = Handler(secure.directory, nothing, "http.disconnect")
+    arrived: queue.Queue[Frame] = queue.Queue()
+    path = told(secure, lambda _, frame: arrived.put(frame))
+    with TlsWire(secure.port(), certificate) as wire:
+        wire.send(request("GET", path))
+        asked = arrived.get(timeout=DEADLINE)
+    assert gone.next().meta == {"request_id": asked.meta["request_id"]}
+
+
+def test_a_handshake_has_a_time_limit_and_holds_nobody_else(
+    store_dir: str, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(certificate=certificate.both)
+    monkeypatch.setattr(Limits, "handshake_seconds", 0.5)
+    running = Running(store_dir, [], [], Web([":0"], options))
+    try:
+        Handler(store_dir, echo)
+        port = int(running.web_addresses[0].rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            silent = [stack.enter_context(Wire(port)) for _ in range(20)]
+            for wire in silent[::2]:
+                wire.send(b"\x16\x03\x01")
+            with TlsWire(port, certificate) as wire:
+                assert wire.ask("GET", "/").body == b"GET / "
+            for wire in silent:
+                assert wire.is_ended()
+    finally:
+        running.stop()
+
+
+def test_over_tls_slow_clients_are_left_in_time_too(
+    store_dir: str, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limits, "head_seconds", 0.3)
+    monkeypatch.setattr(Limits, "body_seconds", 0.3)
+    monkeypatch.setattr(Limits, "idle_seconds", 0.3)
+    monkeypatch.setattr(Limits, "written_seconds", 0.3)
+    running = Running(store_dir, [], [], Web([":0"], Options(certificate=certificate.both)))
+    try:
+        Handler(store_dir, lambda c, f: (respond(c, f, b"x" * 20_000_000), None)[1])
+        gone = Handler(store_dir, nothing, "http.disconnect")
+        port = int(running.web_addresses[0].rpartition(":")[2])
+        with TlsWire(port, certificate) as wire:
+            assert wire.is_ended()
+        for data in (b"GET / HT", request("POST", "/", content_length="100") + b"x"):
+            with TlsWire(port, certificate) as wire:
+                wire.send(data)
+                assert wire.answer().status == 408
+        with TlsWire(port, certificate) as wire:
+            wire.send(request("GET", "/"))
+            assert gone.next().meta is not None
+    finally:
+        running.stop()
+
+
+def test_a_server_with_tls_stops_in_good_order(store_dir: str, certificate: Certificate) -> None:
+    server = start_web(store_dir, "--http", ":0", "--tls-cert", certificate.both)
+    handler = Handler(store_dir, nothing)
+    with contextlib.ExitStack() as stack:
+        waits, idle = (stack.enter_context(TlsWire(server.port(), certificate)) for _ in range(2))
+        waits.send(request("GET", "/"))
+        asked = handler.next()
+        server.process.terminate()
+        assert idle.is_ended()
+        respond(handler.client, asked, "still")
+        assert waits.answer().body == b"still"
+        assert waits.is_ended()
+    server.process.communicate(timeout=DEADLINE)
+    assert server.process.returncode == 0
+    assert "Traceback" not in server.log()

@@ -654,6 +654,8 @@ def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # A client that goes without TLS's goodbye is nothing special: a request says where it ends.
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # since OpenSSL 3
     context.set_alpn_protocols(["http/1.1"])
     try:
         # A key with a passphrase would have OpenSSL ask for it at the terminal.
