@@ -227,9 +227,10 @@ def _given_fields(headers: Any) -> list[tuple[str, str]]:
                     f"its header {_shown(name)} is {_shown(value)}, "
                     "and neither a string nor a list of strings"
                 )
-            if not value.isascii():
-                value = value.encode("utf-8", "surrogatepass").decode("latin-1")
-            fields.append((name, value))
+            try:
+                fields.append((name, value.encode().decode("latin-1")))
+            except UnicodeEncodeError:
+                raise NotHttp(f"its header {_shown(name)} has half a character") from None
     return fields
 
 

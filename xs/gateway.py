@@ -129,7 +129,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._broken = True  # the client is gone, or too slow to be waited for
 
     def finish(self) -> None:
-        self._end_output()
+        if not self._broken:
+            self._end_output()
         self.gateway.hangups.unwatch(self.sock)
         self.sock.close()
         self.server.closed(self)
@@ -143,7 +144,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _end_output(self) -> None:
         """Nothing more is sent. With TLS that is said, so that nobody can have cut it short."""
-        if not self._said_goodbye and not self._broken:
+        if not self._said_goodbye:
             self._said_goodbye = True
             self.sock.settimeout(0.0)  # for the other end's goodbye nobody waits
             try:
@@ -653,6 +654,8 @@ def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # A client that goes without TLS's goodbye is nothing special: a request says where it ends.
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # since OpenSSL 3
     context.set_alpn_protocols(["http/1.1"])
     try:
         # A key with a passphrase would have OpenSSL ask for it at the terminal.
