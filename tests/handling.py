@@ -198,7 +198,7 @@ class Stream:
 
     def answered(self, name: str) -> int:
         """How many frames a handler has answered since it was put in service."""
-        return next(each["frames"] for each in self.scripts.status() if each["name"] == name)
+        return int(next(each["frames"] for each in self.scripts.status() if each["name"] == name))
 
     def unregistered(self, name: str, count: int = 1) -> dict[str, Any]:
         """The meta of the frame that says that a handler is out of service; the last of so many."""

@@ -180,6 +180,22 @@ def test_an_error_in_a_stream_ends_it_after_the_values_before(service: Service) 
     assert service.status("g")["error"] == "it ended with status 1"
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "^sh -c 'echo one; echo why >&2; exit 3'",
+        "^sh -c 'echo one; echo why >&2; exit 3' | lines",
+        "def f [] { ^sh -c 'echo one; echo why >&2; exit 3' }\nf | each {|x| $x}",
+    ],
+)
+def test_an_external_command_that_fails_is_an_error(service: Service, script: str) -> None:
+    service.append("g.spawn", script)
+    (stop,) = service.wait("g.stop")[:1]
+    assert stop.meta["status"] != 0
+    assert "why" in stop.meta["stderr"]
+    assert service.values("g", 1)[0].strip() == b"one"
+
+
 def test_an_error_of_the_script_is_told_with_its_line(service: Service) -> None:
     service.append("g.spawn", "let x = 1\nlet y = $x / 0\n$y")
     (stop,) = service.wait("g.stop")

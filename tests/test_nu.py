@@ -15,7 +15,7 @@ from xs.errors import NoNushell
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nu, "_good", set())
+    monkeypatch.setattr(nu, "_good", {})
 
 
 @pytest.fixture
