@@ -60,6 +60,7 @@ class Running:
             self._abandon()
             raise
         meta = {"version": VERSION, "expose": self.addresses}
+        self._store.runs.end_abandoned()
         self._store.append(Append("xs.start", meta=_json(meta)))
         self._store.start_sweeping()
         self._delivery.start()
