@@ -20,7 +20,7 @@ from typing import Any, Optional, Union
 from xs import api, http1
 from xs.access import Access, refusal
 from xs.commit import Work
-from xs.delivery import Delivery, Follower
+from xs.delivery import Delivery, Follower, is_gone
 from xs.errors import BrokenBody, XsError
 from xs.reader import Reader
 from xs.sockets import set_timeout
@@ -221,6 +221,11 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(start + (http1.chunk(block) if chunked else block))
                     start = b""
+                elif start:  # nothing comes for a while: that it will is an answer already
+                    self._write(start)
+                    start = b""
+                elif is_gone(self.sock):
+                    raise BrokenPipeError
         except XsError as error:
             # The head is out: a body that breaks off is all that can still be said.
             if start:
