@@ -47,7 +47,7 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
-    "chunked":     "errors ids frame meta cas schema commit runs store",
+    "chunked":     "errors ids frame records meta cas schema commit runs store",
     "api":         "errors ids frame times query commit store reader version | meta batch chunked",
     "sockets":     "errors",
     "access":      "errors http1",

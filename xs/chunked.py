@@ -19,12 +19,18 @@ from xs import frame, ids, meta
 from xs.cas import small
 from xs.commit import Append, RunResult, RunWork
 from xs.errors import BrokenBody, Invalid, NotFound, TooLarge, Unavailable, XsError
-from xs.runs import COMMIT_MAX, PIECE_MAX, Run, pieces
+from xs.records import NamedTuple
+from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
 from xs.store import Store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
 GATHER_SECONDS = 0.05  # between two frames of a run, unless there is enough for a whole piece
 WAITING_MAX = 1024 * 1024  # bytes read and not yet durable, above which reading waits
+SHARED_MAX = 256 * 1024  # bytes that are kept for a moment, for the others who wait for them
 IDLE_SECONDS = 1.0  # between two looks around, for a reader of a run to which nothing is added
 
 BROKE_OFF = "the writer broke off"
@@ -103,8 +109,9 @@ def first_meta(given: str) -> str:
 class _Gathered:
     """What was read of a body and is not yet durable.
 
-    Who reads writes, too, if the last frame is long enough ago, or there is enough for another.
-    What comes sooner is left to a thread, which writes when the time has come.
+    Who reads writes, too, if the last frame is long enough ago: a slow source pays no hand-over.
+    What comes sooner is left to a thread, which writes when the time has come, or there is enough
+    for a piece: so what a fast source sends meanwhile shares the next commit (bench/chunked.py).
     """
 
     def __init__(self, run: Run) -> None:
@@ -127,7 +134,7 @@ class _Gathered:
             self._check()
             self._blocks.append(block)
             self._size += len(block)
-            if self._thread_writes or self._seconds_left() > 0:
+            if self._thread_writes or time.monotonic() < self._due:
                 self._leave_to_thread()
                 return
             self._reader_writes = True
@@ -242,33 +249,88 @@ def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[
     yield from blocks
     name = f"the content {ids.text(first)}"
     position = first
-    writer_is_gone = False
-    while True:
-        # Before the look into the index: what is published after these is not missed.
-        is_closed, seen = store.bus.closed, store.bus.newest
-        found = store.index.run(first, position, store.clock())
-        if found is None:
-            raise NotFound(f"{name} was removed while it was read")
-        run, more = found
-        data = b"".join([block for piece in more for block in _content_of(store, piece)])
-        if data:
-            yield data
-        if more:
-            position = more[-1].id
-            if more[-1].ends == WHOLE:
-                return
-            if more[-1].ends == BROKEN:
-                raise BrokenBody(f"{name} broke off while it was written")
-        elif run.writer is None or writer_is_gone:
-            raise BrokenBody(f"{name} has no end, and nobody goes on with it")
-        elif is_closed:
-            raise Unavailable("the store is closing")
-        elif not store.wait_for_run(first, max(seen, position), IDLE_SECONDS):
-            # Without a server nobody ends what a killed writer has left; it may have ended well
-            # just now, so there is one more look.
-            writer_is_gone = not store.exclusive and store.runs.is_gone(run.writer)
-            yield b""
+    is_live = writer_is_gone = False
+    with store.runs.reading(first) as shared:
+        while True:
+            # Before the look into the index: what is published after these is not missed.
+            is_closed, seen = store.bus.closed, store.bus.newest
+            # Those who have caught up are woken at once, and all want the same next.
+            step = _next_shared(store, first, position, shared) if is_live else None
+            step = step or _next(store, first, position)
+            if step is None:
+                raise NotFound(f"{name} was removed while it was read")
+            if step.data is None:
+                yield from _blocks(store, step.pieces)
+            elif step.data:
+                yield step.data
+            if step.pieces:
+                position = step.pieces[-1].id
+                ends = step.pieces[-1].ends
+                if ends == WHOLE:
+                    return
+                if ends == BROKEN:
+                    raise BrokenBody(f"{name} broke off while it was written")
+            elif step.writer is None or writer_is_gone:
+                raise BrokenBody(f"{name} has no end, and nobody goes on with it")
+            elif is_closed:
+                raise Unavailable("the store is closing")
+            else:
+                is_live = store.wait_for_run(first, max(seen, position), IDLE_SECONDS)
+                if not is_live:
+                    # Without a server nobody ends what a killed writer has left; it may have ended
+                    # well just now, so there is one more look.
+                    writer_is_gone = not store.exclusive and store.runs.is_gone(step.writer)
+                    yield b""
 
 
-def _content_of(store: Store, piece: StoredPiece) -> Iterator[bytes]:
-    return store.stored_content(piece.stored)[1]
+class Step(NamedTuple):
+    """What comes after a position in a run: the pieces, and their bytes where those are few."""
+
+    after: int
+    pieces: list[StoredPiece]
+    data: Optional[bytes]
+    writer: Optional[str]
+    expires: Optional[int]
+
+
+def _next(store: Store, first: int, after: int) -> Step | None:
+    """What comes next, from the index; None if the run is gone."""
+    found = store.index.run(first, after, store.clock())
+    if found is None:
+        return None
+    run, pieces = found
+    size = sum(len(piece.stored.content or b"") for piece in pieces)
+    is_small = size <= SHARED_MAX and not any(piece.stored.is_file for piece in pieces)
+    data = b"".join(_blocks(store, pieces)) if is_small else None
+    return Step(after, pieces, data, run.writer, run.expires)
+
+
+def _next_shared(store: Store, first: int, after: int, shared: Shared) -> Step | None:
+    """The same, looked up once for all who want it at this moment (bench/chunked.py)."""
+    with shared.lock:
+        step: Step | None = shared.step
+        if (
+            step is None
+            or step.after != after
+            or (step.expires is not None and step.expires <= store.clock())
+        ):
+            step = _next(store, first, after)
+            # More may come after nothing, but not after something that ends where it did.
+            shared.step = step if step is not None and step.pieces and step.data else None
+        return step
+
+
+def _blocks(store: Store, pieces: list[StoredPiece]) -> Iterator[bytes]:
+    """The contents of pieces, the small ones together."""
+    together: list[bytes] = []
+    for piece in pieces:
+        blocks = store.stored_content(piece.stored)[1]
+        if not piece.stored.is_file:
+            together += blocks
+            continue
+        if together:
+            yield b"".join(together)
+            together = []
+        yield from blocks
+    if together:
+        yield b"".join(together)

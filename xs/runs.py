@@ -11,8 +11,9 @@ have `begin_run`, `extend_run` and `end_run` of `commit.Commit`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from xs.cas import INLINE_MAX, small
 from xs.commit import Append, EndRunsWork, RunWork, Work
@@ -118,6 +119,17 @@ def pieces(data: bytes) -> Iterator[bytes]:
         yield data[start:]
 
 
+class Shared:
+    """What those who read one run live have found last: `step`, guarded by `lock`."""
+
+    __slots__ = ("lock", "readers", "step")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.step: Any = None
+
+
 class Runs:
     """The runs of one store, as one process sees them. Any thread may call anything."""
 
@@ -129,6 +141,7 @@ class Runs:
         self._claim: Claim | None = None
         self._others: set[str] = set()  # writers in other processes, to be looked at
         self._unended: dict[Run, str] = {}  # runs whose end could not be written
+        self._read: dict[int, Shared] = {}  # by the first frames' ids
         self._watch: threading.Thread | None = None
         self._closed = False
 
@@ -180,6 +193,28 @@ class Runs:
         with self._lock:
             self._unended[run] = reason
             self._start_watching()
+
+    @contextlib.contextmanager
+    def reading(self, first: int) -> Iterator[Shared]:
+        """What the readers of that run share, while there are any."""
+        with self._lock:
+            shared = self._read.setdefault(first, Shared())
+            shared.readers += 1
+        try:
+            yield shared
+        finally:
+            with self._lock:
+                shared.readers -= 1
+                if not shared.readers and self._read.get(first) is shared:
+                    del self._read[first]
+
+    def forget(self, removed: Iterable[int]) -> None:
+        """Runs were removed: what was found of them is not given any more."""
+        for first in removed:
+            shared = self._read.get(first)
+            if shared is not None:
+                with shared.lock:
+                    shared.step = None
 
     def _start_watching(self) -> None:
         if self._watch is None and not self._closed:

@@ -250,6 +250,7 @@ class Store:
             return
         if commit.gone:
             self.bus.discard(commit.gone, commit.gone_runs)
+            self.runs.forget(commit.gone_runs)
         if self.exclusive:  # else others write too, and only the index has all that they did
             self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
