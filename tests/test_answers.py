@@ -64,7 +64,7 @@ def content_of(store: Store, found: Found) -> bytes:
     if found.content is not None:
         return found.content
     if found.stored is not None and found.hash is not None:
-        return b"".join(store.stored_content(found.stored, found.hash)[1])
+        return b"".join(store.stored_content(found.stored)[1])
     return b"".join(store.content_of(found.id)[1])
 
 

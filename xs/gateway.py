@@ -627,7 +627,7 @@ class Gateway:
         if found.content is not None:
             return len(found.content), iter((found.content,))
         if found.stored is not None:
-            return self.store.stored_content(found.stored, found.hash)
+            return self.store.stored_content(found.stored)
         return self.store.content_of(found.id)
 
     def tell_disconnect(self, request_id: str) -> None:

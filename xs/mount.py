@@ -118,6 +118,7 @@ class Mount:
         told: dict[str, object] = {"version": VERSION, "expose": self.exposed}
         if self.web:
             told["http"] = self.web
+        self.store.runs.end_abandoned()
         self.store.append(Append("xs.start", meta=as_meta(told)))
         self.store.start_sweeping()
         self._delivery.start()
