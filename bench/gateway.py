@@ -18,12 +18,10 @@ import json
 import os
 import selectors
 import signal
-import socket
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
 
 from _measure import (
     Client,

@@ -27,7 +27,7 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.startswith("XS_") and k != "NO_COLOR" or k == "XS_NU"
+        if (not k.startswith("XS_") and k != "NO_COLOR") or k == "XS_NU"
     }
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
 

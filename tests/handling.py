@@ -24,11 +24,6 @@ from xs.scripts import Scripts
 from xs.store import Store
 
 
-def nu_environment() -> dict[str, str]:
-    """What a server in a process of its own has to be told of the Nushell that tests use."""
-    return {"XS_NU": os.environ["XS_NU"]} if "XS_NU" in os.environ else {}
-
-
 def program(text: str) -> str:
     """A handler in Python: `for given in frames(): … answer(…)`."""
     head = f"#!{sys.executable} -u\n"
@@ -46,9 +41,6 @@ def program(text: str) -> str:
         )
         + textwrap.dedent(text)
     )
-
-
-Event = tuple[str, Union[str, bytes], Any, str]  # topic, content, meta, ttl
 
 
 def until(is_true: Callable[[], Any], what: Callable[[], str] | str, seconds: float = 0) -> Any:
@@ -115,8 +107,8 @@ class Stream:
         """
         appends = []
         for event in events:
-            topic, content, meta, ttl = (*event, *(b"", None, "forever")[len(event) - 1 :])
-            appends.append(self._append((topic, content, meta, ttl)))
+            missing: tuple[Any, ...] = (b"", None, "forever")[len(event) - 1 :]
+            appends.append(self._append((*event, *missing)))
         found = []
         for line in self.store.run(BatchWork([*appends])):
             if isinstance(line, XsError):
@@ -124,7 +116,7 @@ class Stream:
             found.append(frame.id_of(line))
         return found
 
-    def _append(self, event: Event) -> Append:
+    def _append(self, event: tuple[Any, ...]) -> Append:
         topic, content, meta, ttl = event
         data = content.encode() if isinstance(content, str) else content
         taken = self.store.cas.take([data]) if data else None
@@ -199,6 +191,14 @@ class Stream:
         frames = self.wait(found, f"{count} frames on {topic}") if count else self.frames(topic)
         assert len(frames) == count, self.tell()
         return list(frames)
+
+    def wait_past(self, topic: str, count: int) -> None:
+        """Waits until there are more than so many frames on a topic."""
+        self.wait(lambda: len(self.frames(topic)) > count, f"more than {count} frames on {topic}")
+
+    def answered(self, name: str) -> int:
+        """How many frames a handler has answered since it was put in service."""
+        return next(each["frames"] for each in self.scripts.status() if each["name"] == name)
 
     def unregistered(self, name: str, count: int = 1) -> dict[str, Any]:
         """The meta of the frame that says that a handler is out of service; the last of so many."""

@@ -239,7 +239,13 @@ def test_what_a_document_leaves_in_the_background_ends_with_it(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "markdown",
-    ["```sh\nxs\n```\n", "```bash\nxs\n```\n", "```\nxs\n```\n", "```text\n$ xs\n```\n", "```nu\nxs\n```\n"],
+    [
+        "```sh\nxs\n```\n",
+        "```bash\nxs\n```\n",
+        "```\nxs\n```\n",
+        "```text\n$ xs\n```\n",
+        "```nu\nxs\n```\n",
+    ],
 )
 def test_a_block_that_looks_like_an_example_must_be_one(markdown: str) -> None:
     assert len(not_run(markdown)) == 1

@@ -21,7 +21,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 from conftest import DEADLINE, answers, environment
-from handling import Stream, nu_environment, program, until
+from handling import Stream, program, until
 from stores import Gate
 
 from xs import frame, query, runner
@@ -52,7 +52,7 @@ class Served:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(**nu_environment()),
+                env=environment(),
             )
         process, path = self.process, os.path.join(self.directory, "sock")
         until(lambda: process.poll() is not None or answers(path), "the server comes up")
@@ -240,7 +240,7 @@ def test_a_counter_is_exact_whenever_its_server_and_its_process_are_killed(serve
             lasts = [client.last(name) for name in names]
         return all(last is not None and last.meta["frame_id"] == newest for last in lasts)
 
-    until(finished, served.log.read_text)
+    until(finished, served.log.read_text, DEADLINE * 3)
     served.kill(signal.SIGTERM)
     seen = look(served.directory, names)
     assert [check_counter(seen, name) for name in names] == [FRAMES, FRAMES]
@@ -439,12 +439,15 @@ def test_whatever_is_killed_and_replaced_each_handlers_effects_are_those_of_a_pl
 
     newest = model.registered[-1]
 
-    def is_through() -> bool:
-        seen = look(served.directory, ["fold"])
-        last = max([each.id for each in inputs_of(seen, newest)], default="")
-        return newest.id in seen.scripts and seen.scripts[newest.id].position >= last
+    inputs = inputs_of(look(served.directory, ["fold"]), newest)
+    store = Store(served.directory)
 
-    until(is_through, served.log.read_text)
+    def is_through() -> bool:
+        kept = [each for each in store.index.scripts("handler", "fold") if each.source == newest.id]
+        return kept != [] and (inputs == [] or kept[0].position >= inputs[-1].id)
+
+    until(is_through, served.log.read_text, DEADLINE * 3)
+    store.close()
     served.kill()
     *replaced, left = model.check()
     assert (set(replaced), left) == ({None}, 0)
@@ -480,11 +483,7 @@ def under_way(stream: Stream, events: int) -> Gate:
     stream.add_all(("in", b"", {"n": n}) for n in range(events))
     gate = held(stream)
     stream.kill("add", signal.SIGCONT)
-
-    def is_answered() -> bool:
-        return next(each["frames"] for each in stream.scripts.status()) == events
-
-    stream.wait(is_answered, "all are answered")
+    stream.wait(lambda: stream.answered("add") == events, "all are answered")
     return gate
 
 
@@ -572,9 +571,7 @@ def test_an_output_that_can_not_be_taken_in_while_effects_before_it_are_committe
     stream.add_all(("in", b"", {"n": n}) for n in range(10))
     gate = held(stream)
     stream.kill("add", signal.SIGCONT)
-    stream.wait(
-        lambda: next(each["frames"] for each in stream.scripts.status()) == 10, "ten are answered"
-    )
+    stream.wait(lambda: stream.answered("add") == 10, "ten are answered")
     more = threading.Thread(
         target=stream.add_all, args=([("in", b"", {"n": n}) for n in range(10, 20)],)
     )

@@ -56,7 +56,7 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors ids frame meta records schema commit store process pipes",
     "generators":  "errors ids frame records schema commit process runner nu",
-    "handlers":    "errors ids frame records schema commit reader process runner nu",
+    "handlers":    "errors ids frame records cas schema commit reader process runner nu",
     "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
     # requests, and what answers them
     "api":         "errors ids frame times query commit store reader version | meta batch chunked "
@@ -73,8 +73,8 @@ ARCHITECTURE = {
                    "exchange answers",
     "mount":       "errors meta commit store scripts sockets access delivery listener httpd "
                    "version | gateway",
-    "stores":      "errors ids frame times commit store httpd mount",
-    "server":      "errors httpd gateway mount stores | address",
+    "stores":      "errors ids frame times schema commit store httpd mount",
+    "server":      "errors listener httpd gateway mount stores | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -91,8 +91,10 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "storing":     "errors address request transport stdio (arguments)",
+    "autoload":    "errors | nu",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer storing completion server mount gateway",
+                   "version idfields ndjson transfer storing autoload completion server mount "
+                   "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

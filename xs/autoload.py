@@ -44,7 +44,7 @@ def install() -> str:
 
 
 def _folder() -> str:
-    """Nushell's folder for what a user's sessions load, as Nushell says, or else as it documents."""
+    """The folder of what a user's sessions load: as Nushell says, or else as it documents."""
     if not (os.environ.get("XS_NU") or shutil.which("nu")):
         return os.path.join(_config_folder(), "nushell", "autoload")
     from xs import nu

@@ -591,6 +591,23 @@ def _lines_of_input() -> Iterator[str]:
 
 
 @command(
+    "nu",
+    "",
+    "print xs.nu, the commands of xs for Nushell",
+    options=[Option("--install", "put it where each Nushell loads it, and say where that is")],
+    examples=["xs nu > xs.nu  # there: use xs.nu *", "xs nu --install"],
+)
+def _nu(arguments: Arguments) -> None:
+    from xs import autoload
+
+    if not arguments.has("install"):
+        stdio.write(autoload.module())
+        return
+    path = autoload.install()
+    show_text([f"{path}: each new Nushell has the commands; in a script: use {path} *".encode()])
+
+
+@command(
     "completion",
     "SHELL",
     "print a completion script for bash, zsh or fish",

@@ -524,13 +524,21 @@ class Gateway:
     """The front doors of one store, and who waits behind them."""
 
     def __init__(
-        self, store: Store, options: Options, log: Callable[[str], None], room: int
+        self,
+        store: Store,
+        options: Options,
+        log: Callable[[str], None],
+        room: int,
+        within: Connections | None = None,
     ) -> None:
-        """`room`: connections that the system has room for. Raises `Usage` for what can't be."""
+        """`room`: connections that the system has room for; `within` are all that count for that.
+
+        Raises `Usage` for what can't be.
+        """
         self.store = store
         self.options = options
         self.log = log
-        self.connections = Connections(room)
+        self.connections = Connections(room, within)
         self.answers = Answers(store, options.most)
         self.hangups: Hangups  # from the start on
         self._tls = None if options.certificate is None else _tls(options.certificate, options.key)

@@ -49,6 +49,7 @@ COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
 NOTE_SECONDS = 1.0  # after which a position is stored though nothing was caused
 FINISH_SECONDS = 1.0  # for the frames before the one that takes a handler out of service
 DEATHS_MAX = 5  # of the process by signals, all on one frame: then it has failed
+ANSWER_LEVELS = 500  # to which arrays and objects may be nested in an answer
 ERROR_CHARACTERS = 8192  # of an error, in the frame that tells of it
 
 REGISTRATIONS_CACHED = 10_000  # ids of which a handler knows whether they are its registrations
@@ -605,6 +606,7 @@ class Handler(Runner):
         if said.strip() == b"null":
             return _NOTHING._replace(id=value)
         try:
+            runner.check_levels(said, ANSWER_LEVELS)
             found = json.loads(said, parse_constant=_refuse)
             if not isinstance(found, dict) or not _ANSWER_KEYS.issuperset(found):
                 raise Invalid(

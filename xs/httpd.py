@@ -20,7 +20,7 @@ from xs import api, http1
 from xs.access import Access, refusal
 from xs.commit import Work
 from xs.delivery import Delivery, Follower
-from xs.errors import BrokenBody, NotFound, XsError
+from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Listener
 from xs.reader import Reader
 from xs.scripts import Scripts
@@ -52,19 +52,26 @@ _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
 class Served(NamedTuple):
-    """A store that is served, with what requests to it need."""
+    """A store that is served, with what requests to it need.
+
+    `visitors` are connections to the root store's addresses, while a request on them is about this
+    store: it waits for them when it stops.
+    """
 
     store: Store
     delivery: Delivery
     scripts: Optional[Scripts]
+    visitors: Connections
 
 
 class Others(Protocol):
     """Further stores of the same process, by name."""
 
-    def find(self, name: str) -> Optional[Served]: ...
+    def find(self, name: str) -> Served:
+        """The store of that name. Raises `NotFound`, `Unavailable`."""
 
-    def status(self) -> list[dict[str, Any]]: ...
+    def status(self) -> list[dict[str, Any]]:
+        """What is served, for `GET /stores`."""
 
 
 OTHERS_PATH = "/store/"  # then a name, and a path of that store's API
@@ -81,6 +88,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.buffer = bytearray()
         self.chunked = False  # of the response under way
         self._served = self.server.served  # what the request under way is about
+        self._visits = False  # … another store than this address is of
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._out_lock = threading.Lock()  # guards the next four; taken last
         self._out_changed = threading.Condition(self._out_lock)
@@ -179,6 +187,14 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _serve(self, head: http1.RequestHead) -> bool:
         """Answers one request; whether the connection goes on."""
+        try:
+            return self._serve_one(head)
+        finally:
+            if self._visits and not self._handed_on:
+                self._visits = False
+                self._served.visitors.discard(self)
+
+    def _serve_one(self, head: http1.RequestHead) -> bool:
         body = _Body(self, head)
         refused = refusal(head, self.server.access)
         if refused is not None:
@@ -209,12 +225,14 @@ class Connection(socketserver.BaseRequestHandler):
         return keep
 
     def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
-        path = self._find_store(head.path)
-        if path is None:
-            return api.error_answer(NotFound(f"no such store: {head.path[:128]}"))
+        try:
+            path = self._find_store(head.path)
+        except XsError as error:
+            return api.error_answer(error)
         request = api.Request(head.method, path, head.query, head.fields, body)
         request.scripts = self._served.scripts
-        request.stores = self.server.others
+        if not self._visits:
+            request.stores = self.server.others
         request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
         try:
             return api.answer(self._served.store, request)
@@ -222,21 +240,23 @@ class Connection(socketserver.BaseRequestHandler):
             self.server.log(f"{head.method} {head.path}: {type(error).__name__}: {error}")
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
 
-    def _find_store(self, path: str) -> str | None:
-        """Finds the store that a path is about; the path within it, None if there is no such store.
+    def _find_store(self, path: str) -> str:
+        """Finds the store that a path is about; the path within it. Raises `NotFound`, …
 
         Answers come in the order of their requests, and another store commits when it likes: so
         what was asked of the one before is answered first.
         """
-        found: Served | None = self.server.served
-        if self.server.others is not None and path.startswith(OTHERS_PATH):
+        found = self.server.served
+        others = self.server.others
+        if others is not None and path.startswith(OTHERS_PATH):
             name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
-            found, path = self.server.others.find(name), slash + rest or "/"
+            found, path = others.find(api.decode(name)), slash + rest or "/"
         if found is not self._served:
             self._settle()
-        if found is None:
-            return None
-        self._served = found
+            self._served = found
+        if found is not self.server.served:
+            self._visits = True
+            found.visitors.add(self)
         return path
 
     # Answers
@@ -306,6 +326,7 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             self._served.store.submit(work)
         except XsError as error:
+            work.discard()
             self._deliver(_whole(head, api.error_answer(error), keep))
 
     def _deliver(self, data: bytes) -> None:
@@ -487,6 +508,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._broken = True
             self.sock.close()
             self._out_changed.notify_all()
+        if self._visits:
+            self._served.visitors.discard(self)
         self.server.closed(self)
 
 

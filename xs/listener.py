@@ -50,6 +50,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.socket = sock
         self.log = log
         self._connections = connections
+        self._has_started = False
         self.server_activate()
 
     @property
@@ -72,9 +73,13 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         threading.Thread(
             target=self.serve_forever, args=(None,), name="xs-accept", daemon=True
         ).start()
+        self._has_started = True
 
     def stop(self) -> None:
-        """Accepts no more."""
+        """Accepts no more, if it has begun to, and closes the socket."""
+        if not self._has_started:
+            self.socket.close()
+            return
         stopping = threading.Thread(target=self.shutdown, daemon=True)
         stopping.start()
         deadline = time.monotonic() + 2.0
@@ -176,11 +181,19 @@ class Connections:
 
     def end(self, seconds: float) -> None:
         """Lets requests under way be answered, for so long at most, and closes all connections."""
+        self.begin_end()
+        self.finish_end(seconds)
+
+    def begin_end(self) -> None:
+        """The first half of `end`: no further request is read."""
         with self._lock:
             self._ending = True
             connections = list(self._open)
         for connection in connections:
             connection.end()
+
+    def finish_end(self, seconds: float) -> None:
+        """The other half: waits, and closes what is left."""
         with self._lock:
             self._lock.wait_for(lambda: not self._open, seconds)
             connections = list(self._open)

@@ -8,10 +8,12 @@ under way, close the store, give the lock back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +21,7 @@ from xs import meta
 from xs.access import Access, access
 from xs.commit import Append
 from xs.delivery import Delivery
-from xs.errors import NotAStore
+from xs.errors import NotAStore, Unavailable
 from xs.httpd import Others, Served, Server
 from xs.listener import Connections
 from xs.scripts import Scripts
@@ -32,6 +34,15 @@ if TYPE_CHECKING:
 
 SOCKET = "sock"
 TOKEN = "token"
+_VISITORS_SECONDS = 0.5  # for their requests under way, before their connections are to be ended
+
+
+class Room(NamedTuple):
+    """How many connections of each kind a process has room for, and those that it has."""
+
+    most: int
+    api: Connections
+    web: Connections
 
 
 class Web(NamedTuple):
@@ -47,41 +58,42 @@ class Mount:
     def __init__(
         self,
         folder: str,
-        room: int,
+        room: Room,
         log: Callable[[str], None],
         *,
         scripts: bool = True,
-        within: Connections | None = None,
+        create: bool = True,
     ) -> None:
-        """Takes the store in `folder`, which is made if there is none, and listens on its socket.
+        """Takes the store in `folder`, and listens on its socket.
 
-        `room`: as many connections as the system has room for; `within` are those of all stores
-        of this process. Raises `XsError`, and leaves nothing open then.
+        `create`: it is made if there is none. Raises `XsError`, and leaves nothing open then.
         """
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.exposed: list[str] = []
         self.web: list[str] = []
         self._room = room
-        self._connections = Connections(room, within)
+        self._connections = Connections(room.most, room.api)
+        self._visitors = Connections(room.most)
         self._log = log
         self._others: Others | None = None
         self._servers: list[Server] = []
         self._gateway: Gateway | None = None
-        self.store = Store(self.folder, exclusive=True, create=True)
+        self._scripts: Scripts | None = None
+        self._is_announced = self._has_scripts = self._has_gateway = False
+        self.store = Store(self.folder, exclusive=True, create=create)
+        self._delivery = Delivery(self.store)
         try:
             os.chmod(self.folder, 0o700)
-            sock = listen_unix(self.socket_path)
-        except OSError as error:
-            self.store.close()
-            raise NotAStore(f"can't serve {folder}: {error.strerror}") from None
-        except BaseException:
-            self.store.close()
+            if scripts:
+                self._scripts = Scripts(self.store, log)
+            self.served = Served(self.store, self._delivery, self._scripts, self._visitors)
+            self._add(listen_unix(self.socket_path), None)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, OSError):
+                raise NotAStore(f"can't serve {folder}: {error.strerror or error}") from None
             raise
-        self._delivery = Delivery(self.store)
-        self._scripts = Scripts(self.store, log) if scripts else None
-        self.served = Served(self.store, self._delivery, self._scripts)
-        self._add(sock, None)
 
     def lead_to(self, others: Others) -> None:
         """These are reached through this store's addresses, too."""
@@ -98,65 +110,86 @@ class Mount:
         self._add(sock, access(owner_token(self.folder), names))
 
     def _add(self, sock: socket.socket, asked: Access | None) -> None:
-        self._servers.append(
-            Server(sock, self.served, self._connections, asked, self._others, self._log)
-        )
-
-    @property
-    def connections(self) -> Connections:
-        return self._connections
+        try:
+            server = Server(sock, self.served, self._connections, asked, self._others, self._log)
+        except BaseException:
+            sock.close()
+            raise
+        self._servers.append(server)
 
     def open_gateway(self, web: Web) -> None:
         """Answers the web on these addresses."""
         from xs.gateway import Gateway
 
-        self._gateway = Gateway(self.store, web.options, self._log, self._room)
+        room = self._room
+        self._gateway = Gateway(self.store, web.options, self._log, room.most, room.web)
         for address in web.addresses:
             self.web.append(self._gateway.listen(address))
 
     def start(self) -> None:
+        """Serves it. Raises `XsError`, and leaves nothing open then."""
+        try:
+            self._start()
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, (OSError, RuntimeError)):  # no more files, or threads
+                reason = getattr(error, "strerror", None) or error
+                raise Unavailable(f"can't serve {self.folder} just now: {reason}") from None
+            raise
+
+    def _start(self) -> None:
         told: dict[str, object] = {"version": VERSION, "expose": self.exposed}
         if self.web:
             told["http"] = self.web
         self.store.runs.end_abandoned()
         self.store.append(Append("xs.start", meta=as_meta(told)))
+        self._is_announced = True
         self.store.start_sweeping()
-        self._delivery.start()
         for server in self._servers:
             server.start()
         if self._scripts is not None:
             self._scripts.start()
+            self._has_scripts = True
         if self._gateway is not None:
             self._gateway.start()
+            self._has_gateway = True
 
     def abandon(self) -> None:
-        """Gives everything back, when it can't be started."""
-        if self._gateway is not None:
-            self._gateway.abandon()
-        for server in self._servers:
-            server.socket.close()
-        os.unlink(self.socket_path)
-        if self._scripts is not None:
-            self._scripts.abandon()
-        self._delivery.abandon()
-        self.store.close()
+        """Gives everything back at once, started or not."""
+        self.stop(0.0)
 
     def stop(self, seconds: float) -> None:
         """Ends everything in good order; what clients wait for gets so many seconds."""
-        if self._gateway is not None:  # first: answers are appended like anything else
-            self._gateway.stop(seconds)
-        for server in self._servers:
-            server.stop()
-        if self._scripts is not None:
-            self._scripts.stop()
-        self.store.refuse_more(Append("xs.stop"))
-        self._delivery.stop()
-        self._connections.end(seconds)
-        try:
+        with contextlib.ExitStack() as then:  # from the last line up, whatever fails on the way
+            then.callback(self.store.close)
+            then.callback(self._remove_socket)
+            then.callback(self._end_connections, seconds)
+            then.callback(self._delivery.stop)
+            then.callback(self.store.refuse_more, Append("xs.stop") if self._is_announced else None)
+            if self._scripts is not None:
+                end = self._scripts.stop if self._has_scripts else self._scripts.abandon
+                then.callback(end)
+            for server in self._servers:
+                then.callback(server.stop)
+            if self._gateway is not None:  # first: answers are appended like anything else
+                if self._has_gateway:
+                    then.callback(self._gateway.stop, seconds)
+                else:
+                    then.callback(self._gateway.abandon)
+
+    def _end_connections(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        # A visitor's connection is also for other stores: it is ended only if it has to be.
+        self._visitors.wait(min(seconds, _VISITORS_SECONDS))
+        kinds = (self._connections, self._visitors)
+        for connections in kinds:
+            connections.begin_end()
+        for connections in kinds:
+            connections.finish_end(max(0.0, deadline - time.monotonic()))
+
+    def _remove_socket(self) -> None:
+        with contextlib.suppress(OSError):  # somebody has tidied up already
             os.unlink(self.socket_path)
-        except FileNotFoundError:
-            pass  # somebody has tidied up already
-        self.store.close()
 
 
 def owner_token(folder: str) -> str:

@@ -33,13 +33,13 @@ def xs-by-kind [kind: string] {
   if $kind == "nothing" { } else if $kind == "byte stream" { tee {} } else { xs-values }
 }
 
-def main [input: string] {
-  print $"($env.XS_MARK)start"
-  if $input == "frame" {
-    open --raw /dev/fd/3 | from json | xs-script | xs-answer
-  } else if $input == "bytes" {
-    open --raw /dev/fd/3 | xs-script | xs-answer
-  } else {
-    xs-script | xs-answer
-  }
+print $"($env.XS_MARK)start"
+
+# No `main`: in 0.109 the status of an external command would be lost behind it.
+if $env.XS_INPUT == "frame" {
+  open --raw /dev/fd/3 | from json | xs-script | xs-answer
+} else if $env.XS_INPUT == "bytes" {
+  open --raw /dev/fd/3 | xs-script | xs-answer
+} else {
+  xs-script | xs-answer
 }

@@ -295,6 +295,15 @@ def command_of(
     return command if has_input else command._replace(input_at=None)
 
 
+def check_levels(text: bytes, most: int) -> None:
+    """Raises `Invalid` if arrays and objects are nested deeper than `most` in JSON text."""
+    if text.count(b"[") + text.count(b"{") > most:
+        try:
+            meta.check_depth(text.decode("utf-8", "replace"), most)
+        except Invalid:
+            raise Invalid(f"it is nested deeper than {most} levels") from None
+
+
 def json_text(value: Any) -> str:
     """A value as meta. Raises `Invalid`."""
     import json

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from xs.errors import Usage
 from xs.gateway import Options
 from xs.httpd import Limits
-from xs.mount import Mount, Web
-from xs.stores import Asked, Stores
+from xs.listener import Connections
+from xs.mount import Mount, Room, Web
+from xs.stores import STORES_MAX, Asked, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
+_STORE_FILES = 16  # of each further store: 10 when it is idle
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
@@ -48,7 +50,7 @@ class Running:
         except BaseException:
             self.root.abandon()
             raise
-        self.root.start()
+        self.root.start()  # whatever was asked of its stream so far waits for the next line
         self.stores.start()
 
     def stop(self) -> None:
@@ -56,13 +58,13 @@ class Running:
         self.stores.stop()
         self.root.stop(_STOP_SECONDS)
 
-    def _mount(self, asked: Asked) -> Mount:
+    def _mount(self, asked: Asked, create: bool) -> Mount:
         mount = Mount(
             asked.path,
             self._room,
             _named_log(asked.name),
             scripts=self._scripts,
-            within=self.root.connections,
+            create=create,
         )
         try:
             if asked.http is not None:
@@ -125,24 +127,37 @@ def _named_log(name: str) -> Callable[[str], None]:
     return lambda text: _log(f"{name}: {text}")
 
 
-def _make_room(for_the_web: bool) -> int:
+def _make_room(for_the_web: bool) -> Room:
     """How many connections of a kind the system allows; threads get small enough for them."""
-    import resource
-
     threading.stack_size(Limits.stack_bytes)
     # What is here by now stays, and what requests make has no circles: looking through it all for
     # garbage, again and again, cost a tenth of a batch (bench/batch.py).
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     kinds = 2 if for_the_web else 1  # one can't take the other's room
-    wanted = kinds * Limits.connections + _OWN_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return Limits.connections
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    except (OSError, ValueError):
-        most = soft  # then there is room for fewer connections
-    # The store needs files too, or those who are connected could do nothing.
-    return (most - min(_OWN_FILES, most // 2)) // kinds
+    needed = kinds * Limits.connections + _OWN_FILES
+    most = _allow_files(needed + STORES_MAX * _STORE_FILES, needed)
+    room = Limits.connections
+    if most < needed:
+        # The store needs files too, or those who are connected could do nothing.
+        room = (most - min(_OWN_FILES, most // 2)) // kinds
+    api = Connections(room)
+    return Room(room, api, Connections(room) if for_the_web else api)
+
+
+def _allow_files(*wanted: int) -> int:
+    """Asks the system for the first of these numbers of files that it allows; how many it does."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in wanted:
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
+        if soft == resource.RLIM_INFINITY or soft >= most:
+            return most if soft == resource.RLIM_INFINITY else soft
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+        except (OSError, ValueError):
+            continue  # macOS says no to more than a limit of its own
+    return soft

@@ -10,7 +10,7 @@ import os
 
 from xs import address, errors, stdio
 from xs.request import append_request, with_query
-from xs.transport import ask, split_lines
+from xs.transport import HttpTransport, ask, split_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ def run(arguments: Arguments) -> int:
     addr, rest = address.split(words, os.environ, 1)
     if len(rest) != 1:
         raise errors.Usage(f"xs store {action} ADDR PATH takes one PATH")
-    asked = {"path": os.path.abspath(rest[0])}
-    for name in ("name", "http"):
-        given = arguments.get(name)
-        if given is not None:
-            asked[name] = given
+    asked = {"path": _absolute(rest[0], addr)}
+    name, http = arguments.get("name"), arguments.get("http")
+    if name is not None:
+        asked["name"] = name
+    if http is not None:
+        is_path = "/" in http and "://" not in http
+        asked["http"] = _absolute(http, addr) if is_path else http
     transport = address.open_transport(addr)
     try:
         return _ask(transport, action, asked)
@@ -45,10 +47,29 @@ def run(arguments: Arguments) -> int:
         transport.close()
 
 
+def _absolute(path: str, addr: str) -> str:
+    """The whole of a path, which the server knows by that alone. Raises `Usage`."""
+    if path.startswith("~"):
+        raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
+    is_remote = "://" in addr or (":" in addr and "/" not in addr)
+    if is_remote and not os.path.isabs(path):
+        raise errors.Usage(f"{path}: give the whole path, as the server at that address has it")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "replace").decode()
+        raise errors.Usage(f"{shown} is not UTF-8, as JSON has to be") from None
+    return os.path.abspath(path)
+
+
 def _ask(transport: Transport, action: str, asked: dict[str, str]) -> int:
     try:
         ask(transport, "GET", "/stores").read()
     except errors.NotFound:
+        if isinstance(transport, HttpTransport):
+            raise errors.Invalid(
+                "that is no root store: name the store that xs serve was started with"
+            ) from None
         served = False
     else:
         served = True
@@ -66,10 +87,11 @@ def _ask(transport: Transport, action: str, asked: dict[str, str]) -> int:
     try:
         for line in _within(split_lines(response)):
             frame = json.loads(line)
-            if (frame["meta"] or {}).get("source_id") != wanted:
+            meta = frame["meta"]
+            if not isinstance(meta, dict) or meta.get("source_id") != wanted:
                 continue
             if frame["topic"] == "xs.store.error":
-                raise errors.Failed(frame["meta"]["reason"])
+                raise errors.Failed(str(meta.get("reason")))
             stdio.write(line + b"\n")
             return 0
     finally:

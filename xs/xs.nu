@@ -480,7 +480,10 @@ def unreachable [door: record, at: record] {
       + "the `xs` command, which works on a directory without one"
     ) "nobody is there" ($at | values | first)
   }
-  fail "no answer: what was piped in has failed on its way, or a flag can not be sent" "in this call" ($at | values | first)
+  fail (
+    "no answer: what is piped in has failed on its way, or meta or key is nothing that a request's "
+    + "head can have (Nushell's has 128 KiB)"
+  ) "in this call" ($at | values | first)
 }
 
 # Where requests go.
