@@ -43,12 +43,12 @@ ARCHITECTURE = {
     "bus":         "records",
     "commit":      "errors ids frame records cas schema writer bus (scan)",
     "claim":       "",
-    "runs":        "errors cas commit | claim",
+    "runs":        "errors frame cas commit | meta claim",
     "store":       "errors ids frame lock cas schema index writer bus commit runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
-    "chunked":     "errors ids frame records meta cas schema commit runs store",
+    "chunked":     "errors ids frame records cas schema commit runs store",
     # scripts: processes, what comes out of them, what that means on the stream
     "process":     "errors records",
     "pipes":       "errors process terminal",

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from xs import frame, ids, meta
+from xs import frame, ids
 from xs.cas import small
 from xs.commit import Append, RunResult, RunWork
 from xs.errors import BrokenBody, Invalid, NotFound, TooLarge, Unavailable, XsError
 from xs.records import NamedTuple
-from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, pieces
+from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
 from xs.store import Store
 
@@ -46,10 +46,8 @@ def append(store: Store, append: Append, body: Iterable[bytes]) -> bytes:
     the run is ended as broken off, and the exception goes on up. Raises what an append raises:
     when the first bytes have come, or later.
     """
-    begun = append._replace(meta=first_meta(append.meta))
-    if append.ttl == frame.EPHEMERAL:
-        raise Invalid("a chunked content can't be ephemeral: give the frame another ttl")
-    run = store.runs.begin(begun)
+    first_of(append)  # what is wrong with it is said before there need be a store
+    run = store.runs.begin(append)
     gathered = _Gathered(run)
     try:
         for block in body:
@@ -96,14 +94,6 @@ def go_on(
     work = RunWork(append, writer, first, contents, ended=ended, error_text=error_text)
     result: RunResult = store.run(work)
     return result
-
-
-def first_meta(given: str) -> str:
-    """The meta of a run's first frame: what was given, with `more`. Raises `Invalid`."""
-    found = frame.first_meta(given)
-    if len(found.encode()) > meta.META_MAX:
-        raise Invalid(f"meta is too large: at most {meta.META_MAX} bytes of JSON")
-    return found
 
 
 class _Gathered:

@@ -49,6 +49,8 @@ def is_held(folder: str, token: str) -> bool:
     path = os.path.join(folder, _PREFIX + token)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        return True  # another user's: nobody here can tell
     except OSError:
         return False
     try:

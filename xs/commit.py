@@ -193,8 +193,8 @@ class RunWork(Work):
     """Begins a run of frames that are one content, goes on with it, or ends it.
 
     Without `first` it begins one, with the first of `contents`; each further content is a frame.
-    With `ended` the last frame says so: whole, or with `error` what it broke off for. The result is
-    `RunResult`.
+    With `ended` the last frame says so: whole, or with `error_text` what it broke off for. The
+    result is `RunResult`.
     """
 
     __slots__ = ("append", "contents", "ended", "error_text", "first", "writer")
@@ -228,8 +228,8 @@ class RunWork(Work):
             first = ids.parse(frame.id_of(line))
         is_whole = self.ended and self.error_text is None
         last = contents.pop() if is_whole and contents else None
-        for content in contents:
-            commit.extend_run(first, self.writer, content)
+        if contents:
+            commit.extend_run(first, self.writer, contents)
         if self.ended:
             commit.end_run(first, self.writer, last, self.error_text)
         return RunResult(line, first)
@@ -456,13 +456,14 @@ class Commit:
         _discard(append.content)
         return answered, False
 
-    def extend_run(self, first: int, writer: str, content: Content | None) -> bytes:
-        """Adds a frame to a run that `writer` has begun, and answers its line.
+    def extend_run(self, first: int, writer: str, contents: list[Content]) -> list[bytes]:
+        """Adds frames to a run that `writer` has begun, and answers their lines.
 
         Raises `NotFound` when the run was removed, or has expired; `Conflict` when it has ended, or
         is another's.
         """
-        return self._add_piece(self._run_of(first, writer), first, content, GOES_ON)
+        run = self._run_of(first, writer)
+        return [self._add_piece(run, first, content, GOES_ON) for content in contents]
 
     def end_run(
         self,

@@ -15,9 +15,10 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from xs import frame
 from xs.cas import INLINE_MAX, small
 from xs.commit import Append, EndRunsWork, RunWork, Work
-from xs.errors import Conflict, NotFound, Unavailable, XsError
+from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ class Run:
             self.is_answered = self.first is None
 
 
+def first_of(append: Append) -> Append:
+    """The append of a run's first frame: with `more` in its meta. Raises `Invalid`."""
+    from xs.meta import META_MAX  # here: most commands have no need of it
+
+    if append.ttl == frame.EPHEMERAL:
+        raise Invalid("a chunked content can't be ephemeral: give the frame another ttl")
+    meta = frame.first_meta(append.meta)
+    if len(meta.encode()) > META_MAX:
+        raise Invalid(f"meta is too large: at most {META_MAX} bytes of JSON")
+    return append._replace(meta=meta)
+
+
 def _parts(data: bytes) -> list[list[bytes]]:
     """The pieces of `data`, as many in a list as one commit takes; one empty list for none."""
     each = list(pieces(data))
@@ -146,8 +159,11 @@ class Runs:
         self._closed = False
 
     def begin(self, append: Append) -> Run:
-        """A run whose first frame has this topic, meta (with `more`), ttl, condition and key."""
-        return Run(self, append)
+        """A run whose first frame has this topic, meta, ttl, condition and key.
+
+        Nothing is written yet. Raises `Invalid` for meta or a ttl that a run can't have.
+        """
+        return Run(self, first_of(append))
 
     @property
     def token(self) -> str:
