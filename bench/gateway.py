@@ -9,7 +9,8 @@ the requests nor the answers are stored.
 Floor: `GET /version` from the store's own socket, an answer that needs no stream.
 
 A page of 1,000 server-sent events: how long it takes from the request to the last of them, when the
-handler has all of them ready; of those that come one by one, how long each takes from its append.
+handler has all of them ready. Of those that come one by one, how long each takes from its append
+until the client has read it; floor: until a follower of the stream has read its frame.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ import json
 import os
 import selectors
 import signal
-import socket
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
 
 from _measure import (
     Client,
@@ -33,6 +32,7 @@ from _measure import (
     at_least,
     at_most,
     folder,
+    is_whole,
     percentile,
     pick,
     request,
@@ -86,6 +86,8 @@ class Handler:
                 continue
             frame = json.loads(line)
             meta = {"frame_id": frame["id"]}
+            if frame["meta"]["path"] == "/live":
+                continue
             if frame["meta"]["path"] == "/events":
                 answers += self._events(meta)
             else:
@@ -171,15 +173,63 @@ def events(report: Report, web: str, ttl: str) -> None:
     report.add(f"{EVENTS:,} events of one page, {ttl}", statistics.median(took), "ms")
 
 
+def live(report: Report, web: str, api: str, ttl: str) -> None:
+    """Events of one page that are appended one by one, here."""
+    client, follower, writer = Client(web), Client(api), Client(api)
+    asked = Client(api)
+    for each, topic in ((asked, "http.request"), (follower, "http.response")):
+        each.sock.sendall(request("GET", f"/?follow&new&topic={topic}"))
+        each.sock.recv(65536)  # from here on it misses nothing
+    client.sock.sendall(request("GET", "/live"))
+    request_id = asked.sock.recv(65536).decode().partition('"request_id":"')[2][:25]
+    selector = selectors.DefaultSelector()
+    took: dict[Client, list[float]] = {client: [], follower: []}
+    for each in took:
+        selector.register(each.sock, selectors.EVENT_READ, each)
+    data = request(
+        "POST",
+        f"/append/http.response?ttl={ttl}",
+        b"data: hello\n\n",
+        f'xs-meta: {{"request_id":"{request_id}","more":true}}',
+    )
+    for n in range(pick(1000, 200)):
+        started = time.perf_counter()
+        writer.sock.sendall(data)
+        waiting = {client, follower}
+        while waiting:
+            for key, _ in selector.select():
+                if not key.data.sock.recv(65536):
+                    raise SystemExit("an answer broke off")
+                if n:  # the first has the head with it
+                    took[key.data].append((time.perf_counter() - started) * 1e3)
+                waiting.discard(key.data)
+        while not is_whole(writer.sock.recv(65536)):
+            pass
+    for percent in (50, 99):
+        found, floor = (percentile(took[each], percent) for each in (client, follower))
+        report.add(
+            f"an event of a page, {ttl}: p{percent}",
+            found,
+            "ms",
+            floor=floor,
+            floor_unit="ms, a follower",
+            ratio=found / floor,
+        )
+    for each in (client, follower, writer, asked):
+        each.close()
+    selector.close()
+
+
 def main() -> None:
     report = Report("gateway", "Requests from the web, through the stream and back (Unix sockets)")
     with folder() as where:
         for ttl in ("forever", "ephemeral"):
             web, store = f"{where}/{ttl}.sock", f"{where}/{ttl}"
-            with server(store, "--http", web, "--http-ttl", ttl) as running:
-                with handler(running.socket_path, ttl):
-                    requests(report, web, running.socket_path, ttl)
-                    events(report, web, ttl)
+            options = ("--http", web, "--http-ttl", ttl)
+            with server(store, *options) as running, handler(running.socket_path, ttl):
+                requests(report, web, running.socket_path, ttl)
+                events(report, web, ttl)
+                live(report, web, running.socket_path, ttl)
     report.end()
 
 

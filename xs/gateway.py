@@ -355,7 +355,11 @@ class Connection(socketserver.BaseRequestHandler):
         """Answers for itself, with one sentence; whether the connection goes on."""
         body = f"{sentence}\n".encode("utf-8", "replace")
         keep = keep and head is not None and head.keep_alive and not self._ending
-        fields = [_TEXT, ("date", exchange.date(time.time())), ("content-length", str(len(body)))]
+        fields = [
+            _TEXT,
+            ("date", exchange.date(int(time.time()))),
+            ("content-length", str(len(body))),
+        ]
         if status == 503:
             fields.append(("retry-after", "1"))
         if not keep:
