@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import queue
 import select
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import Any, Optional
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, RunXs
+from conftest import DEADLINE, RunXs, environment
 from web import Handler, WebServer, echo, nothing, respond, start_web, until, web_server
 from wire import Wire, chunked, request
 
@@ -606,6 +608,65 @@ def test_above_the_number_that_may_wait_it_is_503_and_nothing_is_appended(
             wire.send(request("GET", "/fifth"))
             respond(handler.client, handler.next(), "b")
             assert wire.answer().body == b"b"
+
+
+def test_whatever_becomes_of_a_request_its_place_is_free_again(
+    store_dir: str, tmp_path: Path
+) -> None:
+    options = ("--http", str(tmp_path / "web"), "--http-max", "1", "--http-timeout", "1")
+
+    def answer(client: xs.Client, frame: Frame) -> None:
+        if frame.meta["path"] != "/none":
+            respond(client, frame, "x", **json.loads(frame.meta["query"].get("meta", "{}")))
+
+    with web_server(store_dir, *options) as server:
+        handler = Handler(store_dir, answer)
+        gone = Handler(store_dir, nothing, "http.disconnect")
+        for _ in range(3):
+            with Wire(server.web[0]) as wire:
+                assert wire.ask("GET", "/").status == 200
+                assert wire.ask("HEAD", "/").status == 200
+                assert wire.ask("GET", '/?meta={"status":1}').status == 502
+                assert wire.ask("GET", "/none").status == 504
+                wire.send(request("POST", "/", content_length="5") + b"x")
+            with Wire(server.web[0]) as wire:
+                wire.send(request("GET", '/?meta={"more":true}'))
+                assert wire.head()[0] == 200
+            gone.next()
+            with Wire(server.web[0]) as wire:
+                while handler.seen.qsize():
+                    handler.next()
+                wire.send(request("GET", "/none"))
+                handler.next()
+            gone.next()
+        with Wire(server.web[0]) as wire:
+            assert wire.ask("GET", "/").status == 200
+
+
+def test_a_disk_that_is_full_is_507_and_the_door_stays_open(store_dir: str, tmp_path: Path) -> None:
+    """No file may become larger than 4 MiB, which to a program is much the same."""
+    process = subprocess.Popen(
+        [
+            *("bash", "-c", 'ulimit -f 4096; exec "$@"', "bash"),
+            *(sys.executable, "-m", "xs", "serve", store_dir, "--http", str(tmp_path / "web")),
+        ],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert b"serving" in process.stdout.readline() and b"web" in process.stdout.readline()
+    try:
+        Handler(store_dir, echo)
+        with Wire(str(tmp_path / "web")) as wire:
+            wire.send(request("POST", "/", b"x" * 8_000_000))
+            answer = wire.answer()
+            assert (answer.status, answer.fields["connection"]) == (507, "close")
+        with Wire(str(tmp_path / "web")) as wire:
+            assert wire.ask("POST", "/", b"x" * 1_000_000).status == 200
+        assert not [n for n in os.listdir(f"{store_dir}/cas") if n.startswith("new-")]
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE)
 
 
 # The client goes away
