@@ -486,5 +486,5 @@ def json_line(number: int, topic: str = "events") -> str:
     """A frame's JSON, as long as a real one."""
     return (
         f'{{"topic":"{topic}","id":"{number:025d}",'
-        '"hash":"sha256-2fVQbs8D+wkPqLOXc5L9wp4sXF7QS9nZ5dp5bw0jT3k=","meta":null,"ttl":"forever"}}'
+        '"hash":"sha256-2fVQbs8D+wkPqLOXc5L9wp4sXF7QS9nZ5dp5bw0jT3k=","meta":null,"ttl":"forever"}'
     )

@@ -125,7 +125,7 @@ def test_the_schema_in_the_architecture_is_the_one_of_the_code() -> None:
         bare = " ".join(re.sub(r"--.*", "", text).split())
         return {s.strip() for s in bare.split(";") if s.strip().startswith("CREATE TABLE")}
 
-    assert tables(shown) == tables("".join(schema._MIGRATIONS))
+    assert tables(shown) == tables(";\n".join(schema._MIGRATIONS))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -28,7 +28,8 @@ import xs
 from xs.cas import INLINE_MAX
 from xs.frame import Frame
 from xs.gateway import Limits, Options
-from xs.server import Running, Web
+from xs.mount import Web
+from xs.server import Running
 
 
 @pytest.fixture(scope="module")
@@ -951,12 +952,12 @@ def test_a_head_that_comes_slowly_is_refused_in_time(
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.3)
     for first in (b"GET / HTTP/1.1\r\n", b"G", b"\r\n"):
-        with Wire(running.web_addresses[0]) as wire:
+        with Wire(running.root.web[0]) as wire:
             wire.send(first)
             answer = wire.answer()
             assert (answer.status, answer.fields["connection"]) == (408, "close")
             assert wire.is_ended()
-    with Wire(running.web_addresses[0]) as wire:  # also when it trickles
+    with Wire(running.root.web[0]) as wire:  # also when it trickles
         wire.send(b"GET / HTTP/1.1\r\nA: ")
         assert trickle(wire, b"b").status == 408
 
@@ -976,14 +977,14 @@ def test_a_body_that_comes_slowly_is_refused_in_time(
 ) -> None:
     monkeypatch.setattr(Limits, "body_seconds", 0.3)
     for sent in (b"", b"x"):
-        with Wire(running.web_addresses[0]) as wire:
+        with Wire(running.root.web[0]) as wire:
             wire.send(request("POST", "/", content_length="1000000") + sent)
             answer = wire.answer()
             assert (answer.status, answer.fields["connection"]) == (408, "close")
-    with Wire(running.web_addresses[0]) as wire:
+    with Wire(running.root.web[0]) as wire:
         wire.send(request("POST", "/", content_length="1000000"))
         assert trickle(wire, b"b").status == 408
-    assert frames(running.folder, "http.request") == []
+    assert frames(running.root.folder, "http.request") == []
 
 
 def test_a_long_body_may_take_its_time_if_it_keeps_coming(
@@ -991,8 +992,8 @@ def test_a_long_body_may_take_its_time_if_it_keeps_coming(
 ) -> None:
     monkeypatch.setattr(Limits, "body_seconds", 0.3)
     monkeypatch.setattr(Limits, "body_rate", 10_000)
-    Handler(running.folder, echo)
-    with Wire(running.web_addresses[0]) as wire:
+    Handler(running.root.folder, echo)
+    with Wire(running.root.web[0]) as wire:
         wire.send(request("POST", "/", content_length="20000"))
         for _ in range(10):  # some 2,000 bytes each 0.1 s
             wire.send(b"x" * 2000)
@@ -1004,8 +1005,8 @@ def test_an_idle_connection_is_closed_without_a_word(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "idle_seconds", 0.2)
-    Handler(running.folder, echo)
-    for where in (running.web_addresses[0], int(running.web_addresses[1].rpartition(":")[2])):
+    Handler(running.root.folder, echo)
+    for where in (running.root.web[0], int(running.root.web[1].rpartition(":")[2])):
         with Wire(where) as wire:
             assert wire.ask("GET", "/").status == 200
             assert wire.is_ended()
@@ -1027,9 +1028,9 @@ def test_a_client_that_takes_nothing_is_left_and_noted(
             line["meta"] = {"frame_id": frame.id, "more": True}  # type: ignore[assignment]
             client.append_many([line] * 2000)
 
-    Handler(running.folder, answer)
-    gone = Handler(running.folder, nothing, "http.disconnect")
-    for where in (running.web_addresses[0], int(running.web_addresses[1].rpartition(":")[2])):
+    Handler(running.root.folder, answer)
+    gone = Handler(running.root.folder, nothing, "http.disconnect")
+    for where in (running.root.web[0], int(running.root.web[1].rpartition(":")[2])):
         with Wire(where) as wire:
             wire.send(request("GET", "/"))
             assert gone.next().meta is not None
@@ -1169,15 +1170,15 @@ def test_above_the_limit_of_connections_the_web_is_asked_to_come_back_and_the_ow
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "connections", 3)
-    Handler(running.folder, echo)
-    wires = [Wire(running.web_addresses[0]) for _ in range(3)]
+    Handler(running.root.folder, echo)
+    wires = [Wire(running.root.web[0]) for _ in range(3)]
     for wire in wires:
         assert wire.ask("GET", "/").status == 200
-    with Wire(running.web_addresses[0]) as late:
+    with Wire(running.root.web[0]) as late:
         answer = late.answer()
         assert (answer.status, answer.fields["retry-after"]) == (503, "1")
         assert late.is_ended()
-    with Wire(running.folder) as owner:
+    with Wire(running.root.folder) as owner:
         assert owner.ask("GET", "/version").status == 200
     for wire in wires:
         wire.sock.close()
@@ -1292,7 +1293,7 @@ def test_who_waits_in_vain_is_told_that_the_server_stops(
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.2)
     running = Running(store_dir, [], [], Web([str(tmp_path / "web")], Options()))
     handler = Handler(store_dir, nothing)
-    with Wire(running.web_addresses[0]) as wire:
+    with Wire(running.root.web[0]) as wire:
         wire.send(request("GET", "/"))
         handler.next()
         running.stop()
@@ -1489,7 +1490,7 @@ def test_a_handshake_has_a_time_limit_and_holds_nobody_else(
     running = Running(store_dir, [], [], Web([":0"], options))
     try:
         Handler(store_dir, echo)
-        port = int(running.web_addresses[0].rpartition(":")[2])
+        port = int(running.root.web[0].rpartition(":")[2])
         with contextlib.ExitStack() as stack:
             silent = [stack.enter_context(Wire(port)) for _ in range(20)]
             for wire in silent[::2]:
@@ -1513,7 +1514,7 @@ def test_over_tls_slow_clients_are_left_in_time_too(
     try:
         Handler(store_dir, lambda c, f: (respond(c, f, b"x" * 20_000_000), None)[1])
         gone = Handler(store_dir, nothing, "http.disconnect")
-        port = int(running.web_addresses[0].rpartition(":")[2])
+        port = int(running.root.web[0].rpartition(":")[2])
         with TlsWire(port, certificate) as wire:
             assert wire.is_ended()
         for data in (b"GET / HT", request("POST", "/", content_length="100") + b"x"):

@@ -429,7 +429,7 @@ def test_a_head_that_is_not_whole_in_time_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET / HTTP/1.1\r\n")
         answer = wire.answer()
         assert (answer.status, answer.fields["connection"]) == (408, "close")
@@ -440,7 +440,7 @@ def test_a_head_that_trickles_in_is_refused_all_the_same(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET / HTTP/1.1\r\nA: ")
         started = time.monotonic()
         while not select.select([wire.sock], [], [], 0.02)[0]:
@@ -453,7 +453,7 @@ def test_an_idle_connection_is_closed_without_a_word(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "idle_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         assert wire.ask("GET", "/version").status == 200
         assert wire.is_ended()
 
@@ -462,7 +462,7 @@ def test_a_slow_head_on_a_kept_connection_does_not_shorten_its_idle_time(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.1)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET /version HTTP/1.1\r\nHost: a\r\n")
         wire.send(b"\r\n")
         assert wire.answer().status == 200
@@ -473,7 +473,7 @@ def test_a_slow_head_on_a_kept_connection_does_not_shorten_its_idle_time(
 def test_a_slow_body_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.05)
     monkeypatch.setattr(Limits, "idle_seconds", 0.05)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(request("POST", "/append/t", content_length="2") + b"a")
         assert not select.select([wire.sock], [], [], 0.2)[0]
         wire.send(b"b")
@@ -484,12 +484,12 @@ def test_who_is_refused_is_answered_though_the_body_does_not_come(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "linger_seconds", 0.1)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(request("POST", "/append/0bad", content_length="1000"))
         answer = wire.answer()
         assert (answer.status, answer.fields["connection"]) == (400, "close")
         assert wire.is_ended()
-    with Wire(running.folder) as wire:  # a body that trickles in does not hold it longer
+    with Wire(running.root.folder) as wire:  # a body that trickles in does not hold it longer
         wire.send(request("POST", "/append/0bad", content_length="100000"))
         started = time.monotonic()
         while not select.select([wire.sock], [], [], 0.02)[0]:
@@ -621,17 +621,17 @@ def test_above_the_limit_of_connections_a_client_is_asked_to_come_back(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "connections", 3)
-    wires = [Wire(running.folder) for _ in range(3)]
+    wires = [Wire(running.root.folder) for _ in range(3)]
     for wire in wires:
         assert wire.ask("GET", "/version").status == 200
-    with Wire(running.folder) as late:
+    with Wire(running.root.folder) as late:
         answer = late.answer()
         assert (answer.status, answer.fields["retry-after"]) == (503, "1")
         assert late.is_ended()
     wires.pop().sock.close()
 
     def is_served() -> bool:
-        with Wire(running.folder) as again:
+        with Wire(running.root.folder) as again:
             try:
                 return again.ask("GET", "/version").status == 200
             except OSError:

@@ -32,6 +32,7 @@ ARCHITECTURE = {
     "times":       "",
     "query":       "errors ids frame records times",
     "http1":       "",
+    "terminal":    "",
     # what lies on the disk, and what is live
     "lock":        "errors",
     "cas":         "errors frame",
@@ -45,19 +46,32 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
-    "api":         "errors ids frame times query commit store reader version | meta batch",
+    # scripts: processes, what comes out of them, what that means on the stream
+    "process":     "errors records",
+    "pipes":       "errors process terminal",
+    "nu":          "errors process",
+    "evaluation":  "errors nu pipes process",
+    "runner":      "errors ids frame meta records schema commit store process pipes",
+    "generators":  "errors ids frame records schema commit process runner nu",
+    "handlers":    "errors ids frame records schema commit reader process runner nu",
+    "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
+    # requests, and what answers them
+    "api":         "errors ids frame times query commit store reader version | meta batch process "
+                   "(scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
-    "delivery":    "errors frame bus http1 store reader",
+    "delivery":    "errors frame bus http1 sockets store reader",
     "listener":    "http1",
-    "httpd":       "errors http1 commit store reader api sockets access delivery listener",
+    "httpd":       "errors http1 commit store reader scripts api sockets access delivery listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
     "answers":     "errors ids frame schema bus commit store exchange",
     "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
                    "exchange answers",
-    "server":      "errors meta commit store sockets access delivery listener httpd version | "
-                   "address gateway",
+    "mount":       "errors meta commit store scripts sockets access delivery listener httpd "
+                   "version | gateway",
+    "stores":      "errors ids frame times commit store httpd mount",
+    "server":      "errors httpd gateway mount stores | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -66,7 +80,6 @@ ARCHITECTURE = {
     "address":     "errors | transport local",
     "client":      "errors request transport | frame",
     # what a person or a program starts
-    "terminal":    "",
     "stdio":       "errors transport | terminal",
     "arguments":   "errors address (transport)",
     "help":        "(arguments)",
@@ -74,8 +87,9 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
+    "storing":     "errors address request transport stdio (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion server gateway",
+                   "version idfields ndjson transfer storing completion server mount gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
@@ -100,8 +114,8 @@ STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
     decimal difflib errno fcntl functools gc hashlib heapq hmac ipaddress itertools json os
-    re resource secrets select selectors signal socket socketserver sqlite3 ssl stat struct
-    sys tempfile threading time typing
+    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat
+    struct subprocess sys tempfile threading time typing
     """.split()  # noqa: SIM905
 )
 

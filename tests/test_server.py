@@ -358,7 +358,8 @@ def test_a_socket_that_somebody_removed_does_not_hold_the_stop(server: Server) -
 def test_a_server_leaves_no_child_and_no_file_open_behind(server: Server, run_xs: RunXs) -> None:
     assert end(server) == 0
     left = set(os.listdir(server.directory))
-    assert left <= {"xs.db", "xs.db-wal", "xs.db-shm", "lock", "cas"}
+    assert left <= {"xs.db", "xs.db-wal", "xs.db-shm", "lock", "cas", "run"}
+    assert os.listdir(os.path.join(server.directory, "run")) == ["lock"]
     done = run_xs(["check", server.directory])
     assert done.returncode == 0, done.stdout
 

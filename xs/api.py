@@ -15,6 +15,7 @@ from xs import frame, ids, query, times
 from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
 from xs.errors import (
     Conflict,
+    Forbidden,
     Invalid,
     MethodNotAllowed,
     NotFound,
@@ -29,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
+    from xs.scripts import Scripts
+
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -42,9 +45,12 @@ class Request:
     """What a handler is told: `path` and `query` still percent-encoded, names of fields lower case.
 
     `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
+    `scripts` are those of the server that is asked; None if it has none, or there is no server.
+    `stores` are the other stores of that server, if it is the root store that is asked, else None.
+    `is_wanted` tells whether the client is still there.
     """
 
-    __slots__ = ("body", "fields", "method", "path", "query")
+    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts", "stores")
 
     def __init__(
         self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
@@ -54,6 +60,9 @@ class Request:
         self.query = query
         self.fields = fields
         self.body = body
+        self.scripts: Scripts | None = None
+        self.stores: Any = None
+        self.is_wanted: Callable[[], bool] = lambda: True
 
     def get(self, name: str) -> str | None:
         """The value of a field that may come once. Raises `Invalid` if it comes twice."""
@@ -369,6 +378,69 @@ def _gc(store: Store, request: Request, _: str) -> Answer:
     return Answer(200, JSON, f'{{"removed":{removed},"bytes":{size}}}\n'.encode())
 
 
+def _eval(store: Store, request: Request, _: str) -> Answer:
+    return _evaluate(request, None)
+
+
+def _pipe(store: Store, request: Request, rest: str) -> Answer:
+    return _evaluate(request, store.get(ids.parse(decode(rest))))
+
+
+def _evaluate(request: Request, line: bytes | None) -> Answer:
+    from xs.process import SCRIPT_BYTES
+
+    request.options()
+    scripts = _scripts(request)
+    text = b""
+    for block in request.body:
+        text += block
+        if len(text) > SCRIPT_BYTES:
+            raise TooLarge(f"the script is too long: at most {SCRIPT_BYTES} bytes")
+    if not text.strip():
+        raise Invalid("the body is empty: it is to be a script")
+    evaluation = scripts.evaluate(text, line, request.is_wanted)
+    kind = _EVALUATED[evaluation.kind]
+    if kind is None:
+        evaluation.close()
+        return Answer(204)
+    if kind in (TEXT, JSON):
+        body = b"".join(evaluation)
+        evaluation.close()
+        return Answer(200, kind, body)
+    return Answer(200, kind, blocks=evaluation)
+
+
+_EVALUATED = {"nothing": None, "text": TEXT, "json": JSON, "lines": NDJSON, "bytes": BYTES}
+
+
+def _ps(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    found = _scripts(request).status()
+    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
+
+
+def _stores(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    if request.stores is None:
+        raise NotFound("no other stores are served here: it takes the root store of xs serve")
+    found = request.stores.status()
+    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
+
+
+def _compact(value: object) -> bytes:
+    import json
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _scripts(request: Request) -> Scripts:
+    if request.scripts is None:
+        raise Forbidden(
+            "no scripts are run here: that takes a server (xs serve), without --no-scripts"
+        )
+    return request.scripts
+
+
 _Handlers = dict[str, Handler]
 
 # A path's first word → what it does by itself, and with one more part behind it.
@@ -378,15 +450,18 @@ _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "cas": ({"POST": _put_content}, {"GET": _cas}),
     "check": ({"POST": _check}, {}),
     "content": ({}, {"GET": _content}),
-    "eval": ({}, {}),  # not a topic: it is for scripts, as pipe is
+    "eval": ({"POST": _eval}, {}),
     "first": ({"GET": _first}, {"GET": _first}),
     "gc": ({"POST": _gc}, {}),
     "head": ({}, {"GET": _last}),
     "import": ({"POST": _import}, {}),
     "last": ({"GET": _last}, {"GET": _last}),
     "next": ({}, {"GET": _next}),
-    "pipe": ({}, {}),
+    "pipe": ({}, {"POST": _pipe}),
     "prev": ({}, {"GET": _prev}),
+    "ps": ({"GET": _ps}, {}),
+    "store": ({}, {}),  # a store's own API is behind it: see `httpd`
+    "stores": ({"GET": _stores}, {}),
     "stream": ({}, {"GET": _read_topic, "POST": _append}),
     "version": ({"GET": _version}, {}),
 }

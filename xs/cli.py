@@ -51,6 +51,9 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
         return 0  # `xs cat | head`: who reads has had enough
     except KeyboardInterrupt:
         return 130
+    except errors.Failed as error:
+        _complain(str(error), in_one_line=False)
+        return error.exit
     except errors.XsError as error:
         _complain(str(error))
         return error.exit
@@ -101,9 +104,12 @@ def _help(names: list[str]) -> int:
     return 0
 
 
-def _complain(sentence: str) -> None:
-    """One line on standard error, whatever the sentence is made of."""
-    line = " ".join(sentence.split())
+def _complain(sentence: str, *, in_one_line: bool = True) -> None:
+    """One line on standard error, whatever the sentence is made of.
+
+    The words of a script that failed are left as they are: they point at a place in it.
+    """
+    line = " ".join(sentence.split()) if in_one_line else sentence.rstrip()
     if not line.isprintable():
         from xs.terminal import harmless
 

@@ -228,6 +228,54 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def eval(self, script: str | bytes) -> Any:
+        """Runs a script in the server, and returns what it yields.
+
+        That is None, str (also for a number or a boolean, as text), bytes, another JSON value, or
+        for a list or a stream an iterator of values as they come. Raises `Failed` with the script's
+        own message, or `BrokenBody` while iterating; `Forbidden` where no scripts are run.
+        """
+        return self._run_script("/eval", script)
+
+    def pipe(self, frame: Frame | str, script: str | bytes) -> Any:
+        """As `eval`, with a frame as the script's input."""
+        return self._run_script("/pipe/" + quote(_id(frame)), script)
+
+    def ps(self) -> list[dict[str, Any]]:
+        """The generators and handlers that are in service.
+
+        Each has `kind`, `name`, `id` (of the frame that it came with), `pid`, `since`, `frames` and
+        `error` (the last one).
+        """
+        return list(self._values(self._ask("GET", "/ps")))
+
+    def _run_script(self, target: str, script: str | bytes) -> Any:
+        text = script.encode("utf-8") if isinstance(script, str) else script
+        response = self._ask("POST", target, (), text)
+        kind = (response.get("content-type") or "").partition(";")[0]
+        if response.status == 204:
+            response.read()
+            return None
+        if kind == "application/x-ndjson":
+            return self._values(response)
+        data = response.read()
+        if kind == "text/plain":
+            return data.decode("utf-8")
+        if kind != "application/json":
+            return data
+        import json
+
+        return json.loads(data)
+
+    def _values(self, response: Response) -> Iterator[Any]:
+        import json
+
+        try:
+            for line in split_lines(response):
+                yield json.loads(line)
+        finally:
+            response.close()
+
     def _ask(self, method: str, target: str, fields: Fields = (), body: Body = None) -> Response:
         return ask(self._transport, method, target, fields, body)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xs.arguments import Arguments
-    from xs.server import Web
+    from xs.mount import Web
     from xs.transport import Fields, Response
 
     Run = Callable[[Arguments], int | None]
@@ -95,6 +95,7 @@ def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
                is_repeated=True),
         Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
                is_repeated=True),
+        Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
         Option("--http", "an address for requests from the web, which become events (repeatable)",
                "ADDR", is_repeated=True),
         Option("--http-timeout", "how long one of them waits for its answer (30)", "SECONDS",
@@ -122,6 +123,7 @@ def _serve(arguments: Arguments) -> int:
         directory,
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
+        scripts=not arguments.has("no-scripts"),
         web=_web(arguments),
     )
 
@@ -134,7 +136,7 @@ def _web(arguments: Arguments) -> Web | None:
                 raise errors.Usage(f"--{name} goes with --http ADDR")
         return None
     from xs.gateway import options_of
-    from xs.server import Web
+    from xs.mount import Web
 
     return Web(addresses, options_of(arguments.get))
 
@@ -349,6 +351,108 @@ def _content(arguments: Arguments) -> None:
 )
 def _cas(arguments: Arguments) -> None:
     _show(arguments, "/cas/" + quote(arguments.rest[0]), by=show_bytes)
+
+
+# Scripts
+
+_SCRIPT = Option("-c --script", "the script itself, in place of a file or standard input", "SCRIPT")
+
+
+@command(
+    "eval",
+    "ADDR [FILE]",
+    "run a script in the server, from a file or standard input, and print what it yields",
+    options=[_SCRIPT],
+    examples=["xs eval ./store -c '.last notes | get meta'", "xs eval ./store report.nu"],
+)
+def _eval(arguments: Arguments) -> None:
+    _run_script(arguments, "/eval", arguments.rest)
+
+
+@command(
+    "pipe",
+    "ADDR ID [FILE]",
+    "the same, with a frame as the script's input",
+    options=[_SCRIPT],
+    examples=["xs pipe ./store 03gw3h… -c '.cas $in.hash | lines | length'"],
+)
+def _pipe(arguments: Arguments) -> None:
+    _run_script(arguments, "/pipe/" + quote(arguments.rest[0]), arguments.rest[1:])
+
+
+def _run_script(arguments: Arguments, target: str, files: list[str]) -> None:
+    given = arguments.get("script")
+    if given is not None and files:
+        raise errors.Usage("a script is given by -c or by a file, not by both")
+    if given is not None:
+        script = given.encode("utf-8", "surrogateescape")
+    elif files and files[0] != "-":
+        script = _read_file(files[0])
+    else:
+        script = b"".join(stdio.blocks_of())
+    if arguments.is_program:
+        stdio.leave_with_reader()
+    transport = arguments.open()
+    try:
+        response = ask(transport, "POST", target, (), script)
+        kind = response.get("content-type") or ""
+        by = show_bytes if kind.endswith("octet-stream") else show_text
+        (show if kind.endswith("ndjson") else by)(response)
+    except errors.Invalid as error:
+        raise errors.Failed(str(error)) from None  # to be shown as Nushell has laid it out
+    except errors.BrokenBody:
+        raise errors.Failed(
+            "the script failed on its way: the server's log has its words"
+        ) from None
+    finally:
+        transport.close()
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise errors.XsError(f"can't read {path}: {error.strerror}") from None
+
+
+@command(
+    "ps",
+    "ADDR",
+    "print the generators and handlers that are in service, one a line",
+    examples=["xs ps ./store", "xs ps ./store | jq -r .name"],
+)
+def _ps(arguments: Arguments) -> None:
+    _show(arguments, "/ps", by=show)
+
+
+# Many stores in one process
+
+
+@command(
+    "stores",
+    "ADDR",
+    "print the further stores that a server serves, one a line",
+    examples=["xs stores ./root"],
+)
+def _stores(arguments: Arguments) -> None:
+    _show(arguments, "/stores", by=show)
+
+
+@command(
+    "store",
+    "add|remove [ADDR] PATH",
+    "have a server serve another store too, which is made if there is none; or end that",
+    options=[
+        Option("--name", "what it is called there (default: the last part of PATH)", "NAME"),
+        Option("--http", "an address where its own gateway answers the web", "ADDR"),
+    ],
+    examples=["xs store add ./root ./notes --http :8080", "xs store remove ./root ./notes"],
+)
+def _store(arguments: Arguments) -> int:
+    from xs import storing
+
+    return storing.run(arguments)
 
 
 # Moving a store

@@ -28,6 +28,7 @@ from xs import frame, http1
 from xs.bus import Entry
 from xs.errors import XsError
 from xs.reader import Form, Reader, write_entries
+from xs.sockets import is_half_closed
 from xs.store import Store
 
 
@@ -143,6 +144,10 @@ class Delivery:
             follower.connection.end_following()
         self._waker.send(b".")
         self._threads[1].join()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Gives back what it has; no thread of it runs (any more)."""
         self._selector.close()
         if self._ends is not None:
             self._ends.close()
@@ -349,7 +354,7 @@ class Delivery:
                 data = b""
             if data:
                 return  # nothing can be asked while an answer goes on
-            if _is_half_closed(sock):
+            if is_half_closed(sock):
                 self._selector.unregister(sock)
                 self._half_closed[sock.fileno()] = follower
                 if self._ends is not None:
@@ -381,12 +386,3 @@ def _first_due(reader: Reader) -> float | None:
 
 def _names(patterns: frame.Patterns) -> list[str]:
     return ["*"] if patterns is None else list(patterns)
-
-
-def _is_half_closed(sock: socket.socket) -> bool:
-    """Whether a client that sends no more still reads: `printf … | nc -N -U` does."""
-    if sock.family != socket.AF_UNIX:
-        return False
-    poll = select.poll()
-    poll.register(sock, 0)
-    return not any(event & select.POLLHUP for _, event in poll.poll(0))

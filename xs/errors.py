@@ -87,6 +87,18 @@ class Damaged(XsError):
     status = 500
 
 
+class Failed(XsError):
+    """A script has failed. The message says how, mostly in the script's own words."""
+
+    status = 400
+
+
+class NoNushell(XsError):
+    """A script is in Nushell, and there is none here, or one that is too old."""
+
+    status = 501
+
+
 class Full(XsError):
     """The disk is full, or a quota is reached. Nothing of the request was stored."""
 

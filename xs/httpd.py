@@ -14,16 +14,17 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1
 from xs.access import Access, refusal
 from xs.commit import Work
 from xs.delivery import Delivery, Follower
-from xs.errors import BrokenBody, XsError
+from xs.errors import BrokenBody, NotFound, XsError
 from xs.listener import Connections, Listener
 from xs.reader import Reader
-from xs.sockets import set_timeout
+from xs.scripts import Scripts
+from xs.sockets import is_gone, set_timeout
 from xs.store import Store
 
 
@@ -50,6 +51,25 @@ _LOOKS = 20  # for the next request before the thread sleeps: some 40 microsecon
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
+class Served(NamedTuple):
+    """A store that is served, with what requests to it need."""
+
+    store: Store
+    delivery: Delivery
+    scripts: Optional[Scripts]
+
+
+class Others(Protocol):
+    """Further stores of the same process, by name."""
+
+    def find(self, name: str) -> Optional[Served]: ...
+
+    def status(self) -> list[dict[str, Any]]: ...
+
+
+OTHERS_PATH = "/store/"  # then a name, and a path of that store's API
+
+
 class Connection(socketserver.BaseRequestHandler):
     """One client's connection. Its `handle` is the connection's own thread."""
 
@@ -60,6 +80,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.sock = self.request
         self.buffer = bytearray()
         self.chunked = False  # of the response under way
+        self._served = self.server.served  # what the request under way is about
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._out_lock = threading.Lock()  # guards the next four; taken last
         self._out_changed = threading.Condition(self._out_lock)
@@ -188,12 +209,35 @@ class Connection(socketserver.BaseRequestHandler):
         return keep
 
     def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
-        request = api.Request(head.method, head.path, head.query, head.fields, body)
+        path = self._find_store(head.path)
+        if path is None:
+            return api.error_answer(NotFound(f"no such store: {head.path[:128]}"))
+        request = api.Request(head.method, path, head.query, head.fields, body)
+        request.scripts = self._served.scripts
+        request.stores = self.server.others
+        request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
         try:
-            return api.answer(self.server.store, request)
+            return api.answer(self._served.store, request)
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log(f"{head.method} {head.path}: {type(error).__name__}: {error}")
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    def _find_store(self, path: str) -> str | None:
+        """Finds the store that a path is about; the path within it, None if there is no such store.
+
+        Answers come in the order of their requests, and another store commits when it likes: so
+        what was asked of the one before is answered first.
+        """
+        found: Served | None = self.server.served
+        if self.server.others is not None and path.startswith(OTHERS_PATH):
+            name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
+            found, path = self.server.others.find(name), slash + rest or "/"
+        if found is not self._served:
+            self._settle()
+        if found is None:
+            return None
+        self._served = found
+        return path
 
     # Answers
 
@@ -217,7 +261,18 @@ class Connection(socketserver.BaseRequestHandler):
             self._write(start)
             return True
         try:
-            for block in found.blocks:
+            return self._write_blocks(head, start, found.blocks, chunked) and keep
+        finally:
+            close = getattr(found.blocks, "close", None)
+            if close is not None:  # what makes the blocks ends with who reads them
+                close()
+
+    def _write_blocks(
+        self, head: http1.RequestHead, start: bytes, blocks: Iterator[bytes], chunked: bool
+    ) -> bool:
+        """Writes a body as it comes, its head with the first of it; False if it broke off."""
+        try:
+            for block in blocks:
                 if block:
                     self._write(start + (http1.chunk(block) if chunked else block))
                     start = b""
@@ -228,7 +283,7 @@ class Connection(socketserver.BaseRequestHandler):
             self.server.log(f"{head.method} {head.path}: broke off: {error}")
             return False
         self._write(start + (http1.LAST_CHUNK if chunked else b""))
-        return keep
+        return True
 
     def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
         work = found.work
@@ -244,7 +299,7 @@ class Connection(socketserver.BaseRequestHandler):
             self._pending += 1
         work.done = done
         try:
-            self.server.store.submit(work)
+            self._served.store.submit(work)
         except XsError as error:
             self._deliver(_whole(head, api.error_answer(error), keep))
 
@@ -353,7 +408,7 @@ class Connection(socketserver.BaseRequestHandler):
         Once it is parked the connection is the delivery thread's, and may be another thread's, or
         closed, before this returns: nothing here may touch it any more.
         """
-        reader, bus = follower.reader, self.server.store.bus
+        reader, bus = follower.reader, self._served.store.bus
         while not reader.is_finished:
             missed = reader.missed()
             if missed is not None:
@@ -366,7 +421,7 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(follower.framed(block))
                 continue
-            if self.server.delivery.park(follower):
+            if self._served.delivery.park(follower):
                 return True
             if bus.closed:
                 break
@@ -553,16 +608,16 @@ class Server(Listener):
     def __init__(
         self,
         sock: socket.socket,
-        store: Store,
-        delivery: Delivery,
+        served: Served,
         connections: Connections,
         access: Optional[Access] = None,
+        others: Optional[Others] = None,
         log: Any = None,
     ) -> None:
         """`sock` is bound; a TCP address has `access`, the Unix socket none."""
         super().__init__(sock, Connection, connections, log or (lambda text: None))
-        self.store = store
-        self.delivery = delivery
+        self.served = served
+        self.others = others
         self.access = access
 
     @property

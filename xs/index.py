@@ -50,9 +50,11 @@ from xs.schema import (
     APPLICATION_ID,
     FILENAME,
     FORMAT,
+    IS_SCRIPT_TOPIC,
     LARGE_JSON,
     ORDER_BITS,
     ROW_MAX,
+    Script,
     Stored,
     migrate,
     translated,
@@ -260,6 +262,23 @@ class Index:
                 return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
         return version
+
+    # Scripts
+
+    def script_topics(self) -> list[str]:
+        """The topics on which scripts are put in service and out, of frames that ever were."""
+        with self._reader() as reader:
+            query = f"SELECT name FROM topic INDEXED BY topic_script WHERE {IS_SCRIPT_TOPIC}"
+            return [name for (name,) in reader.execute(query)]
+
+    def scripts(self, kind: str, name: str) -> list[Script]:
+        """What is kept of all the scripts that this one name has had."""
+        with self._reader() as reader:
+            query = (
+                "SELECT kind, name, source, active, position, state FROM script "
+                "WHERE kind = ? AND name = ?"
+            )
+            return [Script(*row) for row in reader.execute(query, (kind, name))]
 
     # Checking
 

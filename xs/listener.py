@@ -106,7 +106,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return sock, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        if self._connections.count < min(self.most, self._connections.room):
+        if self._connections.has_room(self.most):
             return True
         try:
             self.refuse(request)
@@ -139,20 +139,28 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 class Connections:
-    """Those that are open, on all listeners of a kind."""
+    """Those that are open, on all listeners of a kind, or of one store `within` those."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, within: Connections | None = None) -> None:
         """`room`: as many as the system lets this process have."""
-        self.room = room
+        self._room = room
+        self._within = within
         self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
         self._open: set[Connection] = set()
         self._ending = False
 
     @property
     def count(self) -> int:
-        return len(self._open)
+        """How many are open, on other stores too."""
+        return len(self._open) if self._within is None else self._within.count
+
+    def has_room(self, most: int) -> bool:
+        """Whether one more may be opened, where `most` are allowed."""
+        return self.count < min(most, self._room)
 
     def add(self, connection: Connection) -> None:
+        if self._within is not None:
+            self._within.add(connection)
         with self._lock:
             self._open.add(connection)
             ending = self._ending
@@ -160,6 +168,8 @@ class Connections:
             connection.end()
 
     def discard(self, connection: Connection) -> None:
+        if self._within is not None:
+            self._within.discard(connection)
         with self._lock:
             self._open.discard(connection)
             self._lock.notify_all()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
-FORMAT = 1
+FORMAT = 2
 
 _USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
@@ -49,8 +49,26 @@ CREATE TABLE answered (topic INTEGER, key TEXT, json TEXT NOT NULL, PRIMARY KEY 
 CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)
 """
 
+# What the runtime knows of its scripts. The index finds the few topics that tell of them, however
+# many others there are.
+_SCHEMA_2 = """
+CREATE TABLE script (
+    kind TEXT,  -- generator or handler
+    name TEXT,
+    source TEXT,  -- the id of the frame that it came with
+    active INTEGER NOT NULL,  -- whether it is in service
+    position TEXT NOT NULL,  -- the id of the last frame that it has been given, or has finished
+    state TEXT,  -- JSON
+    PRIMARY KEY (kind, name, source)
+) WITHOUT ROWID;
+CREATE INDEX topic_script ON topic (name) WHERE
+    substr(name, -6) = '.spawn' OR substr(name, -10) = '.terminate'
+    OR substr(name, -9) = '.register' OR substr(name, -11) = '.unregister'
+"""
+IS_SCRIPT_TOPIC = _SCHEMA_2.partition(" WHERE\n")[2].strip()
+
 # Each takes the format before it to the next, inside one transaction.
-_MIGRATIONS: list[str] = [_SCHEMA_1]
+_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_2]
 
 TABLES_WITH_ROWS = ("frame", "below", "large", "file")
 ID = 'substr(json, instr(json, \'"id":"\') + 6, 25)'
@@ -63,6 +81,17 @@ class Stored(NamedTuple):
     line: bytes
     content: Optional[bytes]
     is_file: bool  # the content is in `cas/`
+
+
+class Script(NamedTuple):
+    """What the runtime keeps of one script. Ids are as in frames, `state` is JSON or None."""
+
+    kind: str
+    name: str
+    source: str
+    active: bool
+    position: str
+    state: Optional[str] = None
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:

@@ -1,135 +1,80 @@
-"""`xs serve`: a store, its listeners, its delivery; start, signals, stop.
-
-The order of starting: lock and open the store, listen, append `xs.start`, accept. The order of
-stopping: append `xs.stop` as the last frame, give followers what is still theirs and end them,
-answer the requests under way, close the store, give the lock back.
-"""
+"""`xs serve`: a root store and those that are added to it, in one process; start, signals, stop."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
-import secrets
 import signal
-import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
 
-from xs import meta
-from xs.access import access
-from xs.commit import Append
-from xs.delivery import Delivery
-from xs.errors import NotAStore, Usage
-from xs.httpd import Limits, Server
-from xs.listener import Connections
-from xs.sockets import listen_tcp, listen_unix
-from xs.store import Store
-from xs.version import VERSION
-
-if TYPE_CHECKING:
-    from xs.gateway import Gateway, Options
-
-SOCKET = "sock"
-TOKEN = "token"
+from xs.errors import Usage
+from xs.gateway import Options
+from xs.httpd import Limits
+from xs.mount import Mount, Web
+from xs.stores import Asked, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
 _STOP_SECONDS = 5.0  # for requests under way, when the server stops
 
 
-class Web(NamedTuple):
-    """What is to answer the web: on which addresses, and how."""
-
-    addresses: list[str]
-    options: Options
-
-
 class Running:
     """A server that runs, with its threads. `stop` ends it."""
 
     def __init__(
-        self, folder: str, expose: list[str], hosts: list[str], web: Web | None = None
+        self,
+        folder: str,
+        expose: list[str],
+        hosts: list[str],
+        web: Web | None = None,
+        *,
+        scripts: bool = True,
     ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
-        room = _make_room(web is not None)
-        self.folder = os.path.abspath(folder)
-        self.socket_path = os.path.join(self.folder, SOCKET)
-        self.addresses: list[str] = []
-        self.web_addresses: list[str] = []
+        self._room = _make_room(web is not None)
+        self._scripts = scripts
+        self._options = web.options if web is not None else Options()
         addresses = [_host_and_port(each) for each in expose]
-        self._servers: list[Server] = []
-        self._connections = Connections(room)
-        self._gateway: Gateway | None = None
-        self._store = Store(self.folder, exclusive=True, create=True)
+        self.root = Mount(folder, self._room, _log, scripts=scripts)
         try:
-            self._delivery = Delivery(self._store)
-            os.chmod(self.folder, 0o700)
-            self._listen(listen_unix(self.socket_path))
+            self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
+            self.root.lead_to(self.stores)
             for host, port in addresses:
-                self._expose(host, port, hosts)
+                self.root.expose(host, port, hosts)
             if web is not None:
-                self._open_gateway(web, room)
-        except OSError as error:
-            self._abandon()
-            raise NotAStore(f"can't serve {folder}: {error.strerror}") from None
+                self.root.open_gateway(web)
         except BaseException:
-            self._abandon()
+            self.root.abandon()
             raise
-        meta: dict[str, object] = {"version": VERSION, "expose": self.addresses}
-        if self.web_addresses:
-            meta["http"] = self.web_addresses
-        self._store.append(Append("xs.start", meta=_json(meta)))
-        self._store.start_sweeping()
-        self._delivery.start()
-        for server in self._servers:
-            server.start()
-        if self._gateway is not None:
-            self._gateway.start()
-
-    def _listen(self, sock: socket.socket) -> None:
-        self._servers.append(Server(sock, self._store, self._delivery, self._connections, log=_log))
-
-    def _expose(self, host: str, port: int, hosts: list[str]) -> None:
-        sock = listen_tcp(host, port)
-        name, number = sock.getsockname()[:2]
-        self.addresses.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
-        asked = access(owner_token(self.folder), [host.lower(), *(h.lower() for h in hosts)])
-        self._servers.append(
-            Server(sock, self._store, self._delivery, self._connections, asked, log=_log)
-        )
-
-    def _open_gateway(self, web: Web, room: int) -> None:
-        from xs.gateway import Gateway
-
-        self._gateway = Gateway(self._store, web.options, _log, room)
-        for address in web.addresses:
-            self.web_addresses.append(self._gateway.listen(address))
-
-    def _abandon(self) -> None:
-        if self._gateway is not None:
-            self._gateway.abandon()
-        for server in self._servers:
-            server.socket.close()
-        if self._servers:  # the first is the Unix socket's
-            os.unlink(self.socket_path)
-        self._store.close()
+        self.root.start()
+        self.stores.start()
 
     def stop(self) -> None:
         """Ends everything in good order."""
-        if self._gateway is not None:  # first: answers are appended like anything else
-            self._gateway.stop(_STOP_SECONDS)
-        for server in self._servers:
-            server.stop()
-        self._store.refuse_more(Append("xs.stop"))
-        self._delivery.stop()
-        self._connections.end(_STOP_SECONDS)
+        self.stores.stop()
+        self.root.stop(_STOP_SECONDS)
+
+    def _mount(self, asked: Asked) -> Mount:
+        mount = Mount(
+            asked.path,
+            self._room,
+            _named_log(asked.name),
+            scripts=self._scripts,
+            within=self.root.connections,
+        )
         try:
-            os.unlink(self.socket_path)
-        except FileNotFoundError:
-            pass  # somebody has tidied up already
-        self._store.close()
+            if asked.http is not None:
+                mount.open_gateway(Web([asked.http], self._options))
+        except BaseException:
+            mount.abandon()
+            raise
+        mount.start()
+        return mount
+
+    def _unmount(self, mount: Mount) -> None:
+        mount.stop(_STOP_SECONDS)
 
 
 def serve(
@@ -137,6 +82,7 @@ def serve(
     *,
     expose: list[str] | None = None,
     hosts: list[str] | None = None,
+    scripts: bool = True,
     web: Web | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
@@ -147,31 +93,15 @@ def serve(
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [], web)
-    where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
+    running = Running(folder, expose or [], hosts or [], web, scripts=scripts)
+    root = running.root
+    where = ", ".join([root.socket_path, *(f"http://{each}" for each in root.exposed)])
     print(f"serving {folder} at {where}", flush=True)
-    if running.web_addresses:
-        print(f"answering the web at {', '.join(running.web_addresses)}", flush=True)
+    if root.web:
+        print(f"answering the web at {', '.join(root.web)}", flush=True)
     first = os.read(received, 1)[0]
     running.stop()
     return 130 if first == signal.SIGINT else 0
-
-
-def owner_token(folder: str) -> str:
-    """The owner's token: one line in `DIR/token`, made at the first need."""
-    path = os.path.join(folder, TOKEN)
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.readline().strip()
-        if token:
-            return token
-    except FileNotFoundError:
-        pass
-    token = secrets.token_urlsafe(32)
-    file_number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file_number, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -186,12 +116,13 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
 
 
-def _json(value: object) -> str:
-    return meta.compact_meta(json.dumps(value, separators=(",", ":")))
-
-
 def _log(text: str) -> None:
+    text = text.replace("\n", "\nxs: ")  # each line says whose it is
     print(f"xs: {text}", file=sys.stderr, flush=True)
+
+
+def _named_log(name: str) -> Callable[[str], None]:
+    return lambda text: _log(f"{name}: {text}")
 
 
 def _make_room(for_the_web: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import struct
@@ -15,6 +16,30 @@ def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIME
     whole = int(seconds)
     limit = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
     sock.setsockopt(socket.SOL_SOCKET, of, limit)
+
+
+def is_half_closed(sock: socket.socket) -> bool:
+    """Whether a client that sends no more still reads: `printf … | nc -N -U` does.
+
+    TCP can't tell: there who sends no more is taken for gone.
+    """
+    if sock.family != socket.AF_UNIX:
+        return False
+    poll = select.poll()
+    poll.register(sock, 0)
+    return not any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def is_gone(sock: socket.socket) -> bool:
+    """Whether a client that waits for an answer has gone away."""
+    try:
+        if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return False  # it has sent its next request already
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not is_half_closed(sock)
 
 
 def listen_unix(path: str) -> socket.socket:

@@ -541,7 +541,7 @@ def _check_folder(folder: str, *, create: bool) -> None:
         raise NoStore(f"no store at: {folder}: {hint}")
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
-        others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token"}
+        others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token", "run"}
     except OSError as error:
         raise NotAStore(f"can't make a store at {folder}: {error.strerror}") from None
     if others and not _has_index(folder):  # another process may have made it meanwhile

@@ -101,6 +101,7 @@ def _type_of(status: int) -> type[errors.XsError]:
         413: errors.TooLarge,
         421: errors.Misdirected,
         431: errors.TooLarge,
+        501: errors.NoNushell,
         503: errors.Unavailable,
         507: errors.Full,
     }

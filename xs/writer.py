@@ -20,6 +20,7 @@ from xs.schema import (
     ORDER_MAX,
     ROW_MAX,
     TABLES_WITH_ROWS,
+    Script,
     short,
     translated,
 )
@@ -428,6 +429,10 @@ class Writer:
         """Remembers the frame that a key made, for as long as the store lives."""
         number = self._topics.get(topic) or self._number(topic)
         self._execute("INSERT INTO answered VALUES (?, ?, ?)", (number, key, json))
+
+    def keep_script(self, script: Script) -> None:
+        """Remembers how far a script is."""
+        self._execute("INSERT OR REPLACE INTO script VALUES (?, ?, ?, ?, ?, ?)", script)
 
 
 def hash_in(line: bytes) -> bytes | None:

@@ -1,0 +1,208 @@
+"""A script that is run for a request: `POST /eval` and `POST /pipe/:id`.
+
+The kind of what the script yields decides the answer's type. A list, a stream or bytes are answered
+as they come; anything else once the script has ended well. Standard error is never part of it: it
+goes to the server's log, and into the error if the script fails.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import json
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+
+from xs import nu
+from xs.errors import Failed, Unavailable
+from xs.pipes import Pipes
+from xs.process import Processes, command_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+LOOK_SECONDS = 0.2  # between two looks whether anybody still waits for the answer
+
+# Kinds of answers.
+NOTHING, TEXT, JSON, LINES, BYTES = "nothing", "text", "json", "lines", "bytes"
+_LISTS = ("stream", "list", "table", "range")
+
+
+class Evaluation:
+    """A script that runs: its kind of answer, and as an iterator the blocks of that.
+
+    Iterating raises `Failed` when the script fails. `close` ends the script, wherever it is.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        log: Callable[[str], None],
+        text: bytes,
+        line: Optional[bytes],
+        is_wanted: Callable[[], bool],
+        on_close: Callable[[], None],
+    ) -> None:
+        """Starts it, and waits until the kind is known. `line` is the frame that is its input.
+
+        `is_wanted` is asked now and then; the script is ended when it says no. Raises `Failed` with
+        the script's own message, `NoNushell`, `Invalid`, `Unavailable`; `on_close` is called then
+        too.
+        """
+        self._on_close = on_close
+        self._is_wanted = is_wanted
+        self._selector = selectors.DefaultSelector()
+        self._wakened, self._waker = socket.socketpair()
+        self._selector.register(self._wakened, selectors.EVENT_READ)
+        self._pipes: Pipes | None = None
+        is_program = text.startswith(b"#!")
+        try:
+            command = (
+                command_of(text) if is_program else nu.script(text, "frame" if line else "none")
+            )
+            self._pipes = Pipes(
+                processes.start(command, self._wake), command.mark, self._selector, log
+            )
+            self._pipes.send_all(line + b"\n" if line else b"")
+            self._blocks = self._bytes() if is_program else self._answer()
+            self.kind = next(self._blocks).decode()
+        except OSError as error:
+            self.close()
+            raise Unavailable(f"the script can't be started: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Evaluation:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._blocks)
+
+    def close(self) -> None:
+        """Ends the script, and gives back all it has."""
+        pipes, self._pipes = self._pipes, None
+        if pipes is not None:
+            pipes.close()
+        if self._wakened.fileno() >= 0:
+            self._selector.close()
+            self._wakened.close()
+            self._waker.close()
+            self._on_close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed: nobody waits
+            self._waker.send(b".")
+
+    # What comes
+
+    def _wait(self) -> bool:
+        """Waits for output; False when there will be no more. Raises `Failed`."""
+        pipes = self._pipes
+        if pipes is None or pipes.status is not None:
+            return False
+        while True:
+            ready = {key.fd for key, _ in self._selector.select(LOOK_SECONDS)}
+            if self._wakened.fileno() in ready:
+                self._wakened.recv(64)
+            pipes.handle(ready)
+            if ready:
+                return True
+            if not self._is_wanted():
+                raise Failed("nobody waits for the answer any more")
+
+    def _check_end(self) -> None:
+        """Raises `Failed` unless the script has ended well."""
+        assert self._pipes is not None
+        status = self._pipes.status
+        if status:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            raise Failed(self._pipes.tail or f"the script ended with {how}, and said nothing")
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines that are meant for us, each taken when it is asked for, to the script's end."""
+        assert self._pipes is not None
+        more = True
+        while more:
+            more = self._wait()
+            while True:
+                line = self._pipes.line()
+                if line is None:
+                    break
+                said = self._pipes.ours(line)
+                if said is not None:
+                    yield said
+        self._check_end()
+
+    def _bytes(self) -> Iterator[bytes]:
+        """The kind, as soon as there is a byte or none will come, and all output as it is."""
+        assert self._pipes is not None
+        begun = False
+        more = True
+        while more:
+            block = self._pipes.rest()  # it may have come with what was before it
+            if not block:
+                more = self._wait()
+                block = self._pipes.rest()
+            if block and not begun:
+                begun = True
+                yield BYTES.encode()
+            if block:
+                yield block
+        self._check_end()
+        if not begun:
+            yield NOTHING.encode()
+
+    def _answer(self) -> Iterator[bytes]:
+        """The kind, then the answer's blocks."""
+        lines = self._lines()
+        for said in lines:
+            if said != b"start":
+                break
+        else:
+            said = b"nothing"
+        if said == b"nothing":
+            for _ in lines:
+                pass
+            yield NOTHING.encode()
+        elif said == b"byte stream":
+            yield from self._bytes()
+        elif said.startswith(tuple(kind.encode() for kind in _LISTS)):
+            yield from self._list(lines)
+        else:
+            values = list(lines)  # one; and the script has ended well
+            # Nushell takes an empty text for a list of nothing.
+            yield from self._single(values[0] if values else b'J""')
+
+    def _list(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(lines, None)  # or its error
+        yield LINES.encode()
+        if first is not None:
+            yield _as_json(first)
+        for said in lines:
+            yield _as_json(said)
+
+    def _single(self, said: bytes) -> Iterator[bytes]:
+        if said[:1] == b"B":
+            yield BYTES.encode()
+            yield binascii.a2b_base64(said[1:])
+            return
+        value = json.loads(said[1:])
+        if isinstance(value, str):
+            yield TEXT.encode()
+            yield value.encode("utf-8", "replace")
+        elif value is None or isinstance(value, (dict, list)):
+            yield JSON.encode()
+            yield said[1:] + b"\n"
+        else:
+            yield TEXT.encode()
+            yield said[1:]
+
+
+def _as_json(said: bytes) -> bytes:
+    """A value in a list: bytes are base64 there, as a JSON string."""
+    if said[:1] == b"B":
+        return b'"' + said[1:] + b'"\n'
+    return said[1:] + b"\n"

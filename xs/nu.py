@@ -1,0 +1,101 @@
+"""Nushell: finding it, and the commands that run a script or keep a closure running.
+
+What runs in Nushell itself is beside this module: `run_script.nu` and `run_handler.nu`, with the
+commands of `xs.nu`. They mark their lines on standard output, because a script's own `print` goes
+there too. Knows no topics.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+
+from xs.errors import NoNushell
+from xs.process import INPUT, Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+OLDEST = (0, 109, 1)  # its `http` commands know Unix sockets
+_VERSION_SECONDS = 20.0  # for `nu --version`, on a machine that has a lot to do
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+GATHER = "XS_GATHER"  # tells the module's .append to leave frames to the handler's answer
+MARK = "XS_MARK"
+
+
+def script(text: bytes, input_: str) -> Command:
+    """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
+    input_at = None if input_ == "none" else INPUT
+    return _command("run_script.nu", input_, {"script.nu": text}, {}, input_at)
+
+
+def handler(text: bytes, *, stateful: bool) -> Command:
+    """Keeps a closure running. Raises `NoNushell`."""
+    # A place for a closure and nothing else: what is none is found before any of it runs.
+    typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
+    files = {"script.nu": text, "typed.nu": typed}
+    kind = "stateful" if stateful else "stateless"
+    return _command("run_handler.nu", kind, files, {GATHER: "1"}, INPUT)
+
+
+def _command(
+    runner: str,
+    argument: str,
+    files: dict[str, bytes],
+    variables: dict[str, str],
+    input_at: Optional[int],
+) -> Command:
+    mark = secrets.token_hex(16)
+    words = [find(), "-n", "-I", "{folder}", os.path.join(_HERE, runner), argument]
+    return Command(words, files, {MARK: mark, **variables}, input_at, mark.encode())
+
+
+_found: dict[tuple[str, int], str] = {}  # path and time of change of a `nu` → what is wrong with it
+
+
+def find() -> str:
+    """The path of `nu`: `XS_NU`, or what is on the PATH. Raises `NoNushell`."""
+    path = os.environ.get("XS_NU") or shutil.which("nu")
+    if path is None:
+        raise NoNushell(
+            "Nushell is not installed: get it from https://www.nushell.sh (the program nu, "
+            f"{_text(OLDEST)} or newer), or begin the script with #! to run it by another program"
+        )
+    try:
+        key = (path, os.stat(path).st_mtime_ns)
+    except OSError as error:
+        raise NoNushell(f"Nushell can't be run: {path}: {error.strerror}") from None
+    if key not in _found:
+        _found[key] = _problem(path)
+    if _found[key]:
+        raise NoNushell(_found[key])
+    return path
+
+
+def _problem(path: str) -> str:
+    """Why that `nu` can't be used, or ""."""
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_SECONDS,
+        )
+        words = done.stdout.decode("ascii", "replace").split()[0].split("-")[0].split(".")
+        version = tuple(int(word) for word in words)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return f"{path} is not Nushell, or can't be run"
+    if version < OLDEST:
+        return (
+            f"Nushell {_text(version)} at {path} is too old: xs needs {_text(OLDEST)} or newer "
+            "(its http commands know Unix sockets)"
+        )
+    return ""
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

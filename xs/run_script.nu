@@ -1,0 +1,46 @@
+# Runs script.nu, found by the include path, and writes what it yields, value by value.
+#
+# Its input comes on file descriptor 3: nothing, bytes, or a frame as JSON. On standard output each
+# line of ours begins with a mark that no script can guess, since a script's own `print` goes there
+# too: first "start", then the kind of what the script yields, then a line for each value: J and
+# JSON, or B and base64. A byte stream follows its kind as it is.
+
+use xs.nu *
+
+def xs-script [] { source script.nu }
+
+# An error within a stream is a value in it: `str join` raises it, `to text` would print it.
+def xs-values [] {
+  each {|value|
+    if ($value | describe) == "binary" {
+      let text = ($value | encode base64)
+      $"($env.XS_MARK)B($text)\n"
+    } else {
+      let text = ($value | to json --raw)
+      $"($env.XS_MARK)J($text)\n"
+    }
+  } | str join
+}
+
+def xs-answer [] {
+  tee {
+    let kind = (describe --no-collect)
+    print $"($env.XS_MARK)($kind)"
+    $kind | job send 0 --tag 8
+  } | xs-by-kind (job recv --tag 8)
+}
+
+def xs-by-kind [kind: string] {
+  if $kind == "nothing" { } else if $kind == "byte stream" { tee {} } else { xs-values }
+}
+
+def main [input: string] {
+  print $"($env.XS_MARK)start"
+  if $input == "frame" {
+    open --raw /dev/fd/3 | from json | xs-script | xs-answer
+  } else if $input == "bytes" {
+    open --raw /dev/fd/3 | xs-script | xs-answer
+  } else {
+    xs-script | xs-answer
+  }
+}

@@ -1,0 +1,289 @@
+"""A thread that keeps one script in service: its orders, its process, what comes out of that.
+
+Everything about a script happens in its runner's thread, one thing after another: so nothing of it
+needs a lock. Others only `submit` orders and `wake` it. What a generator or a handler is to do with
+all this is in `generators` and `handlers`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+
+from xs import frame, ids, meta, process
+from xs.commit import Work
+from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
+from xs.pipes import Pipes
+from xs.process import SCRIPT_BYTES, Command, Processes
+from xs.records import NamedTuple
+from xs.schema import Script
+from xs.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+START_SECONDS = 60.0  # from a process's start to its first sign of life; above it: it has failed
+RESTART_SECONDS = 1.0  # before a script is started again, doubled while it keeps failing …
+RESTART_SECONDS_MAX = 60.0  # … up to this
+WELL_SECONDS = 10.0  # a process that ran so long has run well
+_START = b"start"  # what a Nushell script's process says first, behind the mark
+
+
+class Context(NamedTuple):
+    """What all runners of a store share."""
+
+    store: Store
+    processes: Processes
+    log: Callable[[str], None]
+    gone: Callable[[Runner], bool]  # whether a runner with nothing to do may end (see `_main`)
+
+
+class Order(NamedTuple):
+    """What a frame tells the runner of a name: `puts` a script in service, or takes it out."""
+
+    puts: bool
+    id: int
+
+
+class Backoff:
+    """How long to wait before a process is started again."""
+
+    def __init__(self) -> None:
+        self._seconds = RESTART_SECONDS
+
+    def after(self, *, well: bool) -> float:
+        """The wait after a process that ran `well`, or failed."""
+        if well:
+            self._seconds = RESTART_SECONDS
+            return self._seconds
+        seconds = self._seconds
+        self._seconds = min(seconds * 2, RESTART_SECONDS_MAX)
+        return seconds
+
+
+class Runner:
+    """Keeps the script of one name. `kind` and what it does are the subclass's."""
+
+    kind = ""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self.context = context
+        self.store = context.store
+        self.name = name
+        self.finished_frames = 0
+        self.last_error: str | None = None
+        self.pipes: Pipes | None = None
+        self.source: int | None = None  # the frame that put the script in service
+        self.selector = selectors.DefaultSelector()
+        self._orders: collections.deque[Order] = collections.deque()
+        self._stopping = threading.Event()
+        self._woken = False
+        self._wakened, self._waker = socket.socketpair()
+        self._wakened.setblocking(False)
+        self._waker.setblocking(False)
+        self.selector.register(self._wakened, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._main, name=f"xs-{self.kind}", daemon=True)
+
+    # For other threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, order: Order) -> None:
+        self._orders.append(order)
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets the thread look around."""
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):  # full, or closed: it is awake, or has ended
+                self._waker.send(b".")
+
+    def stop(self) -> None:
+        """The server stops: ends the process, keeps what it has done. `join` waits for it."""
+        self._stopping.set()
+        self.wake()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    @property
+    def has_orders(self) -> bool:
+        return bool(self._orders)
+
+    def log(self, text: str) -> None:
+        for line in text.splitlines():
+            if line.strip():
+                self.context.log(f"{self.name}: {line}")
+
+    def status(self) -> dict[str, Any]:
+        """What `xs ps` shows of it."""
+        pipes, source = self.pipes, self.source
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "id": None if source is None else ids.text(source),
+            "pid": None if pipes is None else pipes.pid,
+            "since": None if pipes is None else pipes.started,
+            "frames": self.finished_frames,
+            "error": self.last_error,
+        }
+
+    # The thread
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._obey()
+                if self.source is not None:
+                    self.step()
+                elif self.context.gone(self):
+                    break
+            except Exception as error:  # a defect of ours, or a store that is closing
+                if not self._stopping.is_set():
+                    self.last_error = f"{type(error).__name__}: {error}"
+                    self.log(self.last_error)
+                self.close_process()
+                self._stopping.wait(RESTART_SECONDS)
+        try:
+            self.leave()
+        except XsError as error:
+            self.log(f"could not end in good order: {error}")
+        finally:
+            self.close_process()
+            self.selector.close()
+            self._wakened.close()
+            self._waker.close()
+
+    def _obey(self) -> None:
+        while self._orders and not self._stopping.is_set():
+            order = self._orders.popleft()
+            if order.puts:
+                self.put(order.id)
+            else:
+                self.take_out(order.id)
+
+    def put(self, source: int) -> None:
+        """Puts the script of that frame in service, in place of the one that is."""
+        raise NotImplementedError
+
+    def take_out(self, frame_id: int) -> None:
+        """Takes the script out of service, because that frame says so."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Waits for something to happen, and does what is to be done then."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """The server stops."""
+        raise NotImplementedError
+
+    # What subclasses have in common
+
+    def read_source(self, source: int) -> tuple[frame.Frame, bytes]:
+        """The frame with that id and its content, the script. Raises `XsError`."""
+        line = self.store.get(source)
+        size, blocks = self.store.content_of(source)
+        if size > SCRIPT_BYTES:
+            raise Invalid(f"the script is too long: at most {SCRIPT_BYTES} bytes")
+        text = b"".join(blocks)
+        if not text.strip():
+            raise Invalid("the frame has no content: it is to be the script")
+        return frame.Frame.from_json(line), text
+
+    def is_stored(self, source: int) -> bool:
+        try:
+            return b'"ttl":"ephemeral"' not in self.store.get(source)
+        except NotFound:
+            return False
+
+    def kept(self, source: int) -> Script | None:
+        """What the index keeps of the script that came with that frame."""
+        wanted = ids.text(source)
+        for script in self.store.index.scripts(self.kind, self.name):
+            if script.source == wanted:
+                return script
+        return None
+
+    def persist(self, work: Work) -> None:
+        """Does `work`, again and again while the disk is full or the like.
+
+        Raises `XsError` if that lasts until the server stops.
+        """
+        told = False
+        while True:
+            try:
+                self.store.run(work)
+                return
+            except (Full, Unavailable) as error:
+                if self._stopping.is_set():
+                    raise
+                if not told:
+                    self.log(f"waits: {error}")
+                told = True
+            self._stopping.wait(RESTART_SECONDS)
+
+    def start_process(self, command: Command) -> Pipes:
+        """Starts a process. Raises `Failed`."""
+        try:
+            process = self.context.processes.start(command, self.wake)
+        except OSError as error:
+            raise Failed(f"it can't be started: {error.strerror}") from None
+        self.pipes = Pipes(process, command.mark, self.selector, self.log)
+        return self.pipes
+
+    def close_process(self) -> None:
+        pipes, self.pipes = self.pipes, None
+        if pipes is not None:
+            pipes.close()
+
+    def end_process(self) -> str:
+        """Ends the process, and answers the last lines of its standard error."""
+        pipes, self.pipes = self.pipes, None
+        if pipes is None:
+            return ""
+        pipes.end()
+        return pipes.tail
+
+    def select(self, timeout: Optional[float]) -> None:
+        """Waits until a pipe is ready, somebody wakes this thread, or `timeout` seconds."""
+        if self._orders or self._stopping.is_set():
+            timeout = 0
+        events = self.selector.select(timeout)
+        ready = {key.fd for key, _ in events}
+        if self._wakened.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wakened.recv(4096)
+            # After that: or the byte of a wake-up that comes between the two were taken with it,
+            # and nobody would send another. Before what it may be about is looked at.
+            self._woken = False
+        if self.pipes is not None:
+            self.pipes.handle(ready)
+
+
+def command_of(
+    text: bytes, in_nushell: Callable[[bytes], Command], *, has_input: bool = True
+) -> Command:
+    """How a script is run. Raises `Invalid`, `NoNushell`."""
+    if not text.startswith(b"#!"):
+        return in_nushell(text)
+    command = process.command_of(text)
+    return command if has_input else command._replace(input_at=None)
+
+
+def json_text(value: Any) -> str:
+    """A value as meta. Raises `Invalid`."""
+    import json
+
+    return meta.compact_meta(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def is_start(said: bytes | None) -> bool:
+    return said == _START

@@ -1,0 +1,226 @@
+"""The scripts of a store: which are to run, by what is on the stream, and a runner for each.
+
+`<name>.spawn` and `<name>.register` put a script in service, `<name>.terminate` and
+`<name>.unregister` take it out. When a server starts, only the newest of each name counts; from
+then on each frame on these topics is an order, and orders of one name are carried out one after
+the other, by its runner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+from xs import frame, ids, times
+from xs.bus import Entry
+from xs.errors import Invalid, Unavailable, XsError
+from xs.evaluation import Evaluation
+from xs.generators import Generator, parse_spawn
+from xs.handlers import Handler
+from xs.process import Processes
+from xs.runner import Context, Order, Runner
+from xs.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Optional
+
+FOLDER = "run"
+SCRIPTS_MAX = 500  # in service or being started, in one store; above it: an order is refused
+EVALUATIONS_MAX = 64  # scripts run for requests at once, in one store; above it: 503
+_LONGEST_SUFFIX = len(".unregistered")
+
+_SPAWN, _TERMINATE, _REGISTER, _UNREGISTER = ".spawn", ".terminate", ".register", ".unregister"
+SUFFIXES = (_SPAWN, _TERMINATE, _REGISTER, _UNREGISTER)
+_KINDS: dict[str, type[Runner]] = {Generator.kind: Generator, Handler.kind: Handler}
+
+
+class Scripts:
+    """Keeps a store's scripts running, from `start` to `stop`."""
+
+    def __init__(self, store: Store, log: Callable[[str], None]) -> None:
+        self._store = store
+        self._log = log
+        variables = {**os.environ, "XS_ADDR": os.path.abspath(store.folder)}
+        self.processes = Processes(os.path.join(store.folder, FOLDER), variables)
+        self._context = Context(store, self.processes, log, self._is_gone)
+        self._lock = threading.Lock()  # guards the next; no other lock is taken under it
+        self._runners: dict[tuple[str, str], Runner] = {}
+        self._stopping = False
+        self._evaluations = threading.Semaphore(EVALUATIONS_MAX)
+        self._due = threading.Event()
+        self._position = -1
+        self._watch = store.bus.watch(lambda topic: topic.endswith(SUFFIXES), self._due.set)
+        self._thread = threading.Thread(target=self._main, name="xs-scripts", daemon=True)
+
+    def start(self) -> None:
+        """Starts what is to run, and follows the stream."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends all processes; what they have done is kept."""
+        self._stopping = True
+        self._due.set()
+        self._thread.join()
+        self._store.bus.unwatch(self._watch)
+        runners = list(self._runners.values())
+        for each in runners:
+            each.stop()
+        for each in runners:
+            each.join()
+        self.processes.close()
+
+    def abandon(self) -> None:
+        """Gives back what it has, when it was never started."""
+        self._store.bus.unwatch(self._watch)
+        self.processes.close()
+
+    def status(self) -> list[dict[str, Any]]:
+        """What is in service, in order of names (`GET /ps`)."""
+        with self._lock:
+            found = [runner.status() for runner in self._runners.values()]
+        for each in found:
+            if each["since"] is not None:
+                each["since"] = times.timestamp(int(each["since"] * 1000))
+        return sorted(found, key=lambda each: (each["name"], each["kind"]))
+
+    def evaluate(
+        self, text: bytes, line: bytes | None, is_wanted: Callable[[], bool]
+    ) -> Evaluation:
+        """Runs a script for a request; `line` is the frame that is its input, if there is one.
+
+        Raises `Failed` with the script's own message, `NoNushell`, `Invalid`, `Unavailable`.
+        """
+        if self._stopping:
+            raise Unavailable("the server stops")
+        if not self._evaluations.acquire(blocking=False):
+            raise Unavailable(f"{EVALUATIONS_MAX} scripts are being run already: try again")
+
+        def log(said: str) -> None:
+            self._log(f"eval: {said}")
+
+        release = self._evaluations.release
+        return Evaluation(self.processes, log, text, line, is_wanted, release)
+
+    def _main(self) -> None:
+        try:
+            if not self.processes.acquire(lambda: self._stopping):
+                return
+            self._fold()
+            while not self._stopping:
+                self._due.wait()
+                self._due.clear()
+                if not self._stopping:
+                    self._obey_new()
+        except XsError as error:
+            self._log(f"scripts are no longer looked after: {error}")
+
+    # What the stream says
+
+    def _fold(self) -> None:
+        """Puts in service what is to be, by the newest orders of each name.
+
+        Reads the frames of the topics that tell of scripts, and no others: the index knows them.
+        """
+        self._position = self._store.newest()
+        newest: dict[tuple[str, str], list[Optional[Order]]] = {}
+        for topic in self._store.index.script_topics():
+            for line in self._stored(topic, -1, self._position):
+                order = self._order(line)
+                if order is not None:
+                    key, found = order
+                    place = newest.setdefault(key, [None, None])
+                    known = place[found.puts]
+                    if known is None or found.id > known.id:
+                        place[found.puts] = found
+        for key, (out, put) in sorted(newest.items()):
+            if put is None or (key[0] == Generator.kind and out is not None and out.id > put.id):
+                continue
+            self._submit(key, put)
+            if out is not None and out.id > put.id:
+                self._submit(key, out)  # a handler that is told so when no server runs hears it now
+
+    def _obey_new(self) -> None:
+        """Hands on the orders that have come since."""
+        entries = self._store.bus.after(self._position)
+        if entries is None:
+            newest = self._store.newest()
+            lines = [
+                line
+                for topic in self._store.index.script_topics()
+                for line in self._stored(topic, self._position, newest)
+            ]
+            lines.sort(key=frame.id_of)
+            self._position = newest
+        else:
+            lines = [entry.line for entry in entries if _is_order(entry)]
+            if entries:
+                self._position = entries[-1].id
+        for line in lines:
+            order = self._order(line)
+            if order is not None:
+                self._submit(*order)
+
+    def _stored(self, topic: str, after: int, until: int) -> Iterator[bytes]:
+        while True:
+            page, count = self._store.index.page(
+                after, until, frozenset((topic,)), 1 << 30, self._store.clock()
+            )
+            if not count:
+                return
+            lines = page.split(b"\n")[:-1]
+            yield from lines
+            after = ids.parse(frame.id_of(lines[-1]))
+
+    def _order(self, line: bytes) -> tuple[tuple[str, str], Order] | None:
+        """What a frame orders, and whose runner it is for."""
+        topic = frame.topic_of(line)
+        value = ids.parse(frame.id_of(line))
+        if topic.endswith(_SPAWN):
+            try:
+                name = parse_spawn(topic, json.loads(line)["meta"]).name
+            except Invalid:
+                name = topic[: -len(_SPAWN)]  # whose runner refuses it
+            key = (Generator.kind, name)
+        elif topic.endswith(_TERMINATE):
+            key = (Generator.kind, topic[: -len(_TERMINATE)])
+        elif topic.endswith(_REGISTER):
+            key = (Handler.kind, topic[: -len(_REGISTER)])
+        else:
+            key = (Handler.kind, topic[: -len(_UNREGISTER)])
+        if len(key[1]) + _LONGEST_SUFFIX > frame.TOPIC_MAX:
+            self._log(f"{key[1]}: too long for the name of a {key[0]}")
+            return None
+        return key, Order(topic.endswith((_SPAWN, _REGISTER)), value)
+
+    # Runners
+
+    def _submit(self, key: tuple[str, str], order: Order) -> None:
+        kind, name = key
+        with self._lock:
+            runner = self._runners.get(key)
+            if runner is not None:
+                runner.submit(order)
+                return
+            if not order.puts:
+                return
+            if len(self._runners) >= SCRIPTS_MAX:
+                self._log(f"{name}: not started: {SCRIPTS_MAX} scripts are in service")
+                return
+            runner = self._runners[key] = _KINDS[kind](self._context, name)
+            runner.submit(order)
+        runner.start()
+
+    def _is_gone(self, runner: Runner) -> bool:
+        """Whether a runner without a script may end: no order has come meanwhile."""
+        with self._lock:
+            if runner.has_orders or self._stopping:
+                return False
+            del self._runners[runner.kind, runner.name]
+            return True
+
+
+def _is_order(entry: Entry) -> bool:
+    return bool(entry.line) and entry.topic.endswith(SUFFIXES)
