@@ -1,10 +1,10 @@
 """How many requests from the web does the gateway answer a second, and how soon?
 
 1, 8 and 50 connections, each with one request under way, are this process, in one selector's loop.
-A process follows `http.request` and answers each with a few bytes: the least that any handler can
-do, so what is measured is the way through the stream. It reads the stream, and appends its answers
-as lines of one long `POST /append?each`; a request is two durable appends. With `ephemeral` neither
-the requests nor the answers are stored.
+Each request is answered with a few bytes, so what is measured is the way through the stream: two
+durable appends. Who answers is a handler in Nushell, one in Python (`#!`), or a process that
+follows the stream and appends its answers as lines of one long `POST /append?each`. With
+`ephemeral` neither the requests nor that process's answers are stored.
 
 Floor: `GET /version` from the store's own socket, an answer that needs no stream.
 
@@ -18,13 +18,16 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from _measure import (
+    DEADLINE,
     Client,
     Crowd,
     Report,
@@ -47,6 +50,16 @@ AT_FIFTY = 2000.0  # requests/s: the goal
 AT_ONE = 5.0  # ms, p50: the goal
 
 BODY = "hello from the stream"
+
+NUSHELL = f"""{{|request| {{topic: http.response, content: "{BODY}"}} }}"""
+PYTHON = f"""#!{sys.executable} -IS
+import sys
+
+answer = '{{"out": {{"topic": "http.response", "content": "{BODY}"}}}}\\n'
+for line in sys.stdin:
+    sys.stdout.write(answer)
+    sys.stdout.flush()
+"""
 
 
 class Handler:
@@ -128,7 +141,22 @@ def handler(path: str, ttl: str) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
-def requests(report: Report, web: str, api: str, ttl: str) -> None:
+def register(path: str, script: str) -> None:
+    """Has the store's server run a handler."""
+    client = Client(path)
+    waits = Client(path)
+    waits.sock.sendall(request("GET", "/?follow&new&topic=hello.registered"))
+    waits.sock.recv(65536)  # from here on it misses nothing
+    meta = 'xs-meta: {"topic":"http.request"}'
+    client.ask(request("POST", "/append/hello.register", script.encode(), meta))
+    waits.sock.settimeout(DEADLINE)
+    if b"hello.registered" not in waits.sock.recv(65536):
+        raise SystemExit("the handler did not start")
+    client.close()
+    waits.close()
+
+
+def requests(report: Report, web: str, api: str, who: str) -> None:
     asks = request("GET", "/hello?a=1", b"", "User-Agent: bench", "Accept: */*")
     floor = request("GET", "/version")
     for count in CONNECTIONS:
@@ -141,7 +169,7 @@ def requests(report: Report, web: str, api: str, ttl: str) -> None:
         )
         crowd.close()
         others.close()
-        name = f"{count} connections, {ttl}" if count > 1 else f"1 connection, {ttl}"
+        name = f"{count} connections, {who}" if count > 1 else f"1 connection, {who}"
         goals = [at_least(round(found.subject), AT_FIFTY, "requests/s")] if count == 50 else []
         report.add(
             name,
@@ -223,11 +251,18 @@ def live(report: Report, web: str, api: str, ttl: str) -> None:
 def main() -> None:
     report = Report("gateway", "Requests from the web, through the stream and back (Unix sockets)")
     with folder() as where:
+        for name, script in (("Nushell", NUSHELL), ("Python", PYTHON)):
+            if name == "Nushell" and shutil.which("nu") is None:
+                continue
+            web = f"{where}/{name}.sock"
+            with server(f"{where}/{name}", "--http", web) as running:
+                register(running.socket_path, script)
+                requests(report, web, running.socket_path, f"a handler in {name}")
         for ttl in ("forever", "ephemeral"):
             web, store = f"{where}/{ttl}.sock", f"{where}/{ttl}"
             options = ("--http", web, "--http-ttl", ttl)
             with server(store, *options) as running, handler(running.socket_path, ttl):
-                requests(report, web, running.socket_path, ttl)
+                requests(report, web, running.socket_path, f"a follower, {ttl}")
                 events(report, web, ttl)
                 live(report, web, running.socket_path, ttl)
     report.end()
