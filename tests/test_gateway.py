@@ -81,8 +81,9 @@ def answered_with(server: WebServer, content: Any = None, **meta: Any) -> str:
 
 @pytest.fixture
 def server(store_dir: str, tmp_path: Path) -> Iterator[WebServer]:
-    """A server of its own, on a Unix socket."""
-    with web_server(store_dir, "--http", str(tmp_path / "web")) as found:
+    """A server of its own, on a Unix socket; the time for an answer is not what is tested."""
+    options = ("--http", str(tmp_path / "web"), "--http-timeout", "600")
+    with web_server(store_dir, *options) as found:
         yield found
 
 
@@ -1048,7 +1049,7 @@ def test_a_client_that_takes_nothing_is_left_and_noted(
 def test_behind_a_client_that_is_slow_to_read_memory_is_bounded_and_nothing_is_lost(
     server: WebServer, ttl: str
 ) -> None:
-    count, size = 20_000, 4000
+    count, size = 8000, 4000
 
     def answer(client: xs.Client, frame: Frame) -> None:
         client.append_many(
@@ -1069,8 +1070,8 @@ def test_behind_a_client_that_is_slow_to_read_memory_is_bounded_and_nothing_is_l
             wire.send(request("GET", "/"))
             assert wire.head()[0] == 200
             before = server.status_of("VmRSS")
-            ends.next()  # all 80 MB of it are stored, and the client has read nothing
-            assert server.status_of("VmRSS") - before < 40 * 1024
+            ends.next(DEADLINE * 3)  # all 32 MB are stored, and the client has read nothing
+            assert server.status_of("VmRSS") - before < 24 * 1024
             for n in range(count):
                 assert wire.chunk() == str(n).zfill(size).encode()
             assert wire.chunk() == b""
@@ -1088,7 +1089,7 @@ def test_a_slow_client_of_ephemeral_events_never_gets_a_body_with_a_hole(
                 "ttl": "ephemeral",
                 "meta": {"frame_id": frame.id, "more": True},
             }
-            for n in range(20_000)
+            for n in range(8000)
         )
         client.append("done")
 
@@ -1097,11 +1098,11 @@ def test_a_slow_client_of_ephemeral_events_never_gets_a_body_with_a_hole(
     with Wire(server.web[0]) as wire:
         wire.send(request("GET", "/"))
         assert wire.head()[0] == 200
-        ends.next()
+        ends.next(DEADLINE * 3)
         with pytest.raises(EOFError):
-            for n in range(20_000):
+            for n in range(8000):
                 assert wire.chunk() == str(n).zfill(4000).encode()
-        assert n > 100
+        assert n > 10
     assert "breaks off: " in server.log()
 
 

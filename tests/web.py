@@ -106,10 +106,10 @@ class Handler:
         if self.failure is not None:
             raise self.failure
 
-    def next(self) -> Frame:
+    def next(self, seconds: float = DEADLINE) -> Frame:
         """The next request, or whatever it follows."""
         try:
-            return self.seen.get(timeout=DEADLINE)
+            return self.seen.get(timeout=seconds)
         except queue.Empty:
             self.check()
             raise

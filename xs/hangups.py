@@ -46,7 +46,10 @@ class Hangups:
         """To be called before `sock` is closed."""
         number = sock.fileno()
         if self._watched.pop(number, None) is not None:
-            self._system.remove(number)
+            try:
+                self._system.remove(number)
+            except ValueError:
+                pass  # nothing is watched any more
 
     def stop(self) -> None:
         self._stopping = True
