@@ -60,6 +60,10 @@ class Work:
 
     __slots__ = ("done", "error", "finished", "result", "waiter")
 
+    # Whether an error of `apply` undoes the transaction, because part of the work may be in it by
+    # then; what shares the transaction is done again without it.
+    is_whole = False
+
     def __init__(self, done: Callable[[Work], None] | None = None) -> None:
         self.done = done
         self.result: Any = None

@@ -280,6 +280,15 @@ class Index:
             )
             return [Script(*row) for row in reader.execute(query, (kind, name))]
 
+    def active_scripts(self, kind: str) -> list[Script]:
+        """What is kept of all those of a kind that are in service, in order of their frames."""
+        with self._reader() as reader:
+            query = (
+                "SELECT kind, name, source, active, position, state FROM script "
+                "WHERE kind = ? AND active ORDER BY source"
+            )
+            return [Script(*row) for row in reader.execute(query, (kind,))]
+
     # Checking
 
     def problems(self) -> Iterator[str]:

@@ -54,7 +54,7 @@ def _command(
     return Command(words, files, {MARK: mark, **variables}, input_at, mark.encode())
 
 
-_found: dict[tuple[str, int], str] = {}  # path and time of change of a `nu` → what is wrong with it
+_good: set[tuple[str, int]] = set()  # path and time of change of each `nu` that can be used
 
 
 def find() -> str:
@@ -69,15 +69,14 @@ def find() -> str:
         key = (path, os.stat(path).st_mtime_ns)
     except OSError as error:
         raise NoNushell(f"Nushell can't be run: {path}: {error.strerror}") from None
-    if key not in _found:
-        _found[key] = _problem(path)
-    if _found[key]:
-        raise NoNushell(_found[key])
+    if key not in _good:
+        _check(path)
+        _good.add(key)
     return path
 
 
-def _problem(path: str) -> str:
-    """Why that `nu` can't be used, or ""."""
+def _check(path: str) -> None:
+    """Raises `NoNushell` unless that program is a Nushell that can be used."""
     try:
         done = subprocess.run(
             [path, "--version"],
@@ -88,13 +87,12 @@ def _problem(path: str) -> str:
         words = done.stdout.decode("ascii", "replace").split()[0].split("-")[0].split(".")
         version = tuple(int(word) for word in words)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return f"{path} is not Nushell, or can't be run"
+        raise NoNushell(f"{path} is not Nushell, or can't be run") from None
     if version < OLDEST:
-        return (
+        raise NoNushell(
             f"Nushell {_text(version)} at {path} is too old: xs needs {_text(OLDEST)} or newer "
             "(its http commands know Unix sockets)"
         )
-    return ""
 
 
 def _text(version: tuple[int, ...]) -> str:

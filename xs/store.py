@@ -95,15 +95,19 @@ class Store:
                     raise
                 self._with_lock_held_once(create=True)
                 self.index = Index(folder)
+            try:
+                self.cas = Cas(os.path.join(folder, CAS_FOLDER))
+                if exclusive:
+                    self.cas.remove_stale()
+                mark = self.index.mark()
+                self.bus = Bus(mark if exclusive else self.index.newest())
+            except BaseException:
+                self.index.close()
+                raise
         except BaseException:
             if self._lock is not None:
                 self._lock.close()
             raise
-        self.cas = Cas(os.path.join(folder, CAS_FOLDER))
-        if exclusive:
-            self.cas.remove_stale()
-        mark = self.index.mark()
-        self.bus = Bus(mark if exclusive else self.index.newest())
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
@@ -114,10 +118,11 @@ class Store:
         self._handed_over = False
         self._committer: threading.Thread | None = None
         self._closing = self._closed = False
+        self._data_version: Callable[[], int] | None = None
+        self._sweeps = False
         self._sweeper: threading.Thread | None = None
         self._next_expiry: int | None = None
-        self._data_version: Callable[[], int] | None = None
-        self._expiry_known = threading.Condition(threading.Lock())  # guards the one above
+        self._expiry_known = threading.Condition(threading.Lock())  # guards the two above
 
     def _with_lock_held_once(self, *, create: bool) -> None:
         """Makes what a store consists of, under its lock, which a server then keeps."""
@@ -127,7 +132,8 @@ class Store:
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
             if create:
                 os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
-                Index(self.folder, create=True).close()
+                if not (self.exclusive and _has_index(self.folder)):  # else it is opened next
+                    Index(self.folder, create=True).close()
                 sync_folder(self.folder)
                 sync_folder(os.path.dirname(os.path.abspath(self.folder)))
         finally:
@@ -278,6 +284,8 @@ class Store:
                     try:
                         work.result = work.apply(commit)
                     except XsError as error:
+                        if work.is_whole:
+                            raise
                         work.error = error
                 self._finish_transaction(commit)
                 writer.commit()
@@ -309,16 +317,25 @@ class Store:
     # Expiry
 
     def start_sweeping(self) -> None:
-        """Removes frames when they expire, in a thread that sleeps until the next one does."""
-        self._next_expiry = self.index.next_expiry()
-        self._sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
-        self._sweeper.start()
+        """Removes frames when they expire, in a thread that sleeps until the next one does.
+
+        There is none until a frame has a time to expire: most stores have no such frame.
+        """
+        self._sweeps = True
+        at = self.index.next_expiry()
+        if at is not None:
+            self._expect_expiry(at)
 
     def _expect_expiry(self, at: int) -> None:
         with self._expiry_known:
             if self._next_expiry is None or at < self._next_expiry:
                 self._next_expiry = at
                 self._expiry_known.notify_all()
+            if self._sweeps and self._sweeper is None and not self._closing:
+                sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no more threads: the next frame may tell
+                    sweeper.start()
+                    self._sweeper = sweeper
 
     def _sweep(self) -> None:
         while True:
