@@ -222,7 +222,7 @@ class Connection(socketserver.BaseRequestHandler):
         if self._is_tls:
             self.sock.settimeout(seconds)
         elif seconds != self._limit:
-            set_timeout(self.sock, seconds)
+            set_timeout(self.sock, max(seconds, 0.001))  # 0 would be no limit at all
             self._limit = seconds
 
     def _serve(self, head: http1.RequestHead) -> bool:
