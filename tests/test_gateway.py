@@ -575,6 +575,24 @@ def test_without_an_answer_in_time_it_is_504_and_a_late_one_is_nobody_s(
     assert frames(store_dir, "http.disconnect") == []
 
 
+def test_who_is_refused_and_stays_holds_no_place_and_has_not_gone(
+    store_dir: str, tmp_path: Path
+) -> None:
+    options = ("--http", str(tmp_path / "web"), "--http-timeout", "1", "--http-max", "1")
+    with web_server(store_dir, *options) as server, Wire(server.web[0]) as stays:
+        handler = Handler(store_dir, nothing)
+        stays.send(b"GET / HTTP/1.0\r\n\r\n")
+        answer = stays.answer()
+        assert (answer.status, answer.fields["connection"]) == (504, "close")
+        handler.next()
+        handler._answer = echo
+        with Wire(server.web[0]) as wire:
+            assert wire.ask("GET", "/").status == 200
+        assert stays.is_ended()
+        until(lambda: server.status_of("Threads") < 20)
+    assert frames(store_dir, "http.disconnect") == []
+
+
 def test_the_time_for_an_answer_is_the_time_for_its_beginning(
     store_dir: str, tmp_path: Path
 ) -> None:
@@ -807,7 +825,9 @@ def last_of(server: WebServer, path: str) -> Frame:
         if f.meta["path"] == path
     }
     (found,) = [
-        f for f in frames(server.directory, "http.response") if f.meta.get("request_id") in ids
+        f
+        for f in frames(server.directory, "http.response")
+        if isinstance(f.meta, dict) and f.meta.get("request_id") in ids
     ]
     return found
 

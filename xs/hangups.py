@@ -40,7 +40,10 @@ class Hangups:
         """
         number = sock.fileno()
         self._watched[number] = sock, gone
-        self._system.add(number)
+        try:
+            self._system.add(number)
+        except ValueError:
+            pass  # nothing is watched any more
 
     def unwatch(self, sock: socket.socket) -> None:
         """To be called before `sock` is closed."""
