@@ -64,7 +64,7 @@ def content_of(store: Store, found: Found) -> bytes:
     if found.content is not None:
         return found.content
     if found.stored is not None and found.hash is not None:
-        return b"".join(store.stored_content(found.stored, found.hash)[1])
+        return b"".join(store.stored_content(found.stored)[1])
     return b"".join(store.content_of(found.id)[1])
 
 
@@ -207,6 +207,23 @@ def test_frames_come_in_order_and_wake_who_waits_for_each(store: Store, answers:
         assert content_of(store, waiter.next(DEADLINE)) == b"%d" % n
     with pytest.raises(TimeoutError):
         waiter.next(0.01)
+
+
+@pytest.mark.parametrize("moved_on", [False, True])
+def test_a_frame_s_id_may_be_in_either_case_also_when_it_is_read_late(
+    store: Store, answers: Answers, moved_on: bool
+) -> None:
+    waiter = ask(store, answers)
+    assert waiter.frame_id is not None
+    count = KEPT_FRAMES + 50
+    ids = (waiter.frame_id, waiter.frame_id.upper())
+    add_all(
+        store,
+        [answer(waiter, b"%d" % n, frame_id=ids[n % 2], more=n < count - 1) for n in range(count)],
+    )
+    if moved_on:
+        add_all(store, [Append("a")] * (2 * RING_FRAMES))
+    assert all_of(store, waiter) == [b"%d" % n for n in range(count)]
 
 
 @pytest.mark.parametrize("ttl", ["forever", "ephemeral"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import queue
-import select
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,18 @@ from typing import Any, Optional
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, RunXs
-from web import Handler, WebServer, echo, nothing, respond, start_web, until, web_server
+from conftest import DEADLINE, RunXs, environment
+from web import (
+    Handler,
+    WebServer,
+    echo,
+    is_readable,
+    nothing,
+    respond,
+    start_web,
+    until,
+    web_server,
+)
 from wire import Wire, chunked, request
 
 import xs
@@ -70,8 +81,9 @@ def answered_with(server: WebServer, content: Any = None, **meta: Any) -> str:
 
 @pytest.fixture
 def server(store_dir: str, tmp_path: Path) -> Iterator[WebServer]:
-    """A server of its own, on a Unix socket."""
-    with web_server(store_dir, "--http", str(tmp_path / "web")) as found:
+    """A server of its own, on a Unix socket; the time for an answer is not what is tested."""
+    options = ("--http", str(tmp_path / "web"), "--http-timeout", "600")
+    with web_server(store_dir, *options) as found:
         yield found
 
 
@@ -563,6 +575,24 @@ def test_without_an_answer_in_time_it_is_504_and_a_late_one_is_nobody_s(
     assert frames(store_dir, "http.disconnect") == []
 
 
+def test_who_is_refused_and_stays_holds_no_place_and_has_not_gone(
+    store_dir: str, tmp_path: Path
+) -> None:
+    options = ("--http", str(tmp_path / "web"), "--http-timeout", "1", "--http-max", "1")
+    with web_server(store_dir, *options) as server, Wire(server.web[0]) as stays:
+        handler = Handler(store_dir, nothing)
+        stays.send(b"GET / HTTP/1.0\r\n\r\n")
+        answer = stays.answer()
+        assert (answer.status, answer.fields["connection"]) == (504, "close")
+        handler.next()
+        handler._answer = echo
+        with Wire(server.web[0]) as wire:
+            assert wire.ask("GET", "/").status == 200
+        assert stays.is_ended()
+        until(lambda: server.status_of("Threads") < 20)
+    assert frames(store_dir, "http.disconnect") == []
+
+
 def test_the_time_for_an_answer_is_the_time_for_its_beginning(
     store_dir: str, tmp_path: Path
 ) -> None:
@@ -573,10 +603,7 @@ def test_the_time_for_an_answer_is_the_time_for_its_beginning(
         frame = handler.next()
         respond(handler.client, frame, "a", more=True)
         assert wire.head()[0] == 200 and wire.chunk() == b"a"
-        wire.sock.settimeout(1.5)
-        with pytest.raises(TimeoutError):
-            wire.chunk()
-        wire.sock.settimeout(DEADLINE)
+        assert not is_readable(wire.sock, 1.5)
         respond(handler.client, frame, "b")
         assert wire.chunk() == b"b" and wire.chunk() == b""
 
@@ -607,6 +634,65 @@ def test_above_the_number_that_may_wait_it_is_503_and_nothing_is_appended(
             wire.send(request("GET", "/fifth"))
             respond(handler.client, handler.next(), "b")
             assert wire.answer().body == b"b"
+
+
+def test_whatever_becomes_of_a_request_its_place_is_free_again(
+    store_dir: str, tmp_path: Path
+) -> None:
+    options = ("--http", str(tmp_path / "web"), "--http-max", "1", "--http-timeout", "1")
+
+    def answer(client: xs.Client, frame: Frame) -> None:
+        if frame.meta["path"] != "/none":
+            respond(client, frame, "x", **json.loads(frame.meta["query"].get("meta", "{}")))
+
+    with web_server(store_dir, *options) as server:
+        handler = Handler(store_dir, answer)
+        gone = Handler(store_dir, nothing, "http.disconnect")
+        for _ in range(3):
+            with Wire(server.web[0]) as wire:
+                assert wire.ask("GET", "/").status == 200
+                assert wire.ask("HEAD", "/").status == 200
+                assert wire.ask("GET", '/?meta={"status":1}').status == 502
+                assert wire.ask("GET", "/none").status == 504
+                wire.send(request("POST", "/", content_length="5") + b"x")
+            with Wire(server.web[0]) as wire:
+                wire.send(request("GET", '/?meta={"more":true}'))
+                assert wire.head()[0] == 200
+            gone.next()
+            with Wire(server.web[0]) as wire:
+                while handler.seen.qsize():
+                    handler.next()
+                wire.send(request("GET", "/none"))
+                handler.next()
+            gone.next()
+        with Wire(server.web[0]) as wire:
+            assert wire.ask("GET", "/").status == 200
+
+
+def test_a_disk_that_is_full_is_507_and_the_door_stays_open(store_dir: str, tmp_path: Path) -> None:
+    """No file may become larger than 4 MiB, which to a program is much the same."""
+    process = subprocess.Popen(
+        [
+            *("bash", "-c", 'ulimit -f 4096; exec "$@"', "bash"),
+            *(sys.executable, "-m", "xs", "serve", store_dir, "--http", str(tmp_path / "web")),
+        ],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert b"serving" in process.stdout.readline() and b"web" in process.stdout.readline()
+    try:
+        Handler(store_dir, echo)
+        with Wire(str(tmp_path / "web")) as wire:
+            wire.send(request("POST", "/", b"x" * 8_000_000))
+            answer = wire.answer()
+            assert (answer.status, answer.fields["connection"]) == (507, "close")
+        with Wire(str(tmp_path / "web")) as wire:
+            assert wire.ask("POST", "/", b"x" * 1_000_000).status == 200
+        assert not [n for n in os.listdir(f"{store_dir}/cas") if n.startswith("new-")]
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE)
 
 
 # The client goes away
@@ -739,7 +825,9 @@ def last_of(server: WebServer, path: str) -> Frame:
         if f.meta["path"] == path
     }
     (found,) = [
-        f for f in frames(server.directory, "http.response") if f.meta.get("request_id") in ids
+        f
+        for f in frames(server.directory, "http.response")
+        if isinstance(f.meta, dict) and f.meta.get("request_id") in ids
     ]
     return found
 
@@ -905,7 +993,7 @@ def trickle(wire: Wire, data: bytes) -> Any:
     """Sends `data` again and again until there is an answer."""
 
     started = time.monotonic()
-    while not select.select([wire.sock], [], [], 0.02)[0]:
+    while not is_readable(wire.sock, 0.02):
         wire.send(data)
         assert time.monotonic() < started + DEADLINE
     return wire.answer()
@@ -981,7 +1069,7 @@ def test_a_client_that_takes_nothing_is_left_and_noted(
 def test_behind_a_client_that_is_slow_to_read_memory_is_bounded_and_nothing_is_lost(
     server: WebServer, ttl: str
 ) -> None:
-    count, size = 20_000, 4000
+    count, size = 8000, 4000
 
     def answer(client: xs.Client, frame: Frame) -> None:
         client.append_many(
@@ -1002,8 +1090,8 @@ def test_behind_a_client_that_is_slow_to_read_memory_is_bounded_and_nothing_is_l
             wire.send(request("GET", "/"))
             assert wire.head()[0] == 200
             before = server.status_of("VmRSS")
-            ends.next()  # all 80 MB of it are stored, and the client has read nothing
-            assert server.status_of("VmRSS") - before < 40 * 1024
+            ends.next(DEADLINE * 3)  # all 32 MB are stored, and the client has read nothing
+            assert server.status_of("VmRSS") - before < 24 * 1024
             for n in range(count):
                 assert wire.chunk() == str(n).zfill(size).encode()
             assert wire.chunk() == b""
@@ -1021,7 +1109,7 @@ def test_a_slow_client_of_ephemeral_events_never_gets_a_body_with_a_hole(
                 "ttl": "ephemeral",
                 "meta": {"frame_id": frame.id, "more": True},
             }
-            for n in range(20_000)
+            for n in range(8000)
         )
         client.append("done")
 
@@ -1030,11 +1118,11 @@ def test_a_slow_client_of_ephemeral_events_never_gets_a_body_with_a_hole(
     with Wire(server.web[0]) as wire:
         wire.send(request("GET", "/"))
         assert wire.head()[0] == 200
-        ends.next()
+        ends.next(DEADLINE * 3)
         with pytest.raises(EOFError):
-            for n in range(20_000):
+            for n in range(8000):
                 assert wire.chunk() == str(n).zfill(4000).encode()
-        assert n > 100
+        assert n > 10
     assert "breaks off: " in server.log()
 
 

@@ -41,11 +41,14 @@ ARCHITECTURE = {
     "writer":      "ids frame records schema scan",
     "index":       "errors frame schema scan writer",
     "bus":         "records",
-    "commit":      "errors ids frame records cas writer bus",
-    "store":       "errors ids frame lock cas schema index writer bus commit",
+    "commit":      "errors ids frame records cas schema writer bus (scan)",
+    "claim":       "",
+    "runs":        "errors frame cas commit | meta claim",
+    "store":       "errors ids frame lock cas schema index writer bus commit runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
+    "chunked":     "errors ids frame records cas schema commit runs store",
     # scripts: processes, what comes out of them, what that means on the stream
     "process":     "errors records",
     "pipes":       "errors process terminal",
@@ -56,8 +59,8 @@ ARCHITECTURE = {
     "handlers":    "errors ids frame records cas schema commit reader process runner nu",
     "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
     # requests, and what answers them
-    "api":         "errors ids frame times query commit store reader version | meta batch process "
-                   "(scripts)",
+    "api":         "errors ids frame times query commit store reader version | meta batch chunked "
+                   "process (scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",
@@ -107,7 +110,8 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "store")
+BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
+BELOW_HTTP += ("store",)
 THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 
 

@@ -57,7 +57,7 @@ def start_web(directory: str, *options: str) -> WebServer:
         env=environment(),
     )
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], DEADLINE)[0], "the server says nothing"
+    assert is_readable(process.stdout, DEADLINE), "the server says nothing"
     serving, answering = process.stdout.readline(), process.stdout.readline()
     server = WebServer(directory, process)
     server.errors = errors
@@ -106,10 +106,10 @@ class Handler:
         if self.failure is not None:
             raise self.failure
 
-    def next(self) -> Frame:
+    def next(self, seconds: float = DEADLINE) -> Frame:
         """The next request, or whatever it follows."""
         try:
-            return self.seen.get(timeout=DEADLINE)
+            return self.seen.get(timeout=seconds)
         except queue.Empty:
             self.check()
             raise
@@ -130,6 +130,13 @@ def echo(client: xs.Client, frame: Frame) -> None:
 
 def nothing(client: xs.Client, frame: Frame) -> None:
     """Leaves the answer to the test, or to nobody."""
+
+
+def is_readable(file: Any, seconds: float) -> bool:
+    """Whether there is something to read within that time. (select.select knows 1,024 files.)"""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def until(is_true: Callable[[], bool], seconds: float = DEADLINE) -> None:

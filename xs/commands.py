@@ -74,11 +74,14 @@ def _show_live(arguments: Arguments, target: str, fields: Fields = ()) -> None:
     _show(arguments, target, fields=fields, by=show)
 
 
-def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
+def _post_input(
+    arguments: Arguments, target: str, fields: Fields = (), *, as_it_comes: bool = False
+) -> None:
     """Sends standard input to a store, which may be a new one, and shows the answer."""
     transport = arguments.open(create=True)
     try:
-        show_text(ask(transport, "POST", target, fields, stdio.content()))
+        body = stdio.blocks_of() if as_it_comes else stdio.content()
+        show_text(ask(transport, "POST", target, fields, body))
     finally:
         transport.close()
 
@@ -155,12 +158,14 @@ def _web(arguments: Arguments) -> Web | None:
         Option("--key", "the same key again on the topic appends nothing new", "KEY"),
         Option("--lines", "each line of standard input is an event"),
         Option("--json", "each line is an event as JSON, with its own topic, meta, content, …"),
+        Option("--chunked", "one event that can be read while its content is still arriving"),
     ],
     examples=[
         "echo hello | xs append ./store notes",
         'xs append ./store notes --meta \'{"tag":"a"}\' < photo.jpg',
         "tail -f app.log | xs append ./store app.log --lines",
         'echo \'{"topic":"a","content":"hi"}\' | xs append ./store --json',
+        "ask-a-model | xs append ./store answers --chunked",
     ],
 )
 def _append(arguments: Arguments) -> None:
@@ -174,9 +179,14 @@ def _append(arguments: Arguments) -> None:
         raise errors.Usage(f"TOPIC is missing: {COMMANDS['append'].usage}")
     get = arguments.get
     target, fields = append_request(
-        topic, meta=get("meta"), ttl=get("ttl"), if_last=get("if-last"), key=get("key")
+        topic,
+        meta=get("meta"),
+        ttl=get("ttl"),
+        if_last=get("if-last"),
+        key=get("key"),
+        chunked=arguments.has("chunked"),
     )
-    _post_input(arguments, target, fields)
+    _post_input(arguments, target, fields, as_it_comes=arguments.has("chunked"))
 
 
 @command(
@@ -221,6 +231,7 @@ _TOPIC = Option("-T --topic", "only this topic, prefix.*, or several with commas
         Option("--sse", "as server-sent events"),
         Option("--with-timestamp", 'add "timestamp" to each frame'),
         Option("--with-content", 'add "content" (or "content_base64") to each frame'),
+        Option("--no-chunks", "of a chunked content only its first frame"),
     ],
     examples=[
         "xs cat ./store",
@@ -242,6 +253,7 @@ def _cat(arguments: Arguments) -> None:
         ("limit", get("limit")),
         ("with-timestamp", flag("with-timestamp")),
         ("with-content", flag("with-content")),
+        ("no-chunks", flag("no-chunks")),
     ]
     target = with_query("/", parameters)
     fields = [("accept", "text/event-stream")] if arguments.has("sse") else []
@@ -336,10 +348,12 @@ def _end(arguments: Arguments, which: str) -> None:
 @command(
     "content",
     "ADDR ID",
-    "print a frame's content",
+    "print a frame's content, and of a chunked one what is still to come",
     examples=["xs content ./store 03gw3h… > photo.jpg"],
 )
 def _content(arguments: Arguments) -> None:
+    if arguments.is_program:
+        stdio.leave_with_reader()  # it may be hours until there is more to be written
     _show(arguments, "/content/" + quote(arguments.rest[0]), by=show_bytes)
 
 

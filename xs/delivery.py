@@ -73,7 +73,7 @@ class Follower:
 
 
 if TYPE_CHECKING:
-    _Key = tuple[frame.Patterns, Form, bool]
+    _Key = tuple[frame.Patterns, bool, Form, bool]
 
 
 class _Group:
@@ -181,7 +181,7 @@ class Delivery:
 
     def _add(self, follower: Follower) -> None:
         reader = follower.reader
-        key = (reader.patterns, reader.form, follower.connection.chunked)
+        key = _key(follower)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(key)
@@ -214,7 +214,7 @@ class Delivery:
             if self._half_closed.pop(number, None) and self._ends is not None:
                 self._ends.unregister(number)
         reader = follower.reader
-        group = self._groups[reader.patterns, reader.form, follower.connection.chunked]
+        group = self._groups[_key(follower)]
         del group.followers[follower]
         if not group.followers:
             del self._groups[group.key]
@@ -268,13 +268,16 @@ class Delivery:
         first = entries[0].id
         newest = entries[-1].id
         for group, found in wanted.items():
+            _, chunks, form, _ = group.key
+            if not chunks:
+                found = [entry for entry in found if entry.first is None]
             data = b""
             for follower in list(group.followers):
                 reader = follower.reader
                 try:
                     if follower.is_simple and reader.position < first:
                         if not data and found:
-                            data = follower.framed(write_entries(group.key[1], self._store, found))
+                            data = follower.framed(write_entries(form, self._store, found))
                         own = data
                     else:
                         mine = [entry for entry in found if entry.id > reader.position]
@@ -408,6 +411,11 @@ def _first_due(reader: Reader) -> float | None:
     if reader.options.until is not None:
         return time.monotonic() + _LOOK_AT_UNTIL
     return None
+
+
+def _key(follower: Follower) -> _Key:
+    reader = follower.reader
+    return (reader.patterns, reader.chunks, reader.form, follower.connection.chunked)
 
 
 def _names(patterns: frame.Patterns) -> list[str]:

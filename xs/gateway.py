@@ -116,6 +116,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._waiter: Optional[Waiter] = None
         self._has_more = False  # whether frames of the answer under way may still come
         self._ending = False
+        self._is_refused = False  # whether the client is told no, and may still be sending
         self._broken = False  # whether the end of what is sent is not where it should be
         self._said_goodbye = True  # the end of TLS; there is none yet
         self.server.opened(self)
@@ -178,7 +179,7 @@ class Connection(socketserver.BaseRequestHandler):
             if head is None:
                 return
             if not self._serve(head):
-                if self.buffer and not self._broken:  # it has sent more, which nobody reads
+                if (self.buffer or self._is_refused) and not self._broken:
                     self._linger()
                 return
 
@@ -222,7 +223,7 @@ class Connection(socketserver.BaseRequestHandler):
         if self._is_tls:
             self.sock.settimeout(seconds)
         elif seconds != self._limit:
-            set_timeout(self.sock, seconds)
+            set_timeout(self.sock, max(seconds, 0.001))  # 0 would be no limit at all
             self._limit = seconds
 
     def _serve(self, head: http1.RequestHead) -> bool:
@@ -346,7 +347,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _log(self, head: http1.RequestHead, found: Found, what: str) -> None:
         self.server.log(
-            f"gateway: {head.method} {head.path}: the answer {ids.text(found.id)} {what}"
+            f"gateway: {head.method} {head.path[:128]}: the answer {ids.text(found.id)} {what}"
         )
 
     def _say(
@@ -355,7 +356,11 @@ class Connection(socketserver.BaseRequestHandler):
         """Answers for itself, with one sentence; whether the connection goes on."""
         body = f"{sentence}\n".encode("utf-8", "replace")
         keep = keep and head is not None and head.keep_alive and not self._ending
-        fields = [_TEXT, ("date", exchange.date(time.time())), ("content-length", str(len(body)))]
+        fields = [
+            _TEXT,
+            ("date", exchange.date(int(time.time()))),
+            ("content-length", str(len(body))),
+        ]
         if status == 503:
             fields.append(("retry-after", "1"))
         if not keep:
@@ -364,12 +369,13 @@ class Connection(socketserver.BaseRequestHandler):
             fields.append(("connection", "keep-alive"))
         data = http1.response_head(status, fields)
         self._write(data if head is not None and head.method == "HEAD" else data + body)
-        if not keep:
-            self._linger()
+        self._is_refused = not keep
         return keep
 
     def _refuse(self, status: int, sentence: str) -> None:
+        """Answers what is no request, and lets the client hear it."""
         self._say(None, status, sentence, keep=False)
+        self._linger()
 
     def _write(self, data: bytes) -> None:
         """Writes all of it. Raises `OSError` if the client is gone, or takes it too slowly."""
@@ -387,11 +393,14 @@ class Connection(socketserver.BaseRequestHandler):
         self._end_output()
         deadline = time.monotonic() + Limits.linger_seconds
         left = Limits.linger_seconds
-        while left > 0:
-            self.sock.settimeout(left)
-            if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
-                return
-            left = deadline - time.monotonic()
+        try:
+            while left > 0:
+                self.sock.settimeout(left)
+                if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
+                    return
+                left = deadline - time.monotonic()
+        except OSError:
+            pass  # it is gone, or silent: either way there is nobody to wait for
 
     # The end
 
@@ -635,7 +644,7 @@ class Gateway:
         if found.content is not None:
             return len(found.content), iter((found.content,))
         if found.stored is not None:
-            return self.store.stored_content(found.stored, found.hash)
+            return self.store.stored_content(found.stored)
         return self.store.content_of(found.id)
 
     def tell_disconnect(self, request_id: str) -> None:

@@ -296,6 +296,11 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(start + (http1.chunk(block) if chunked else block))
                     start = b""
+                elif start:  # nothing comes for a while: that it will is an answer already
+                    self._write(start)
+                    start = b""
+                elif is_gone(self.sock):
+                    raise BrokenPipeError
         except XsError as error:
             # The head is out: a body that breaks off is all that can still be said.
             if start:

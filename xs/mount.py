@@ -141,6 +141,7 @@ class Mount:
         told: dict[str, object] = {"version": VERSION, "expose": self.exposed}
         if self.web:
             told["http"] = self.web
+        self.store.runs.end_abandoned()
         self.store.append(Append("xs.start", meta=as_meta(told)))
         self._is_announced = True
         self.store.start_sweeping()
