@@ -56,14 +56,19 @@ def start_web(directory: str, *options: str) -> WebServer:
         stderr=errors.open("ab"),
         env=environment(),
     )
-    assert process.stdout is not None
-    assert is_readable(process.stdout, DEADLINE), "the server says nothing"
-    serving, answering = process.stdout.readline(), process.stdout.readline()
     server = WebServer(directory, process)
     server.errors = errors
-    assert serving.startswith(b"serving "), server.log()
-    said = re.fullmatch(r"answering the web at (.*)\n", answering.decode())
-    assert said, server.log()
+    try:
+        assert process.stdout is not None
+        assert is_readable(process.stdout, DEADLINE), "the server says nothing"
+        serving, answering = process.stdout.readline(), process.stdout.readline()
+        assert serving.startswith(b"serving "), server.log()
+        said = re.fullmatch(r"answering the web at (.*)\n", answering.decode())
+        assert said, server.log()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     server.web = said[1].split(", ")
     return server
 
