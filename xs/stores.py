@@ -350,13 +350,14 @@ class Stores:
     def _check_free(self, asked: Asked) -> None:
         for other in self._entries.values():
             if other.asked.path == asked.path:
-                state = "served" if other.mount is not None else "being opened"
                 if other.error is not None:
                     raise Invalid(
                         f"{asked.path} is added already, as {other.asked.name}, and can't be "
                         f"opened: remove it first to add it anew"
                     )
-                raise Invalid(f"{asked.path} is {state} already, as {other.asked.name}")
+                if other.mount is None:
+                    raise Invalid(f"{asked.path} is being opened already, as {other.asked.name}")
+                raise Invalid(f"{asked.path} is served already, as {other.asked.name}")
         if asked.name in self._entries:
             path = self._entries[asked.name].asked.path
             raise Invalid(f"the name {asked.name} is taken by {path}: give another name")
