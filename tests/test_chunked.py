@@ -601,13 +601,13 @@ def test_an_iterable_that_raises_leaves_a_run_that_is_marked(store_dir: str) -> 
         yield "upon "
         raise Failed
 
-    def check_marked(client: Client) -> None:
+    def check_marked(client: Client, topic: str) -> None:
         with pytest.raises(Failed):
-            client.append("a", tokens(), chunked=True)
-        until(lambda: (list(client.cat(topic="a"))[-1].meta or {}).get("more") is False)
-        first = client.last("a")
+            client.append(topic, tokens(), chunked=True)
+        until(lambda: (list(client.cat(topic=topic))[-1].meta or {}).get("more") is False)
+        first = client.last(topic)
         assert first is not None
-        assert list(client.cat(topic="a"))[-1].meta["error"] == chunked.BROKE_OFF
+        assert list(client.cat(topic=topic))[-1].meta["error"] == chunked.BROKE_OFF
         found = b""
         with pytest.raises(BrokenBody):
             for block in client.content_blocks(first):
@@ -615,11 +615,11 @@ def test_an_iterable_that_raises_leaves_a_run_that_is_marked(store_dir: str) -> 
         assert found in (b"Once ", b"Once upon ")
 
     with xs.open(store_dir) as client:
-        check_marked(client)
+        check_marked(client, "files")
     server = start_server(store_dir)
     try:
         with xs.open(store_dir) as client:
-            check_marked(client)
+            check_marked(client, "server")
     finally:
         server.stop()
 
