@@ -791,8 +791,9 @@ def test_the_run_of_a_command_that_is_killed_is_ended_by_the_next_writer(store_d
     check(store_dir)
 
 
+@pytest.mark.parametrize("end", ["stopped", "killed"])
 def test_a_server_ends_no_run_that_a_living_command_writes_and_the_command_goes_on(
-    store_dir: str,
+    store_dir: str, end: str
 ) -> None:
     """Files, a server, files again: the run is one, and readers on either side get all of it."""
     process = appending(store_dir)
@@ -808,7 +809,10 @@ def test_a_server_ends_no_run_that_a_living_command_writes_and_the_command_goes_
         reading.until(b"1 2 3 ")
         feed(process, b"4 " * 20_000)
         reading.until(b"1 2 3 " + b"4 " * 20_000)
-        server.stop()
+        if end == "stopped":
+            server.stop()
+        else:
+            kill(server.process)
         assert reading.breaks_off()
         feed(process, b"5 ")
         wait_for(files, id_text, b"1 2 3 " + b"4 " * 20_000 + b"5 ")
