@@ -354,8 +354,8 @@ def test_a_body_without_a_byte_is_an_event_all_the_same(server: Server) -> None:
         ("&ttl=soon", {}, "not a ttl"),
         ("=perhaps", {}, "chunked='perhaps'"),
         ("&chunk=1", {}, "unknown parameter"),
-        ("", {"xs_run": "new 0123 more"}, "no other process on this machine writes"),
-        ("", {"xs_run": "new ../lock more"}, "no other process on this machine writes"),
+        ("", {"xs_run": "more 0123.1"}, "no other process on this machine writes"),
+        ("", {"xs_run": "more ../lock.1"}, "no other process on this machine writes"),
         ("", {"xs_run": "new"}, "for commands that go on through a server"),
     ],
 )
@@ -1220,7 +1220,7 @@ def test_a_run_that_is_superseded_in_its_own_commit_is_never_delivered(store: St
     run = begin(store, ttl="last:1")
     run.write(b"0")
     position = store.bus.newest
-    extend = runs.RunWork(run.append, store.runs.token, run.first, [chunked.small(b"1")])
+    extend = runs.RunWork(run.append, run.writer, run.first, run.last, [chunked.small(b"1")])
     found = in_one_batch(store, [extend, AppendWork(Append("a", ttl="last:1"))])
     delivered = [entry for entry in store.bus.after(position) or [] if entry.line]
     assert [entry.line for entry in delivered] == [found[1]]
@@ -1241,17 +1241,17 @@ class Effects(Work):
 
     def __init__(self, store: Store, *, fails: bool) -> None:
         super().__init__()
-        self.token = store.runs.token
+        self.writer = store.runs.new_writer()
         self.fails = fails
 
     def apply(self, commit: Commit) -> str:
         commit.start_part()
         begun = Append("a", chunked.small(b"1"), '{"handler_id":"h","more":true}')
-        line, is_new = commit.begin_run(begun, self.token)
+        line, is_new = commit.begin_run(begun, self.writer)
         first = ids.parse(frame.id_of(line))
-        commit.extend_run(first, self.token, [chunked.small(b"2"), chunked.small(b"3")])
+        commit.extend_run(first, self.writer, [chunked.small(b"2"), chunked.small(b"3")])
         commit.append(Append("state"))
-        commit.end_run(first, self.token, chunked.small(b"4"))
+        commit.end_run(first, self.writer, chunked.small(b"4"))
         if self.fails:
             commit.undo_part([])
             raise Invalid("the handler failed")
@@ -1270,7 +1270,7 @@ def test_a_run_may_share_its_transaction_with_other_frames_and_be_undone_with_th
     assert whole(store, made) == b"1234"
     assert [frame.topic_of(line) for line in lines(store)] == ["a", "a", "a", "state", "a"]
     with pytest.raises(Invalid, match="ends with"):
-        store.run(runs.RunWork(Append("a"), store.runs.token, None, []))
+        store.run(runs.RunWork(Append("a"), store.runs.new_writer(), None, None, []))
 
 
 # ---- Whose a run is: the store's tables, not what a frame looks like ---------------------------
@@ -1319,10 +1319,36 @@ def chunked_batch(appends: list[Append]) -> Any:
     return BatchWork(list(appends))
 
 
+def test_a_step_that_is_done_again_does_nothing(store: Store) -> None:
+    """As after a server that has done it, and was killed before it could say so."""
+    run = begin(store, key="k")
+    two = [chunked.small(b"2"), chunked.small(b"3")]
+
+    def work(*args: Any, **more: Any) -> runs.RunWork:
+        return runs.RunWork(run.append, run.writer, *args, **more)
+
+    def step(*args: Any, **more: Any) -> Any:
+        found = store.run(work(*args, **more))
+        before = lines(store)
+        assert store.run(work(*args, **more)) == found
+        assert lines(store) == before
+        return found
+
+    begun = step(None, None, [chunked.small(b"1")])
+    assert begun.first == begun.last
+    more = step(begun.first, begun.last, two)
+    step(begun.first, more.last, [], ended=True)
+    assert whole(store, ids.text(begun.first)) == b"123"
+    with pytest.raises(Conflict):  # it has ended, and not like that
+        step(begun.first, more.last, [], ended=True, error_text="no")
+    with pytest.raises(Conflict):
+        step(begun.first, more.last, two)
+
+
 def test_another_writer_can_not_go_on_with_a_run(store: Store) -> None:
     run = begin(store)
     run.write(b"1")
-    work = runs.RunWork(run.append, "0" * 32, run.first, [chunked.small(b"2")])
+    work = runs.RunWork(run.append, "0" * 32, run.first, run.last, [chunked.small(b"2")])
     with pytest.raises(Conflict, match="is not being written any more"):
         store.run(work)
     run.end()
@@ -1763,7 +1789,8 @@ def test_nothing_that_counts_a_run_once_goes_through_its_frames(store: Store) ->
     pieces = [chunked.small(b"x")] * 2000
     run.write(b"x")
     for _ in range(10):
-        store.run(runs.RunWork(run.append, store.runs.token, run.first, pieces))
+        work = runs.RunWork(run.append, run.writer, run.first, run.last, pieces)
+        run.last = store.run(work).last
     now = store.clock()
     first = run.first or 0
     for patterns in (None, frozenset(("a.b",)), frozenset(("a.*",)), frozenset(("a.b", "a.*"))):
