@@ -1728,13 +1728,14 @@ def test_python_gives_every_kind_of_content_chunked(store_dir: str, tmp_path: Pa
 
 
 def make_older(store_dir: str) -> list[bytes]:
-    """A store as it was before there were runs; its lines."""
+    """A store as it was before there were scripts and runs; its lines."""
     with xs.open(store_dir) as client:
         for n in range(5):
             client.append("a.b", f"content {n}")
         before = [json.dumps(each._asdict()).encode() for each in client.cat()]
     connection = sqlite3.connect(f"{store_dir}/xs.db")
-    for table in ("run", "piece", "listed"):
+    connection.execute("DROP INDEX topic_script")
+    for table in ("script", "run", "piece", "listed"):
         connection.execute(f"DROP TABLE {table}")
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
