@@ -776,7 +776,7 @@ def test_an_external_command_that_fails_is_an_error(shared: Stream) -> None:
 
 
 SYNTAX = [
-    ("{|frame| ", "unclosed"),
+    ("{|frame| ", "script.nu:1"),
     ("{|frame| let = 5 }", "let"),
     ("{|frame| unknown-command-of-nobody-at-all --flag | where }", "where"),
     ("def f [ {|frame| 1 }", ""),

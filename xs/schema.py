@@ -53,7 +53,7 @@ CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)
 # many others there are.
 _SCHEMA_SCRIPTS = """
 CREATE TABLE script (
-    kind TEXT,  -- generator or handler
+    kind TEXT,  -- generator or handler; in a root also store
     name TEXT,
     source TEXT,  -- the id of the frame that it came with
     active INTEGER NOT NULL,  -- whether it is in service
