@@ -18,6 +18,7 @@ import time
 from xs import frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Commit, Work
 from xs.errors import Failed, Invalid, XsError
+from xs.log import WARNING
 from xs.process import Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
@@ -139,7 +140,7 @@ class Generator(Runner):
     def _refuse(self, reason: str) -> None:
         """It can't be started, and is not tried again before the server's next start."""
         self.last_error = reason
-        self.log(f"can't be started: {reason}")
+        self.log(f"can't be started: {reason}", WARNING)
         self.close_process()
         self._append("spawn.error", {"reason": reason})
         self.source = None
@@ -329,7 +330,7 @@ class Generator(Runner):
                 for block in self.store.content_of(value)[1]:
                     data += block
             except XsError as error:
-                self.log(f"left out {ids.text(value)}: {error}")
+                self.log(f"left out {ids.text(value)}: {error}", WARNING)
             self._position = value
         assert self.source is not None
         position = ids.text(self._position)

@@ -26,6 +26,7 @@ from itertools import islice
 from xs import frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Commit, Work
 from xs.errors import Failed, Invalid, NoNushell, XsError
+from xs.log import WARNING
 from xs.process import Command
 from xs.reader import PULSE, Form, write
 from xs.records import NamedTuple
@@ -218,7 +219,7 @@ class Handler(Runner):
 
     def _fail(self, error: str, *, for_good: bool = True) -> None:
         self.last_error = error
-        self.log(f"out of service: {error}")
+        self.log(f"out of service: {error}", WARNING)
         self._leave_service({"error": error}, for_good=for_good)
 
     def _leave_service(self, told: dict[str, str], *, for_good: bool = True) -> None:
@@ -309,7 +310,7 @@ class Handler(Runner):
 
     def _restart(self, error: str, seconds: float) -> None:
         self.last_error = error
-        self.log(f"{error}: it is started again")
+        self.log(f"{error}: it is started again", WARNING)
         self.close_process()
         self._forget_process()
         self._restart_at = time.monotonic() + seconds

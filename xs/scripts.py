@@ -18,6 +18,7 @@ from xs.errors import Invalid, Unavailable, XsError
 from xs.evaluation import Evaluation
 from xs.generators import Generator, parse_spawn
 from xs.handlers import Handler
+from xs.log import ERROR, WARNING, log_of
 from xs.process import Processes
 from xs.runner import Context, Order, Runner
 from xs.store import Store
@@ -42,7 +43,7 @@ class Scripts:
 
     def __init__(self, store: Store, log: Callable[[str], None]) -> None:
         self._store = store
-        self._log = log
+        self._log = log_of(log)
         variables = {**os.environ, "XS_ADDR": os.path.abspath(store.folder)}
         self.processes = Processes(os.path.join(store.folder, FOLDER), variables)
         self._context = Context(store, self.processes, log, self._is_gone)
@@ -93,9 +94,7 @@ class Scripts:
         if not self._evaluations.acquire(blocking=False):
             raise Unavailable(f"{EVALUATIONS_MAX} scripts are being run already: try again")
 
-        def log(said: str) -> None:
-            self._log(f"eval: {said}")
-
+        log = self._log.for_script("eval")
         release = self._evaluations.release
         return Evaluation(self.processes, log, text, line, is_wanted, release)
 
@@ -110,7 +109,7 @@ class Scripts:
                 if not self._stopping:
                     self._obey_new()
         except XsError as error:
-            self._log(f"scripts are no longer looked after: {error}")
+            self._log(f"scripts are no longer looked after: {error}", ERROR)
 
     # What the stream says
 
@@ -186,7 +185,7 @@ class Scripts:
         else:
             key = (Handler.kind, topic[: -len(_UNREGISTER)])
         if len(key[1]) + _LONGEST_SUFFIX > frame.TOPIC_MAX:
-            self._log(f"{key[1]}: too long for the name of a {key[0]}")
+            self._log.for_script(key[1])(f"too long for the name of a {key[0]}", WARNING)
             return None
         return key, Order(topic.endswith((_SPAWN, _REGISTER)), value)
 
@@ -202,7 +201,8 @@ class Scripts:
             if not order.puts:
                 return
             if len(self._runners) >= SCRIPTS_MAX:
-                self._log(f"{name}: not started: {SCRIPTS_MAX} scripts are in service")
+                many = f"not started: {SCRIPTS_MAX} scripts are in service"
+                self._log.for_script(name)(many, WARNING)
                 return
             runner = self._runners[key] = _KINDS[kind](self._context, name)
             runner.submit(order)
