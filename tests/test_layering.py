@@ -46,30 +46,38 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
+    # the log, which all that serves may write to
+    "log":         "errors records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
     "process":     "errors records",
     "pipes":       "errors process terminal",
     "nu":          "errors process",
     "evaluation":  "errors nu pipes process",
-    "runner":      "errors ids frame meta records schema commit store process pipes",
-    "generators":  "errors ids frame records schema commit process runner nu",
-    "handlers":    "errors ids frame records schema commit reader process runner nu",
-    "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
+    "runner":      "errors ids frame meta records log schema commit store process pipes",
+    "generators":  "errors ids frame records log schema commit process runner nu",
+    "handlers":    "errors ids frame records log schema commit reader process runner nu",
+    "scripts":     "errors ids frame times log bus store process runner generators handlers "
+                   "evaluation",
     # requests, and what answers them
     "api":         "errors ids frame times query commit store reader version | meta batch process "
                    "(scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",
-    "listener":    "http1",
-    "httpd":       "errors http1 commit store reader scripts api sockets access delivery listener",
+    "activation":  "errors records sockets",
+    "listener":    "http1 log",
+    "httpd":       "errors http1 log commit store reader scripts api sockets access delivery "
+                   "listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
     "answers":     "errors ids frame schema bus commit store exchange",
-    "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
-                   "exchange answers",
-    "server":      "errors meta commit store scripts sockets access delivery listener httpd "
-                   "version | address gateway",
+    "gateway":     "errors ids frame http1 log cas commit store sockets activation address "
+                   "listener hangups exchange answers",
+    "notify":      "log",
+    "signals":     "",
+    "liveness":    "errors commit store transport",
+    "server":      "errors meta log commit store scripts activation access delivery listener httpd "
+                   "notify signals liveness version | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -86,7 +94,7 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion server gateway",
+                   "version idfields ndjson transfer completion log activation server gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
@@ -110,9 +118,9 @@ THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
-    decimal difflib errno fcntl functools gc hashlib heapq hmac ipaddress itertools json os
-    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat
-    struct subprocess sys tempfile threading time typing
+    decimal difflib errno faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools
+    json os plistlib re resource secrets select selectors shutil signal socket socketserver sqlite3
+    ssl stat struct subprocess sys tempfile threading time traceback typing
     """.split()  # noqa: SIM905
 )
 

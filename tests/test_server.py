@@ -189,7 +189,7 @@ def test_where_nobody_may_write_there_is_no_server(tmp_path: Path) -> None:
     if os.getuid() == 0:  # who may write everywhere, by a capability that can be given up
         command = ["setpriv", "--bounding-set=-dac_override", *command]
     done = subprocess.run(command, env=environment(), capture_output=True, timeout=DEADLINE)
-    assert done.returncode == 1
+    assert done.returncode == 4
     text = done.stderr.decode()
     assert text.count("\n") == 1 and "ermission denied" in text, text
     assert os.listdir(closed) == []
@@ -276,7 +276,8 @@ def test_followers_are_given_what_is_theirs_and_ended(server: Server) -> None:
         wire.sock.close()
 
 
-def test_a_follower_that_never_reads_does_not_hold_the_stop_for_long(server: Server) -> None:
+def test_a_follower_that_never_reads_does_not_hold_the_stop_for_long(store_dir: str) -> None:
+    server = start_server(store_dir, "--grace", "1")
     stuck = Wire(server.directory)
     stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stuck.send(request("GET", "/?follow&new"))
@@ -286,7 +287,7 @@ def test_a_follower_that_never_reads_does_not_hold_the_stop_for_long(server: Ser
             writer.ask("POST", "/append/t", xs_meta='"' + "m" * 100_000 + '"')
     started = time.monotonic()
     assert end(server) == 0
-    assert time.monotonic() - started < 9
+    assert 0.9 < time.monotonic() - started < 4
     stuck.sock.close()
 
 

@@ -106,6 +106,11 @@ def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
                "TTL"),
         Option("--tls-cert", "a certificate, with which --http speaks TLS", "FILE"),
         Option("--tls-key", "its key, if it is in another file", "FILE"),
+        Option("--grace", "how long what is under way may take when it is told to stop (10)",
+               "SECONDS", is_number=True),
+        Option("--log", "what to log: error, warning, info (the default) or debug", "LEVEL"),
+        Option("--log-json", "log as JSON, an object a line"),
+        Option("--log-file", "log to this file, which SIGHUP opens anew", "FILE"),
     ],
     examples=[
         "xs serve ./store",
@@ -117,20 +122,26 @@ def _serve(arguments: Arguments) -> int:
     directory = arguments.rest[0]
     if directory.startswith("~"):
         raise errors.Usage(f"{directory} has a literal ~: the shell expands it when not quoted")
-    from xs.server import serve
+    from xs.log import options_of
+    from xs.server import GRACE_SECONDS, serve
 
+    grace = arguments.get("grace")
     return serve(
         directory,
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
         scripts=not arguments.has("no-scripts"),
         web=_web(arguments),
+        grace=GRACE_SECONDS if grace is None else int(grace[:9]),
+        log_options=options_of(arguments.get, is_json=arguments.has("log-json")),
     )
 
 
 def _web(arguments: Arguments) -> Web | None:
+    from xs.activation import expects_web
+
     addresses = arguments.options.get("http", [])
-    if not addresses:
+    if not addresses and not expects_web(os.environ):
         for name in ("http-timeout", "http-max", "http-body", "http-ttl", "tls-cert", "tls-key"):
             if arguments.has(name):
                 raise errors.Usage(f"--{name} goes with --http ADDR")

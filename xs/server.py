@@ -13,19 +13,22 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from xs import meta
+from xs import liveness, log, meta
 from xs.access import Access, access
+from xs.activation import Sockets, handed_down
 from xs.commit import Append
 from xs.delivery import Delivery
-from xs.errors import NotAStore, Usage
+from xs.errors import Damaged, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
 from xs.httpd import Limits, Server
 from xs.listener import Connections
+from xs.log import Log
+from xs.notify import Manager, Watchdog
 from xs.scripts import Scripts
-from xs.sockets import listen_tcp, listen_unix
+from xs.signals import Signals
 from xs.store import Store
 from xs.version import VERSION
 
@@ -37,7 +40,14 @@ TOKEN = "token"
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
-_STOP_SECONDS = 5.0  # for requests under way, when the server stops
+GRACE_SECONDS = 10.0  # for what is under way when the server stops, unless --grace says otherwise
+_WEB_GRACE = 0.5  # of it, at most, are for requests from the web
+
+# Exit statuses of a server that can't start, for whoever has to decide whether to try again.
+_EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
+_TO_STANDARD_ERROR = log.Options()
+
+_log = Log()  # of this process; `serve` says where it goes
 
 
 class Web(NamedTuple):
@@ -58,8 +68,12 @@ class Running:
         web: Web | None = None,
         *,
         scripts: bool = True,
+        sockets: Sockets | None = None,
     ) -> None:
-        """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
+        """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open.
+
+        `sockets` has those that were handed down to this process.
+        """
         room = _make_room(web is not None)
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
@@ -69,13 +83,18 @@ class Running:
         self._servers: list[Server] = []
         self._connections = Connections(room)
         self._gateway: Gateway | None = None
+        self._sockets = sockets or Sockets()
         self._store = Store(self.folder, exclusive=True, create=True)
         try:
             self._delivery = Delivery(self._store)
             self._scripts = Scripts(self._store, _log) if scripts else None
             os.chmod(self.folder, 0o700)
-            self._listen(listen_unix(self.socket_path))
+            self._listen(self._sockets.listen_unix(self.socket_path))
+            for path in self._sockets.unix:
+                self._listen(self._sockets.listen_unix(path))
             for host, port in addresses:
+                self._expose(host, port, hosts)
+            for host, port in self._sockets.exposed:
                 self._expose(host, port, hosts)
             if web is not None:
                 self._open_gateway(web, room)
@@ -102,7 +121,7 @@ class Running:
         self._add(sock, None)
 
     def _expose(self, host: str, port: int, hosts: list[str]) -> None:
-        sock = listen_tcp(host, port)
+        sock = self._sockets.listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.addresses.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
         asked = access(owner_token(self.folder), [host.lower(), *(h.lower() for h in hosts)])
@@ -116,8 +135,10 @@ class Running:
     def _open_gateway(self, web: Web, room: int) -> None:
         from xs.gateway import Gateway
 
-        self._gateway = Gateway(self._store, web.options, _log, room)
+        self._gateway = Gateway(self._store, web.options, _log, room, self._sockets)
         for address in web.addresses:
+            self.web_addresses.append(self._gateway.listen(address))
+        for address in self._sockets.web:
             self.web_addresses.append(self._gateway.listen(address))
 
     def _abandon(self) -> None:
@@ -126,25 +147,35 @@ class Running:
         for server in self._servers:
             server.socket.close()
         if self._servers:  # the first is the Unix socket's
-            os.unlink(self.socket_path)
+            self._unlink_socket()
         self._store.close()
 
-    def stop(self) -> None:
-        """Ends everything in good order."""
+    def check(self, seconds: float) -> None:
+        """Looks whether it can commit and answer. Raises `XsError`, or hangs, if it can't."""
+        liveness.check_commit(self._store)
+        liveness.check_answer(self.socket_path, seconds)
+
+    def stop(self, seconds: float = GRACE_SECONDS) -> None:
+        """Ends everything in good order. What is still under way after `seconds` is broken off."""
+        deadline = time.monotonic() + seconds
         if self._gateway is not None:  # first: answers are appended like anything else
-            self._gateway.stop(_STOP_SECONDS)
+            self._gateway.stop(seconds * _WEB_GRACE)
         for server in self._servers:
             server.stop()
         if self._scripts is not None:
             self._scripts.stop()
         self._store.refuse_more(Append("xs.stop"))
         self._delivery.stop()
-        self._connections.end(_STOP_SECONDS)
+        self._connections.end(max(0.0, deadline - time.monotonic()))
+        self._unlink_socket()
+        self._store.close()
+
+    def _unlink_socket(self) -> None:
         try:
-            os.unlink(self.socket_path)
+            if not self._sockets.is_handed(self.socket_path):
+                os.unlink(self.socket_path)
         except FileNotFoundError:
             pass  # somebody has tidied up already
-        self._store.close()
 
 
 def serve(
@@ -154,23 +185,55 @@ def serve(
     hosts: list[str] | None = None,
     scripts: bool = True,
     web: Web | None = None,
+    grace: float = GRACE_SECONDS,
+    log_options: log.Options = _TO_STANDARD_ERROR,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
-    # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
-    # signals before and after). A pipe has no such moment: its byte, the signal's number, stays.
-    received, sender = os.pipe()
-    os.set_blocking(sender, False)
-    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [], web, scripts=scripts)
+    """Serves until a signal ends it; answers the exit status. Raises `XsError` on starting.
+
+    SIGTERM and SIGINT let what is under way come to its end, for `grace` seconds.
+    """
+    signals = Signals()
+    manager = Manager(os.environ, _log)
+    try:
+        _log.output.open(log_options)
+        _log.catch_threads()
+        sockets = Sockets(handed_down(os.environ))
+        for warning in sockets.warnings:
+            _log(warning, log.WARNING)
+        running = Running(folder, expose or [], hosts or [], web, scripts=scripts, sockets=sockets)
+    except XsError as error:
+        error.exit = next((exit for kind, exit in _EXITS if isinstance(error, kind)), error.exit)
+        manager.failed(str(error))
+        _note(f"can't start: {error}", log.ERROR)
+        if _log.output.options.is_json and _log.output.options.path is None:
+            return error.exit  # standard error has it, as it wants it
+        raise
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
-    print(f"serving {folder} at {where}", flush=True)
+    serving = f"serving {folder} at {where}"
+    print(serving, flush=True)
+    _note(serving)
     if running.web_addresses:
         print(f"answering the web at {', '.join(running.web_addresses)}", flush=True)
-    first = os.read(received, 1)[0]
-    running.stop()
-    return 130 if first == signal.SIGINT else 0
+        _note(f"answering the web at {', '.join(running.web_addresses)}")
+    manager.ready(serving)
+    watchdog = Watchdog(manager, running.check, _log)
+    watchdog.start()
+    while not signals.ends(number := signals.wait()):
+        manager.reloading()
+        _log.reopen()
+        manager.ready(serving)
+    watchdog.let_stop()
+    manager.stopping(f"stopping, within {grace:g} s")
+    _note(f"stopping, within {grace:g} s: {signal.Signals(number).name}")
+    running.stop(grace)
+    _note("stopped")
+    return 0 if number == signal.SIGTERM else 128 + number
+
+
+def _note(text: str, level: int = log.INFO) -> None:
+    """Logs what a person at a terminal is told anyhow."""
+    if not _log.output.is_plain:
+        _log(text, level)
 
 
 def owner_token(folder: str) -> str:
@@ -204,11 +267,6 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _json(value: object) -> str:
     return meta.compact_meta(json.dumps(value, separators=(",", ":")))
-
-
-def _log(text: str) -> None:
-    text = text.replace("\n", "\nxs: ")  # each line says whose it is
-    print(f"xs: {text}", file=sys.stderr, flush=True)
 
 
 def _make_room(for_the_web: bool) -> int:
