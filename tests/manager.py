@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 from conftest import DEADLINE, environment
@@ -69,8 +68,7 @@ def launch(
     if "WATCHDOG_USEC" in variables:
         tell += f"WATCHDOG_PID={pid} "
     # The shell moves each to its place, closes where it was, and becomes the server.
-    moved = [os.dup(sock.fileno()) for sock in sockets]
-    high = [_above(number, 20 + n) for n, number in enumerate(moved)]
+    high = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 20) for sock in sockets]
     places = " ".join(f"{3 + n}<&{number} {number}<&-" for n, number in enumerate(high))
     command = ["bash", "-c", f'{tell} exec "$@" {places}', "launch"]
     process = subprocess.Popen(
@@ -86,14 +84,6 @@ def launch(
     return process
 
 
-def _above(number: int, least: int) -> int:
-    import fcntl
-
-    found = fcntl.fcntl(number, fcntl.F_DUPFD, least)
-    os.close(number)
-    return found
-
-
 def serving(process: subprocess.Popen[bytes]) -> str:
     """The line that tells where the server serves, once it does."""
     assert process.stdout is not None
@@ -105,9 +95,13 @@ def serving(process: subprocess.Popen[bytes]) -> str:
 
 
 def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Ends a server in good order: its status, and what it had said on standard error."""
-    if process.poll() is None:
-        process.terminate()
+    """Ends a server in good order: as `ended`."""
+    process.terminate()
+    return ended(process)
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """The status of a server that ends by itself, and what it had said on standard error."""
     try:
         _, err = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
@@ -115,11 +109,3 @@ def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
         process.communicate()
         raise
     return process.returncode, err.decode()
-
-
-def threads_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
-def wait_for(event: threading.Event) -> None:
-    assert event.wait(DEADLINE)

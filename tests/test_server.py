@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, answers, environment, start_server
 from wire import Wire, request
 
 from xs.version import VERSION
@@ -373,3 +373,21 @@ def test_the_lock_s_file_says_who_holds_it(server: Server) -> None:
     assert holder(server.directory) == f"{server.process.pid} serve\n"
     assert end(server) == 0
     assert holder(server.directory) is None
+
+
+def test_a_server_whose_starter_has_gone_serves_all_the_same(store_dir: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "serve", store_dir],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    os.close(writing)
+    deadline = time.monotonic() + DEADLINE
+    while not answers(os.path.join(store_dir, "sock")):
+        assert time.monotonic() < deadline and process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=DEADLINE) == (None, b"")
+    assert process.returncode == 0

@@ -22,7 +22,7 @@ from xs.access import Access, access
 from xs.activation import Sockets, handed_down
 from xs.commit import Append
 from xs.delivery import Delivery
-from xs.errors import Damaged, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
+from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
 from xs.httpd import Limits, Server
 from xs.listener import Connections
 from xs.log import Log
@@ -44,7 +44,7 @@ GRACE_SECONDS = 10.0  # for what is under way when the server stops, unless --gr
 _WEB_GRACE = 0.5  # of it, at most, are for requests from the web
 
 # Exit statuses of a server that can't start, for whoever has to decide whether to try again.
-_EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
+_EXITS = ((Invalid, 2), (Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
 _TO_STANDARD_ERROR = log.Options()
 
 _log = Log()  # of this process; `serve` says where it goes
@@ -210,11 +210,9 @@ def serve(
         raise
     where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
     serving = f"serving {folder} at {where}"
-    print(serving, flush=True)
-    _note(serving)
+    _announce(serving)
     if running.web_addresses:
-        print(f"answering the web at {', '.join(running.web_addresses)}", flush=True)
-        _note(f"answering the web at {', '.join(running.web_addresses)}")
+        _announce(f"answering the web at {', '.join(running.web_addresses)}")
     manager.ready(serving)
     watchdog = Watchdog(manager, running.check, _log)
     watchdog.start()
@@ -228,6 +226,15 @@ def serve(
     running.stop(grace)
     _note("stopped")
     return 0 if number == signal.SIGTERM else 128 + number
+
+
+def _announce(text: str) -> None:
+    """Says on standard output, and to a log of its own, what is served from now on."""
+    try:
+        os.write(1, f"{text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # whoever started it has gone meanwhile, and may not be who uses it
+    _note(text)
 
 
 def _note(text: str, level: int = log.INFO) -> None:

@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 
-from xs.errors import Invalid, NoAddress
+from xs.errors import NoAddress
 
 
 def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
@@ -109,11 +109,11 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A socket at a TCP address. Raises `NoAddress` or `Invalid`."""
+    """A socket at a TCP address. Raises `NoAddress`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise Invalid(f"no such host: {host}: {error.strerror}") from None
+        raise NoAddress(f"no such host: {host}: {error.strerror}") from None
     family, _, _, _, address = found[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
