@@ -91,10 +91,12 @@ ARCHITECTURE = {
     "help":        "(arguments)",
     "completion":  "errors (arguments)",
     "idfields":    "errors ids",
+    "service":     "errors records terminal",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion log activation server gateway",
+                   "version idfields ndjson transfer completion service log activation server "
+                   "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

@@ -40,11 +40,11 @@ TOKEN = "token"
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
-GRACE_SECONDS = 10.0  # for what is under way when the server stops, unless --grace says otherwise
+GRACE_SECONDS = 10  # for what is under way when the server stops, unless --grace says otherwise
 _WEB_GRACE = 0.5  # of it, at most, are for requests from the web
 
 # Exit statuses of a server that can't start, for whoever has to decide whether to try again.
-_EXITS = ((Invalid, 2), (Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
+_EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
 _TO_STANDARD_ERROR = log.Options()
 
 _log = Log()  # of this process; `serve` says where it goes
@@ -79,7 +79,7 @@ class Running:
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.addresses: list[str] = []
         self.web_addresses: list[str] = []
-        addresses = [_host_and_port(each) for each in expose]
+        addresses = [exposed_address(each) for each in expose]
         self._servers: list[Server] = []
         self._connections = Connections(room)
         self._gateway: Gateway | None = None
@@ -260,12 +260,16 @@ def owner_token(folder: str) -> str:
     return token
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def exposed_address(address: str) -> tuple[str, int]:
+    """Host and port of an address that was given to `--expose`. Raises `Usage`."""
     from xs.address import parse_host
 
     # :0 lets the system choose a port; the line that the server prints says which.
     any_port = address.endswith(":0")
-    place, token = parse_host(address[:-1] + "1" if any_port else address)
+    try:
+        place, token = parse_host(address[:-1] + "1" if any_port else address)
+    except Invalid as error:
+        raise Usage(f"can't expose {address!r}: {error}") from None
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
