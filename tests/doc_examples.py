@@ -235,7 +235,8 @@ def _environment(folder: Path, *, with_tools: bool) -> dict[str, str]:
         (folder / "tools").symlink_to(ROOT / "tools")
         # Its first use makes an environment, and says so: that is not part of the document.
         subprocess.run([ROOT / "tools" / "xs", "--version"], capture_output=True, timeout=300)
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("XS_")}
+    elsewhere = ("XS_", "XDG_")  # the user's own settings, and where they are besides HOME
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(elsewhere)}
     environ.update(
         HOME=str(folder),
         PATH=f"{programs}{os.pathsep}{environ.get('PATH', os.defpath)}",

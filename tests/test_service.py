@@ -310,7 +310,8 @@ def test_with_now_systemd_is_told(home: Home) -> None:
 def test_a_start_that_fails_is_said_so(home: Home) -> None:
     home.play("systemctl", "Failed to connect to bus", status=1)
     _, err = home.xs("install", "notes", "--now", status=1)
-    assert err == "xs: systemctl --user daemon-reload failed, with status 1\n"
+    where = f"{home.units}/xs-notes.service is there"
+    assert err.startswith(f"xs: systemctl --user daemon-reload failed, with status 1; {where}, ")
     (home.programs / "systemctl").unlink()
     _, err = home.xs("install", "notes", "--now", status=1)
     assert err.startswith("xs: can't run systemctl: No such file")

@@ -299,8 +299,12 @@ def install(
     said = [f"{'wrote' if before is None else 'replaced'} {path}"]
     commands = (manager.start if before is None else manager.start_again)(plan.name)
     if now:
-        for command in commands:
-            _run(command, may_fail=command == manager.stop(plan.name))  # it may not have run
+        try:
+            for command in commands:
+                _run(command, may_fail=command == manager.stop(plan.name))  # it may not have run
+        except errors.XsError as error:
+            hint = f"{path} is there, and `xs service status {store}` says how it is"
+            raise errors.XsError(f"{error}; {hint}") from None
         said.append(f"started {plan.name}: {manager.state(plan.name) or 'see its log'}")
     else:
         said.append("to start it, now and at each login:")
