@@ -1,15 +1,16 @@
 """How many requests from the web does the gateway answer a second, and how soon?
 
 1, 8 and 50 connections, each with one request under way, are this process, in one selector's loop.
-A process follows `http.request` and answers each with a few bytes: the least that any handler can
-do, so what is measured is the way through the stream. It reads the stream, and appends its answers
-as lines of one long `POST /append?each`; a request is two durable appends. With `ephemeral` neither
-the requests nor the answers are stored.
+Each request is answered with a few bytes, so what is measured is the way through the stream: two
+durable appends. Who answers is a handler in Nushell, one in Python (`#!`), or a process that
+follows the stream and appends its answers as lines of one long `POST /append?each`. With
+`ephemeral` neither the requests nor that process's answers are stored.
 
 Floor: `GET /version` from the store's own socket, an answer that needs no stream.
 
 A page of 1,000 server-sent events: how long it takes from the request to the last of them, when the
-handler has all of them ready; of those that come one by one, how long each takes from its append.
+handler has all of them ready. Of those that come one by one, how long each takes from its append
+until the client has read it; floor: until a follower of the stream has read its frame.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
-import socket
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
 
 from _measure import (
+    DEADLINE,
     Client,
     Crowd,
     Report,
@@ -33,6 +35,7 @@ from _measure import (
     at_least,
     at_most,
     folder,
+    is_whole,
     percentile,
     pick,
     request,
@@ -47,6 +50,16 @@ AT_FIFTY = 2000.0  # requests/s: the goal
 AT_ONE = 5.0  # ms, p50: the goal
 
 BODY = "hello from the stream"
+
+NUSHELL = f"""{{|request| {{topic: http.response, content: "{BODY}"}} }}"""
+PYTHON = f"""#!{sys.executable} -IS
+import sys
+
+answer = '{{"out": {{"topic": "http.response", "content": "{BODY}"}}}}\\n'
+for line in sys.stdin:
+    sys.stdout.write(answer)
+    sys.stdout.flush()
+"""
 
 
 class Handler:
@@ -86,6 +99,8 @@ class Handler:
                 continue
             frame = json.loads(line)
             meta = {"frame_id": frame["id"]}
+            if frame["meta"]["path"] == "/live":
+                continue
             if frame["meta"]["path"] == "/events":
                 answers += self._events(meta)
             else:
@@ -126,7 +141,22 @@ def handler(path: str, ttl: str) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
-def requests(report: Report, web: str, api: str, ttl: str) -> None:
+def register(path: str, script: str) -> None:
+    """Has the store's server run a handler."""
+    client = Client(path)
+    waits = Client(path)
+    waits.sock.sendall(request("GET", "/?follow&new&topic=hello.registered"))
+    waits.sock.recv(65536)  # from here on it misses nothing
+    meta = 'xs-meta: {"topic":"http.request"}'
+    client.ask(request("POST", "/append/hello.register", script.encode(), meta))
+    waits.sock.settimeout(DEADLINE)
+    if b"hello.registered" not in waits.sock.recv(65536):
+        raise SystemExit("the handler did not start")
+    client.close()
+    waits.close()
+
+
+def requests(report: Report, web: str, api: str, who: str) -> None:
     asks = request("GET", "/hello?a=1", b"", "User-Agent: bench", "Accept: */*")
     floor = request("GET", "/version")
     for count in CONNECTIONS:
@@ -139,7 +169,7 @@ def requests(report: Report, web: str, api: str, ttl: str) -> None:
         )
         crowd.close()
         others.close()
-        name = f"{count} connections, {ttl}" if count > 1 else f"1 connection, {ttl}"
+        name = f"{count} connections, {who}" if count > 1 else f"1 connection, {who}"
         goals = [at_least(round(found.subject), AT_FIFTY, "requests/s")] if count == 50 else []
         report.add(
             name,
@@ -171,15 +201,70 @@ def events(report: Report, web: str, ttl: str) -> None:
     report.add(f"{EVENTS:,} events of one page, {ttl}", statistics.median(took), "ms")
 
 
+def live(report: Report, web: str, api: str, ttl: str) -> None:
+    """Events of one page that are appended one by one, here."""
+    client, follower, writer = Client(web), Client(api), Client(api)
+    asked = Client(api)
+    for each, topic in ((asked, "http.request"), (follower, "http.response")):
+        each.sock.sendall(request("GET", f"/?follow&new&topic={topic}"))
+        each.sock.recv(65536)  # from here on it misses nothing
+    client.sock.sendall(request("GET", "/live"))
+    request_id = asked.sock.recv(65536).decode().partition('"request_id":"')[2][:25]
+    selector = selectors.DefaultSelector()
+    took: dict[Client, list[float]] = {client: [], follower: []}
+    for each in took:
+        selector.register(each.sock, selectors.EVENT_READ, each)
+    data = request(
+        "POST",
+        f"/append/http.response?ttl={ttl}",
+        b"data: hello\n\n",
+        f'xs-meta: {{"request_id":"{request_id}","more":true}}',
+    )
+    for n in range(pick(1000, 200)):
+        started = time.perf_counter()
+        writer.sock.sendall(data)
+        waiting = {client, follower}
+        while waiting:
+            for key, _ in selector.select():
+                if not key.data.sock.recv(65536):
+                    raise SystemExit("an answer broke off")
+                if n:  # the first has the head with it
+                    took[key.data].append((time.perf_counter() - started) * 1e3)
+                waiting.discard(key.data)
+        while not is_whole(writer.sock.recv(65536)):
+            pass
+    for percent in (50, 99):
+        found, floor = (percentile(took[each], percent) for each in (client, follower))
+        report.add(
+            f"an event of a page, {ttl}: p{percent}",
+            found,
+            "ms",
+            floor=floor,
+            floor_unit="ms, a follower",
+            ratio=found / floor,
+        )
+    for each in (client, follower, writer, asked):
+        each.close()
+    selector.close()
+
+
 def main() -> None:
     report = Report("gateway", "Requests from the web, through the stream and back (Unix sockets)")
     with folder() as where:
+        for name, script in (("Nushell", NUSHELL), ("Python", PYTHON)):
+            if name == "Nushell" and shutil.which("nu") is None:
+                continue
+            web = f"{where}/{name}.sock"
+            with server(f"{where}/{name}", "--http", web) as running:
+                register(running.socket_path, script)
+                requests(report, web, running.socket_path, f"a handler in {name}")
         for ttl in ("forever", "ephemeral"):
             web, store = f"{where}/{ttl}.sock", f"{where}/{ttl}"
-            with server(store, "--http", web, "--http-ttl", ttl) as running:
-                with handler(running.socket_path, ttl):
-                    requests(report, web, running.socket_path, ttl)
-                    events(report, web, ttl)
+            options = ("--http", web, "--http-ttl", ttl)
+            with server(store, *options) as running, handler(running.socket_path, ttl):
+                requests(report, web, running.socket_path, f"a follower, {ttl}")
+                events(report, web, ttl)
+                live(report, web, running.socket_path, ttl)
     report.end()
 
 

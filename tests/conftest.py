@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,9 +23,21 @@ DEADLINE = 20.0  # seconds that anything in a test may take
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment for `xs`, without the user's own settings of it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("XS_") and k != "NO_COLOR"}
+    """This process's environment for `xs`, without the user's own settings of it, but for `nu`."""
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if (not k.startswith("XS_") and k != "NO_COLOR") or k == "XS_NU"
+    }
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def nu_path() -> str:
+    """The Nushell that tests run: `XS_NU`, or that of the PATH."""
+    path = os.environ.get("XS_NU") or shutil.which("nu")
+    if not path:
+        pytest.fail("this needs Nushell: tools/test installs it, or name one in XS_NU")
+    return path
 
 
 class Server(NamedTuple):

@@ -1,12 +1,15 @@
 """Run the examples of a Markdown document, and compare what they print with what it says.
 
-Two kinds of fenced blocks are examples, and all those of one document are one session, in order:
+Three kinds of fenced blocks are examples, and all those of one document are one session, in order:
 
 - ``console``: each line that begins with ``$ `` is given to a bash that lives as long as the
   document (``> `` begins a further line of the same command), and the lines below it are what it
   prints, both outputs together. Input is empty. `xs` and `tools/xs` are this checkout's.
 - ``python``: with ``>>>``, an interpreter's session; without, a program, which must not fail. They
   share one interpreter, in the folder where the console is by then.
+- ``nu``: each line that begins with ``> `` is given to Nushell in that folder (the lines indented
+  below it belong to it), and what is below is what that prints. `xs.nu` can be used. What begins
+  with ``use``, ``let``, ``def`` or ``$env.`` holds for all that follows.
 
 The session's folder is temporary, and HOME. A command that ends with ``&`` goes on behind those
 that follow until the document ends. The next one waits until it has printed what is expected of it,
@@ -46,9 +49,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Seconds. A command of a document is short; this much only on a machine that does much else.
 DEADLINE = 60.0
 
-RUN = ("console", "python")
+RUN = ("console", "python", "nu")
 # Languages of blocks that show a thing, not a use of it.
-SHOWN = ("json", "text", "nu", "http", "sql", "toml", "ini", "mermaid")
+SHOWN = ("json", "text", "http", "sql", "toml", "ini", "mermaid")
 
 
 class Mismatch(AssertionError):
@@ -106,7 +109,24 @@ def not_run(markdown: str) -> list[str]:
             )
         elif block.language in SHOWN and re.search(r"^(\$|>>>) ", block.text, re.MULTILINE):
             wrong.append(f"line {block.line}: commands in a block of {block.language} are not run")
+        elif block.language == "nu" and not block.text.startswith("> "):
+            wrong.append(f"line {block.line}: nothing is run in a block of nu: begin with `> `")
     return wrong
+
+
+def nu_commands(block: Block) -> list[Command]:
+    """The commands of a nu block."""
+    found: list[Command] = []
+    for number, line in enumerate(block.text.splitlines(), block.line):
+        if line.startswith("> "):
+            found.append(Command(line[2:], "", number))
+        elif not found:
+            raise Mismatch(f"line {number}: output before any command: {line}")
+        elif line.startswith("  ") and not found[-1].expected:
+            found[-1].source += "\n" + line
+        else:
+            found[-1].expected += line + "\n"
+    return found
 
 
 def commands(block: Block) -> list[Command]:
@@ -210,11 +230,19 @@ def check_document(path: Path, folder: Path, *, deadline: float = DEADLINE) -> N
     environ = _environment(folder, with_tools="tools/" in markdown)
     console = Console(folder, environ, deadline)
     python = Interpreter(environ, deadline)
+    nushell = Nushell(environ, deadline)
     try:
         for block in blocks(markdown):
             if block.language == "console":
                 for command in commands(block):
                     _check_command(console, command, names, f"{path.name}, line {command.line}")
+            elif block.language == "nu":
+                for command in nu_commands(block):
+                    source = names.spelled_out(command.source)
+                    actual = nushell.run(source, console.cwd)
+                    if not names.match(command.expected, actual):
+                        where = f"{path.name}, line {command.line}"
+                        raise _difference(where, command.source, command.expected, actual)
             elif block.language == "python":
                 said = python.run(block, path.name, str(console.cwd), names)
                 if said:
@@ -235,6 +263,8 @@ def _environment(folder: Path, *, with_tools: bool) -> dict[str, str]:
         (folder / "tools").symlink_to(ROOT / "tools")
         # Its first use makes an environment, and says so: that is not part of the document.
         subprocess.run([ROOT / "tools" / "xs", "--version"], capture_output=True, timeout=300)
+    if nu := os.environ.get("XS_NU"):
+        (programs / "nu").symlink_to(nu)
     elsewhere = ("XS_", "XDG_")  # the user's own settings, and where they are besides HOME
     environ = {k: v for k, v in os.environ.items() if not k.startswith(elsewhere)}
     environ.update(
@@ -367,6 +397,37 @@ class Console:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+class Nushell:
+    """Nushell, started anew for each command: with what earlier ones have defined."""
+
+    _HOLDS = re.compile(r"(use|let|def) |\$env\.")
+
+    def __init__(self, environ: dict[str, str], deadline: float) -> None:
+        self._environ = environ
+        self._deadline = deadline
+        self._before: list[str] = []
+
+    def run(self, source: str, cwd: Path) -> str:
+        """Run a command, and return what it printed, errors as well. Raises `Mismatch`."""
+        script = "\n".join([*self._before, source])
+        if self._HOLDS.match(source):
+            self._before.append(source)
+        words = ["nu", "-n", "--no-std-lib", "-I", str(ROOT / "xs"), "-c", script]
+        try:
+            done = subprocess.run(
+                words,
+                cwd=cwd,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=self._deadline,
+            )
+        except subprocess.TimeoutExpired:
+            raise Mismatch(f"{source}\nhad not ended after {self._deadline:g} s") from None
+        return done.stdout.decode(errors="replace")
 
 
 class Interpreter:

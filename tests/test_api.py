@@ -1288,16 +1288,27 @@ def test_an_unknown_path_is_not_found(xs: Api, path: str) -> None:
     assert xs.frames() == []
 
 
-@pytest.mark.parametrize("word", ["eval", "pipe", "content", "head", "next", "prev", "stream"])
+@pytest.mark.parametrize("word", ["pipe", "content", "head", "next", "prev", "store", "stream"])
 def test_the_words_of_other_routes_are_no_topics(xs: Api, word: str) -> None:
     assert xs.post(f"/{word}", b"content").status == 404
     assert xs.post(f"/append/{word}", b"content").json["topic"] == word
 
 
-@pytest.mark.parametrize("word", ["version", "first", "last"])
+@pytest.mark.parametrize("word", ["version", "first", "last", "ps", "stores"])
 def test_the_words_of_routes_that_read_are_no_topics(xs: Api, word: str) -> None:
     assert xs.post(f"/{word}", b"content").status == 405
     assert xs.frames() == []
+
+
+def test_without_a_server_no_script_is_run(xs: Api) -> None:
+    frame = xs.append("t", b"x")
+    for answer in (xs.get("/ps"), xs.post("/eval", b"5"), xs.post(f"/pipe/{frame['id']}", b"5")):
+        assert answer.status == 403
+        assert "xs serve" in answer.sentence
+
+
+def test_without_a_server_there_are_no_other_stores(xs: Api) -> None:
+    assert xs.get("/stores").status == 404
 
 
 def test_the_version_is_told(xs: Api) -> None:

@@ -62,7 +62,6 @@ class Desk:
     def __init__(self, folder: str) -> None:
         self.store = Store(folder, exclusive=True, create=True)
         self.delivery = Delivery(self.store)
-        self.delivery.start()
         self.lines: list[Line] = []
 
     def follow(

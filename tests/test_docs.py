@@ -97,6 +97,10 @@ def python(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```", ""])
 
 
+def nu(*lines: str) -> str:
+    return "\n".join(["```nu", *lines, "```", ""])
+
+
 RIGHT = {
     "output": console("$ echo one; echo two", "one", "two"),
     "no output": console("$ true", "$ cd ."),
@@ -150,6 +154,11 @@ RIGHT = {
         + python(">>> len('03abc…')", "25", f">>> '{ID_2}'", "'03abd…'")
         + console(f"$ test 03abd… = {ID_2} && echo so", "so")
     ),
+    "nu": nu("> 6 * 7", "42", "> [1 2]", "  | each { $in + 1 }", "  | to json --raw", "[2,3]"),
+    "nu: what is defined holds": nu("> let n = 7", "> $n", "7") + nu("> $n + 1", "8"),
+    "nu in the console's folder": console("$ mkdir a; cd a; echo hi > f") + nu("> open f", "hi"),
+    "nu: an error": nu("> 1 / 0", "Error: nu::shell::division_by_zero", "…"),
+    "nu: xs.nu": nu("> use xs.nu *", "> .version", "Error: nu::shell::error", "…"),
     "xs is this checkout": (
         console('$ xs --version 2>&1 | grep -c "No module named"', "0")
         + python(">>> import xs", ">>> xs.__file__", repr(str(ROOT / "xs" / "__init__.py")))
@@ -186,6 +195,8 @@ WRONG = {
     "in the background, never a word": console("$ sleep 60 &"),
     "a command that does not end": console("$ sleep 60"),
     "output before a command": console("one", "$ echo one"),
+    "nu: another output": nu("> 6 * 7", "43"),
+    "nu: no end": nu("> loop { }"),
     "python: another output": python(">>> 6 * 7", "43"),
     "python: an error": python(">>> 1 / 0", "1"),
     "python: a program that fails": python("n = 1 / 0"),
@@ -228,7 +239,13 @@ def test_what_a_document_leaves_in_the_background_ends_with_it(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "markdown",
-    ["```sh\nxs\n```\n", "```bash\nxs\n```\n", "```\nxs\n```\n", "```text\n$ xs\n```\n"],
+    [
+        "```sh\nxs\n```\n",
+        "```bash\nxs\n```\n",
+        "```\nxs\n```\n",
+        "```text\n$ xs\n```\n",
+        "```nu\nxs\n```\n",
+    ],
 )
 def test_a_block_that_looks_like_an_example_must_be_one(markdown: str) -> None:
     assert len(not_run(markdown)) == 1

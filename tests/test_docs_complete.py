@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from xs import api, cli, httpd, query, schema
+from xs import api, cli, gateway, httpd, query, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -100,11 +101,12 @@ def test_each_limit_in_the_protocol_is_in_the_code_with_that_value(row: list[str
     assert float(number.replace(",", "")) * UNITS[unit] == found
 
 
-def test_each_limit_of_the_server_is_in_the_protocol() -> None:
+@pytest.mark.parametrize("module", [httpd, gateway], ids=lambda module: module.__name__)
+def test_each_limit_of_a_server_is_in_the_protocol(module: ModuleType) -> None:
     documented = {row[2].strip("`") for row in LIMITS}
-    for name in vars(httpd.Limits):
+    for name in vars(module.Limits):
         if not name.startswith("_"):
-            assert f"httpd.Limits.{name}" in documented
+            assert f"{module.__name__[3:]}.Limits.{name}" in documented
 
 
 def test_each_module_is_in_the_architecture() -> None:

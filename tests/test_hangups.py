@@ -91,6 +91,18 @@ def test_on_a_unix_socket_one_that_only_sends_no_more_is_told_of_when_it_goes(
         hangups.unwatch(last)
 
 
+def test_after_the_end_nothing_is_watched_and_that_is_no_error() -> None:
+    hangups = Hangups()
+    hangups.start()
+    client, sock = socket.socketpair()
+    with client, sock:
+        hangups.watch(sock, lambda: None)
+        hangups.stop()
+        hangups.unwatch(sock)
+        hangups.watch(sock, lambda: None)
+        hangups.unwatch(sock)
+
+
 def test_nothing_is_told_of_one_that_is_not_watched_any_more(hangups: Hangups) -> None:
     told: queue.Queue[str] = queue.Queue()
     for n in range(100):

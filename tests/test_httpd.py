@@ -68,6 +68,17 @@ def descriptors(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
+def let_one_follow(server: Server) -> None:
+    """Lets a first follower come and go: what delivery needs stays from then on."""
+    before = descriptors(server)
+    with Wire(server.directory) as wire, Wire(server.directory) as writer:
+        wire.send(request("GET", "/?follow&new&limit=1"))
+        wire.head()
+        writer.ask("POST", "/append/first")
+        wire.lines(1)
+    until(lambda: descriptors(server) <= before + 4)
+
+
 def frames(server: Server, topic: str = "*") -> list[dict[str, object]]:
     with Wire(server.directory) as wire:
         body = wire.ask("GET", f"/?topic={topic}").body
@@ -429,7 +440,7 @@ def test_a_head_that_is_not_whole_in_time_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET / HTTP/1.1\r\n")
         answer = wire.answer()
         assert (answer.status, answer.fields["connection"]) == (408, "close")
@@ -440,7 +451,7 @@ def test_a_head_that_trickles_in_is_refused_all_the_same(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET / HTTP/1.1\r\nA: ")
         started = time.monotonic()
         while not select.select([wire.sock], [], [], 0.02)[0]:
@@ -453,7 +464,7 @@ def test_an_idle_connection_is_closed_without_a_word(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "idle_seconds", 0.2)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         assert wire.ask("GET", "/version").status == 200
         assert wire.is_ended()
 
@@ -462,7 +473,7 @@ def test_a_slow_head_on_a_kept_connection_does_not_shorten_its_idle_time(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.1)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(b"GET /version HTTP/1.1\r\nHost: a\r\n")
         wire.send(b"\r\n")
         assert wire.answer().status == 200
@@ -473,7 +484,7 @@ def test_a_slow_head_on_a_kept_connection_does_not_shorten_its_idle_time(
 def test_a_slow_body_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Limits, "head_seconds", 0.05)
     monkeypatch.setattr(Limits, "idle_seconds", 0.05)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(request("POST", "/append/t", content_length="2") + b"a")
         assert not select.select([wire.sock], [], [], 0.2)[0]
         wire.send(b"b")
@@ -484,12 +495,12 @@ def test_who_is_refused_is_answered_though_the_body_does_not_come(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "linger_seconds", 0.1)
-    with Wire(running.folder) as wire:
+    with Wire(running.root.folder) as wire:
         wire.send(request("POST", "/append/0bad", content_length="1000"))
         answer = wire.answer()
         assert (answer.status, answer.fields["connection"]) == (400, "close")
         assert wire.is_ended()
-    with Wire(running.folder) as wire:  # a body that trickles in does not hold it longer
+    with Wire(running.root.folder) as wire:  # a body that trickles in does not hold it longer
         wire.send(request("POST", "/append/0bad", content_length="100000"))
         started = time.monotonic()
         while not select.select([wire.sock], [], [], 0.02)[0]:
@@ -596,8 +607,7 @@ def test_netcat_that_sends_no_more_gets_its_answers_and_follows(server: Server) 
 
 
 def test_connections_that_come_and_go_leave_nothing_behind(server: Server) -> None:
-    with Wire(server.directory) as wire:
-        wire.ask("POST", "/append/t")
+    let_one_follow(server)
     until(lambda: status_of(server, "Threads") <= 8)
     threads, files = status_of(server, "Threads"), descriptors(server)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -621,17 +631,17 @@ def test_above_the_limit_of_connections_a_client_is_asked_to_come_back(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limits, "connections", 3)
-    wires = [Wire(running.folder) for _ in range(3)]
+    wires = [Wire(running.root.folder) for _ in range(3)]
     for wire in wires:
         assert wire.ask("GET", "/version").status == 200
-    with Wire(running.folder) as late:
+    with Wire(running.root.folder) as late:
         answer = late.answer()
         assert (answer.status, answer.fields["retry-after"]) == (503, "1")
         assert late.is_ended()
     wires.pop().sock.close()
 
     def is_served() -> bool:
-        with Wire(running.folder) as again:
+        with Wire(running.root.folder) as again:
             try:
                 return again.ask("GET", "/version").status == 200
             except OSError:
@@ -897,6 +907,7 @@ def test_followers_that_keep_pace_badly_are_never_cut_off(server: Server) -> Non
 def test_a_follower_that_vanishes_is_noticed_without_an_append(
     server: Server, half_closed: bool
 ) -> None:
+    let_one_follow(server)
     before = descriptors(server)
     wires = [Wire(server.directory) for _ in range(20)]
     for wire in wires:

@@ -41,11 +41,14 @@ ARCHITECTURE = {
     "writer":      "ids frame records schema scan",
     "index":       "errors frame schema scan writer",
     "bus":         "records",
-    "commit":      "errors ids frame records cas writer bus",
-    "store":       "errors ids frame lock cas schema index writer bus commit",
+    "commit":      "errors ids frame records cas schema writer bus (scan)",
+    "claim":       "",
+    "runs":        "errors frame cas commit | meta claim",
+    "store":       "errors ids frame lock cas schema index writer bus commit runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
+    "chunked":     "errors ids frame records cas schema commit runs store",
     # the log, which all that serves may write to
     "log":         "errors records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
@@ -55,12 +58,12 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors ids frame meta records log schema commit store process pipes",
     "generators":  "errors ids frame records log schema commit process runner nu",
-    "handlers":    "errors ids frame records log schema commit reader process runner nu",
+    "handlers":    "errors ids frame records log cas schema commit reader process runner nu",
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them
-    "api":         "errors ids frame times query commit store reader version | meta batch process "
-                   "(scripts)",
+    "api":         "errors ids frame times query commit store reader version | meta batch chunked "
+                   "process (scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",
@@ -73,11 +76,14 @@ ARCHITECTURE = {
     "answers":     "errors ids frame schema bus commit store exchange",
     "gateway":     "errors ids frame http1 log cas commit store sockets activation address "
                    "listener hangups exchange answers",
+    "mount":       "errors meta commit store scripts activation access delivery listener httpd "
+                   "version | gateway",
+    "stores":      "errors ids frame times log schema commit store httpd mount",
     "notify":      "log",
     "signals":     "",
     "liveness":    "errors commit store transport",
-    "server":      "errors meta log commit store scripts activation access delivery listener httpd "
-                   "notify signals liveness version | address gateway",
+    "server":      "errors log activation listener httpd gateway mount stores notify signals "
+                   "liveness | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -94,8 +100,11 @@ ARCHITECTURE = {
     "service":     "errors records terminal",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
+    "storing":     "errors address request transport stdio (arguments)",
+    "autoload":    "errors | nu",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer completion service log activation server "
+                   "version idfields ndjson transfer storing autoload completion service log "
+                   "activation server mount "
                    "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
@@ -112,7 +121,8 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "store")
+BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
+BELOW_HTTP += ("store",)
 THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 
 

@@ -365,6 +365,38 @@ def test_a_server_leaves_no_child_and_no_file_open_behind(server: Server, run_xs
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("levels", [129, 3000, 9000, 100_000])
+def test_json_nested_however_deep_is_refused_and_the_server_goes_on(
+    server: Server, levels: int
+) -> None:
+    # CPython 3.13 goes 10,000 levels deep before it refuses, and a thread's stack has less room.
+    lists, records = "[" * levels + "]" * levels, '{"a":' * levels + "1" + "}" * levels
+    for nested in (lists, records):
+        with Wire(server.directory) as wire:
+            assert wire.ask("POST", "/append/t", xs_meta=nested).status == 400
+        for target in ("/append", "/import"):
+            line = f'{{"topic":"t","id":"03hagod5dkqudtx1zjl3u3smr","meta":{nested}}}\n'.encode()
+            with Wire(server.directory) as wire:
+                answer = wire.ask("POST", target, line, content_type=NDJSON)
+                assert b'"errors":[{"line":1,' in answer.body
+    with Wire(server.directory) as wire:
+        assert wire.ask("GET", "/version").status == 200
+
+
+def test_a_script_s_json_nested_however_deep_is_refused_and_the_server_goes_on(
+    server: Server,
+) -> None:
+    for n, nested in enumerate(('"[" * 9000 + "]" * 9000', "'{\"a\":' * 9000 + '1' + '}' * 9000")):
+        script = f"#!{sys.executable}\nprint('{{\"out\":', {nested}, '}}', flush=True)\ninput()\n"
+        with Wire(server.directory) as wire:
+            wire.ask("POST", f"/append/h{n}.register", script.encode(), xs_meta='{"topic":"in"}')
+            wire.send(request("GET", f"/last/h{n}.unregistered?follow"))
+            wire.head()
+            with Wire(server.directory) as other:
+                other.ask("POST", "/append/in")
+            assert b"nested deeper than 500 levels" in wire.lines(1)[0]
+
+
 def holder(folder: str) -> Optional[str]:
     return Path(folder, "lock").read_text() or None
 

@@ -329,7 +329,9 @@ def test_bench_refuses_a_name_that_is_none(clone: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "tools/bench: there is no bench/nonsense.py\n")
 
 
-@pytest.mark.parametrize("tool", ["xs", "pythons", "test", "check", "bench", "../.ci/run"])
+@pytest.mark.parametrize(
+    "tool", ["xs", "pythons", "nushell", "test", "check", "bench", "../.ci/run"]
+)
 def test_a_tool_is_executable_and_its_shell_can_read_it(tool: str) -> None:
     path = ROOT / "tools" / tool
     assert os.access(path, os.X_OK)

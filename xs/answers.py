@@ -380,25 +380,29 @@ class Answers:
             rows, position = self._rows(position, until)
             return self._own(waiter, [(row.line, None, row) for row in rows]), position
         now = self._store.clock()
-        found: list[_Parts] = []
+        names = _names(waiter)
+        found: list[Entry] = []
         size = 0
         for entry in entries:
             if entry.id > until:
                 break
             # Only so many: what is held here stays in memory when it leaves the ring.
             if len(found) >= KEPT_FRAMES or size > KEPT_BYTES:
-                return self._own(waiter, found), position
+                until = position
+                break
             position = entry.id
-            if entry.topic == RESPONSE and entry.is_live(now):
-                found.append((entry.line, entry.content, None))
+            if entry.topic == RESPONSE and entry.is_live(now) and _has_any(entry.line, names):
+                found.append(entry)
                 size += entry.size
-        return self._own(waiter, found), until
+        contents = self._contents(found)
+        lines = [(each.line, each.content, contents.get(each.line)) for each in found]
+        return self._own(waiter, lines), until
 
     def _own(self, waiter: Waiter, lines: Iterable[_Parts]) -> list[Found]:
-        names = [name.encode() for name in (waiter.request_id, waiter.frame_id) if name]
+        names = _names(waiter)
         own = []
         for line, content, stored in lines:
-            if any(name in line for name in names):  # most are others', and needn't be decoded
+            if _has_any(line, names):
                 found = _found(line, content, stored)
                 if found is not None and self._waiter_for(found.meta) is waiter:
                     own.append(found)
@@ -409,6 +413,16 @@ class Answers:
         index, now = self._store.index, self._store.clock()
         rows = index.rows(position, until, _RESPONSES, KEPT_FRAMES, now)
         return rows, ids.parse(frame.id_of(rows[-1].line)) if rows else until
+
+
+def _names(waiter: Waiter) -> list[bytes]:
+    return [name.encode() for name in (waiter.request_id, waiter.frame_id) if name]
+
+
+def _has_any(line: bytes, names: list[bytes]) -> bool:
+    """Whether the line may be that of an answer with one of these ids: it need be decoded then."""
+    lower = line.lower()  # an id of a frame may be given in either case
+    return any(name in lower for name in names)
 
 
 def _found(line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> Optional[Found]:

@@ -46,10 +46,11 @@ class Request:
 
     `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
     `scripts` are those of the server that is asked; None if it has none, or there is no server.
+    `stores` are the other stores of that server, if it is the root store that is asked, else None.
     `is_wanted` tells whether the client is still there.
     """
 
-    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts")
+    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts", "stores")
 
     def __init__(
         self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
@@ -60,6 +61,7 @@ class Request:
         self.fields = fields
         self.body = body
         self.scripts: Scripts | None = None
+        self.stores: Any = None
         self.is_wanted: Callable[[], bool] = lambda: True
 
     def get(self, name: str) -> str | None:
@@ -248,7 +250,7 @@ def _first(store: Store, request: Request, rest: str) -> Answer:
     if count == 1:
         line = store.index.first(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    options = query.ReadOptions(patterns=patterns, limit=count)
+    options = query.ReadOptions(patterns=patterns, limit=count, no_chunks=True)
     return _lines_or_none(Reader(store, options), pattern)
 
 
@@ -258,12 +260,13 @@ def _last(store: Store, request: Request, rest: str) -> Answer:
     count = query.parse_count("last", given["last"]) if "last" in given else 1
     patterns = _patterns(pattern)
     if query.parse_flag("follow", given.get("follow", "0")):
-        options = query.ReadOptions(patterns=patterns, last=count, follow=True)
+        options = query.ReadOptions(patterns=patterns, last=count, follow=True, no_chunks=True)
         return Answer(200, NDJSON, reader=Reader(store, options, threshold=False))
     if count == 1:
         line = store.index.last(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    return _lines_or_none(Reader(store, query.ReadOptions(patterns=patterns, last=count)), pattern)
+    options = query.ReadOptions(patterns=patterns, last=count, no_chunks=True)
+    return _lines_or_none(Reader(store, options), pattern)
 
 
 def _cas(store: Store, request: Request, rest: str) -> Answer:
@@ -274,7 +277,9 @@ def _cas(store: Store, request: Request, rest: str) -> Answer:
 
 def _content(store: Store, request: Request, rest: str) -> Answer:
     request.options()
-    size, blocks = store.content_of(ids.parse(decode(rest)))
+    from xs import chunked
+
+    size, blocks = chunked.content(store, ids.parse(decode(rest)))
     return Answer(200, BYTES, blocks=blocks, length=size)
 
 
@@ -289,14 +294,49 @@ def _put_content(store: Store, request: Request, _: str) -> Answer:
 
 def _append(store: Store, request: Request, rest: str) -> Answer:
     topic = frame.check_client_topic(decode(rest))
-    given = request.options("ttl", "if-last") if request.query else {}
+    given = request.options("ttl", "if-last", "chunked") if request.query else {}
     ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None
     meta = parse_meta_field(request.get("xs-meta"))
     key = parse_key(request.get("idempotency-key"))
+    step = request.get("xs-run")
+    if step is not None or "chunked" in given:
+        append = Append(topic, None, meta, ttl, if_last, key)
+        if step is not None:
+            return _append_step(store, request, append, step)
+        if query.parse_flag("chunked", given["chunked"]):
+            from xs import chunked
+
+            return _frame(chunked.append(store, append, request.body) + b"\n")
     content = store.cas.take(request.body)
     work = AppendWork(Append(topic, content, meta, ttl, if_last, key))
     return Answer(200, work=work, finish=_appended)
+
+
+def _append_step(store: Store, request: Request, append: Append, step: str) -> Answer:
+    """For a command on the files that goes on with its run through this server (`forward`).
+
+    `step` is: the first frame's id, or `new`; the command's claim; `more`, or `whole`, or `broken`
+    and percent-encoded why.
+    """
+    from xs import chunked
+
+    first, writer, state, reason = f"{step}   ".split(" ")[:4]
+    if state not in ("more", "whole", "broken"):
+        raise Invalid(f"xs-run: {step[:64]!r}: that is for commands that go on through a server")
+    line, value = chunked.go_on(
+        store,
+        append,
+        None if first == "new" else ids.parse(first),
+        writer,
+        request.body,
+        ended=state != "more",
+        error_text=decode(reason) if state == "broken" else None,
+    )
+    found = _frame(line + b"\n") if line else Answer(204)
+    if value is not None:
+        found.fields.append(("xs-run", ids.text(value)))
+    return found
 
 
 def _appended(work: Work) -> Answer:
@@ -417,6 +457,14 @@ def _ps(store: Store, request: Request, _: str) -> Answer:
     return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
 
 
+def _stores(store: Store, request: Request, _: str) -> Answer:
+    request.options()
+    if request.stores is None:
+        raise NotFound("no other stores are served here: it takes the root store of xs serve")
+    found = request.stores.status()
+    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
+
+
 def _compact(value: object) -> bytes:
     import json
 
@@ -450,6 +498,8 @@ _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "pipe": ({}, {"POST": _pipe}),
     "prev": ({}, {"GET": _prev}),
     "ps": ({"GET": _ps}, {}),
+    "store": ({}, {}),  # a store's own API is behind it: see `httpd`
+    "stores": ({"GET": _stores}, {}),
     "stream": ({}, {"GET": _read_topic, "POST": _append}),
     "version": ({"GET": _version}, {}),
 }

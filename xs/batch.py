@@ -252,6 +252,8 @@ def _plain_append(text: bytes, topics: set[str]) -> Append | None:
     """
     try:
         line = text.decode()
+        if len(line) > 2 * meta.META_DEPTH:
+            meta.check_depth(line, meta.META_DEPTH + 1)
         value, end = _scan(line, 0)
         if end != len(line) or type(value) is not dict or len(value) != 2:
             return None

@@ -26,7 +26,8 @@ _TRIM = 1024  # frames beyond the bound before the lists are cut: cutting one by
 class Entry(NamedTuple):
     """A frame in the ring. `line` is its JSON without a newline.
 
-    `digest` and `content` are there for an ephemeral frame only.
+    `digest` and `content` are there for an ephemeral frame only; `first`, the id of a run's first
+    frame, for one that continues it.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     expires: Optional[int] = None
     digest: Optional[bytes] = None
     content: Optional[bytes] = None
+    first: Optional[int] = None
 
     def is_live(self, now: int) -> bool:
         """Whether it may still be delivered: not expired, and not removed (then it has no line)."""
@@ -66,6 +68,8 @@ class Bus:
         self._newest = mark
         self._closed = False
         self._watches: tuple[Watch, ...] = ()
+        # Who waits for the rest of a run, by its first frame's id; and how many do.
+        self._run_changed: dict[int, tuple[threading.Condition, int]] = {}
 
     @property
     def newest(self) -> int:
@@ -94,6 +98,10 @@ class Bus:
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()
+            if self._run_changed:
+                for first in {entry.first for entry in entries if entry.first is not None}:
+                    if first in self._run_changed:
+                        self._run_changed[first][0].notify_all()
             watches = self._watches
         if watches:
             topics = {entry.topic for entry in entries}
@@ -130,6 +138,33 @@ class Bus:
         with self._lock:
             return self._changed.wait_for(lambda: self._newest > position or self._closed, timeout)
 
+    def wait_for_run(self, first: int, position: int, timeout: float) -> bool:
+        """Waits for a frame above `position` that continues a run; False after `timeout` seconds.
+
+        True as well when there may have been one, and when the bus closes. Only those who wait for
+        that very run are woken, however much else goes on.
+        """
+
+        def may_have_come() -> bool:
+            if self._closed or position < self._floor:
+                return True
+            above = bisect_right(self._ids, position)
+            return any(entry.first == first for entry in self._entries[above:])
+
+        with self._lock:
+            if may_have_come():
+                return True
+            changed, count = self._run_changed.get(first, (threading.Condition(self._lock), 0))
+            self._run_changed[first] = (changed, count + 1)
+            try:
+                return changed.wait(timeout)
+            finally:
+                count = self._run_changed[first][1] - 1
+                if count:
+                    self._run_changed[first] = (changed, count)
+                else:
+                    del self._run_changed[first]
+
     def wait_until(self, is_true: Callable[[], bool], timeout: Callable[[], float | None]) -> None:
         """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds.
 
@@ -154,9 +189,16 @@ class Bus:
         for watch in watches:
             watch.wake()
 
-    def discard(self, removed: Iterable[int]) -> None:
-        """Frames with these ids were removed: whoever has not got them won't."""
+    def discard(
+        self, removed: Iterable[int], runs: frozenset[int] | set[int] = frozenset()
+    ) -> None:
+        """Frames with these ids were removed: whoever has not got them won't.
+
+        `runs`: and those that continue the ones with these ids.
+        """
         with self._lock:
+            if runs:
+                removed = [*removed, *(e.id for e in self._entries if e.first in runs)]
             for value in removed:
                 place = bisect_left(self._ids, value)
                 if place < len(self._ids) and self._ids[place] == value:
@@ -191,6 +233,8 @@ class Bus:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
+            for changed, _ in self._run_changed.values():
+                changed.notify_all()
             watches = self._watches
         for watch in watches:
             watch.wake()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xs.frame import Frame
     from xs.transport import Body, Fields, Response, Transport
 
-    Content = Union[None, str, bytes, BinaryIO, Iterable[bytes]]
+    Content = Union[None, str, bytes, BinaryIO, Iterable[bytes], Iterable[str]]
 
 
 class Client:
@@ -60,6 +60,7 @@ class Client:
         ttl: str | int | None = None,
         if_last: Frame | str | None = None,
         key: str | None = None,
+        chunked: bool = False,
     ) -> Frame:
         """Appends one frame, and returns it once it is on disk.
 
@@ -69,6 +70,11 @@ class Client:
         id, or "none") it appends only if that is the topic's newest frame, else raises `Conflict`,
         whose `frame` is the newest one as JSON. The same `key` again on the same topic appends
         nothing, and returns the frame that it made the first time.
+
+        With `chunked` the content can be read while it is still arriving: it is a run of frames,
+        each made when a block of `content` has come, and the first of them is returned, at the
+        end. (An iterable may then be of str as well.) What an iterable that raises has given before
+        is kept, and marked as broken off.
         """
         target, fields = append_request(
             topic,
@@ -76,8 +82,10 @@ class Client:
             ttl=ttl,
             if_last=None if if_last is None else _id(if_last),
             key=key,
+            chunked=chunked,
         )
-        return self._frame(self._ask("POST", target, fields, _body(content)))
+        body = _as_it_comes(content) if chunked else _body(content)
+        return self._frame(self._ask("POST", target, fields, body))
 
     def append_many(
         self, events: Iterable[Mapping[str, Any] | bytes | str], *, atomic: bool = False
@@ -106,6 +114,7 @@ class Client:
         limit: int | None = None,
         with_timestamp: bool = False,
         with_content: bool = False,
+        no_chunks: bool = False,
     ) -> Iterator[Frame]:
         """The frames of the stream, in order of id, as they are read.
 
@@ -113,7 +122,8 @@ class Client:
         `until` (inclusive) are frames, ids, times (RFC 3339) or ago ("2h"). `last`: the newest n
         of these. With `follow` it goes on with live frames, after one `xs.threshold`, until its
         iterator is closed; a number asks for an `xs.pulse` that often, in ms. `new`: live only.
-        `with_timestamp` and `with_content` fill in those attributes.
+        `with_timestamp` and `with_content` fill in those attributes. With `no_chunks` a chunked
+        content is its first frame alone.
         """
         pulse = None if follow is False else "true" if follow is True else follow
         parameters = [
@@ -127,6 +137,7 @@ class Client:
             ("limit", limit),
             ("with-timestamp", "true" if with_timestamp else None),
             ("with-content", "true" if with_content else None),
+            ("no-chunks", "true" if no_chunks else None),
         ]
         # Asked here, not in a generator: a wrong argument raises at the call, and what is appended
         # after the call of a `new` reader is read by it.
@@ -175,11 +186,15 @@ class Client:
         return self._frame_or_none("/head/" + quote(topic))
 
     def content(self, frame: Frame | str) -> bytes:
-        """A frame's content. Raises `NotFound` when it has none, or there is no such frame."""
+        """A frame's content, b"" if it has none. Raises `NotFound` if there is no such frame.
+
+        Of a chunked content, given its first frame, all of it: this waits for what is still to
+        come, and raises `BrokenBody` if the writer broke off.
+        """
         return b"".join(self.content_blocks(frame))
 
     def content_blocks(self, frame: Frame | str) -> Iterator[bytes]:
-        """A frame's content in blocks, as they arrive."""
+        """A frame's content in blocks, as they arrive: of a chunked content, as it is written."""
         return iter(self._ask("GET", "/content/" + quote(_id(frame))))
 
     def cas(self, hash: str) -> bytes:
@@ -343,7 +358,28 @@ def _body(content: Content) -> Body:
     return _only_bytes(content)
 
 
-def _only_bytes(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def _as_it_comes(content: Content) -> Iterator[bytes]:
+    if content is None:
+        return
+    if isinstance(content, (bytes, str, bytearray, memoryview)):
+        yield _encoded(content)
+        return
+    read: Any = getattr(content, "read1", None)  # which gives what is there, and waits for no more
+    for block in content if read is None else iter(lambda: read(BLOCK), b""):
+        yield _encoded(block)
+
+
+def _encoded(block: object) -> bytes:
+    if isinstance(block, str):
+        try:
+            return block.encode("utf-8")
+        except UnicodeEncodeError:
+            raise errors.Invalid("content has half of a surrogate pair: give bytes") from None
+    (data,) = _only_bytes([block])
+    return data
+
+
+def _only_bytes(blocks: Iterable[Any]) -> Iterator[bytes]:
     for block in blocks:
         if not isinstance(block, (bytes, bytearray, memoryview)):
             raise errors.Invalid("content comes in bytes: open a file in binary mode, encode text")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xs.arguments import Arguments
-    from xs.server import Web
+    from xs.mount import Web
     from xs.transport import Fields, Response
 
     Run = Callable[[Arguments], int | None]
@@ -74,11 +74,14 @@ def _show_live(arguments: Arguments, target: str, fields: Fields = ()) -> None:
     _show(arguments, target, fields=fields, by=show)
 
 
-def _post_input(arguments: Arguments, target: str, fields: Fields = ()) -> None:
+def _post_input(
+    arguments: Arguments, target: str, fields: Fields = (), *, as_it_comes: bool = False
+) -> None:
     """Sends standard input to a store, which may be a new one, and shows the answer."""
     transport = arguments.open(create=True)
     try:
-        show_text(ask(transport, "POST", target, fields, stdio.content()))
+        body = stdio.blocks_of() if as_it_comes else stdio.content()
+        show_text(ask(transport, "POST", target, fields, body))
     finally:
         transport.close()
 
@@ -161,7 +164,7 @@ def _web(arguments: Arguments) -> Web | None:
                 raise errors.Usage(f"--{name} goes with --http ADDR")
         return None
     from xs.gateway import options_of
-    from xs.server import Web
+    from xs.mount import Web
 
     return Web(addresses, options_of(arguments.get))
 
@@ -246,12 +249,14 @@ def _checked(arguments: Arguments) -> list[str]:
         Option("--key", "the same key again on the topic appends nothing new", "KEY"),
         Option("--lines", "each line of standard input is an event"),
         Option("--json", "each line is an event as JSON, with its own topic, meta, content, …"),
+        Option("--chunked", "one event that can be read while its content is still arriving"),
     ],
     examples=[
         "echo hello | xs append ./store notes",
         'xs append ./store notes --meta \'{"tag":"a"}\' < photo.jpg',
         "tail -f app.log | xs append ./store app.log --lines",
         'echo \'{"topic":"a","content":"hi"}\' | xs append ./store --json',
+        "ask-a-model | xs append ./store answers --chunked",
     ],
 )
 def _append(arguments: Arguments) -> None:
@@ -265,9 +270,14 @@ def _append(arguments: Arguments) -> None:
         raise errors.Usage(f"TOPIC is missing: {COMMANDS['append'].usage}")
     get = arguments.get
     target, fields = append_request(
-        topic, meta=get("meta"), ttl=get("ttl"), if_last=get("if-last"), key=get("key")
+        topic,
+        meta=get("meta"),
+        ttl=get("ttl"),
+        if_last=get("if-last"),
+        key=get("key"),
+        chunked=arguments.has("chunked"),
     )
-    _post_input(arguments, target, fields)
+    _post_input(arguments, target, fields, as_it_comes=arguments.has("chunked"))
 
 
 @command(
@@ -312,6 +322,7 @@ _TOPIC = Option("-T --topic", "only this topic, prefix.*, or several with commas
         Option("--sse", "as server-sent events"),
         Option("--with-timestamp", 'add "timestamp" to each frame'),
         Option("--with-content", 'add "content" (or "content_base64") to each frame'),
+        Option("--no-chunks", "of a chunked content only its first frame"),
     ],
     examples=[
         "xs cat ./store",
@@ -333,6 +344,7 @@ def _cat(arguments: Arguments) -> None:
         ("limit", get("limit")),
         ("with-timestamp", flag("with-timestamp")),
         ("with-content", flag("with-content")),
+        ("no-chunks", flag("no-chunks")),
     ]
     target = with_query("/", parameters)
     fields = [("accept", "text/event-stream")] if arguments.has("sse") else []
@@ -427,10 +439,12 @@ def _end(arguments: Arguments, which: str) -> None:
 @command(
     "content",
     "ADDR ID",
-    "print a frame's content",
+    "print a frame's content, and of a chunked one what is still to come",
     examples=["xs content ./store 03gw3h… > photo.jpg"],
 )
 def _content(arguments: Arguments) -> None:
+    if arguments.is_program:
+        stdio.leave_with_reader()  # it may be hours until there is more to be written
     _show(arguments, "/content/" + quote(arguments.rest[0]), by=show_bytes)
 
 
@@ -515,6 +529,35 @@ def _read_file(path: str) -> bytes:
 )
 def _ps(arguments: Arguments) -> None:
     _show(arguments, "/ps", by=show)
+
+
+# Many stores in one process
+
+
+@command(
+    "stores",
+    "ADDR",
+    "print the further stores that a server serves, one a line",
+    examples=["xs stores ./root"],
+)
+def _stores(arguments: Arguments) -> None:
+    _show(arguments, "/stores", by=show)
+
+
+@command(
+    "store",
+    "add|remove [ADDR] PATH",
+    "have a server serve another store too, which is made if there is none; or end that",
+    options=[
+        Option("--name", "what it is called there (default: the last part of PATH)", "NAME"),
+        Option("--http", "an address where its own gateway answers the web", "ADDR"),
+    ],
+    examples=["xs store add ./root ./notes --http :8080", "xs store remove ./root ./notes"],
+)
+def _store(arguments: Arguments) -> int:
+    from xs import storing
+
+    return storing.run(arguments)
 
 
 # Moving a store
@@ -636,6 +679,23 @@ def _lines_of_input() -> Iterator[str]:
     for line in split_lines(stdio.blocks_of()):
         if line.strip():
             yield line.decode("utf-8", "replace")
+
+
+@command(
+    "nu",
+    "",
+    "print xs.nu, the commands of xs for Nushell",
+    options=[Option("--install", "put it where each Nushell loads it, and say where that is")],
+    examples=["xs nu > xs.nu  # there: use xs.nu *", "xs nu --install"],
+)
+def _nu(arguments: Arguments) -> None:
+    from xs import autoload
+
+    if not arguments.has("install"):
+        stdio.write(autoload.module())
+        return
+    path = autoload.install()
+    show_text([f"{path}: each new Nushell has the commands; in a script: use {path} *".encode()])
 
 
 @command(

@@ -17,15 +17,19 @@ from xs.bus import Entry
 from xs.cas import Cas, Content
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.records import NamedTuple
+from xs.schema import BROKEN, GOES_ON, WHOLE
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional, Union
 
+    from xs.scan import Run
+
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
 _PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
 IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
+_CHUNK = '"chunk"'  # in the meta of a frame that continues a run, or looks like it
 _ALWAYS = -1  # a time before every expiry: an expired frame keeps its content until it is swept
 
 
@@ -59,6 +63,10 @@ class Work:
     """
 
     __slots__ = ("done", "error", "finished", "result", "waiter")
+
+    # Whether an error of `apply` undoes the transaction, because part of the work may be in it by
+    # then; what shares the transaction is done again without it.
+    is_whole = False
 
     def __init__(self, done: Callable[[Work], None] | None = None) -> None:
         self.done = done
@@ -181,6 +189,80 @@ class RemoveWork(Work):
         commit.remove(self.id)
 
 
+class RunWork(Work):
+    """Begins a run of frames that are one content, goes on with it, or ends it.
+
+    Without `first` it begins one, with the first of `contents`; each further content is a frame.
+    With `ended` the last frame says so: whole, or with `error_text` what it broke off for. The
+    result is `RunResult`.
+    """
+
+    __slots__ = ("append", "contents", "ended", "error_text", "first", "writer")
+
+    def __init__(
+        self,
+        append: Append,
+        writer: str,
+        first: int | None,
+        contents: list[Content],
+        *,
+        ended: bool = False,
+        error_text: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.append = append
+        self.writer = writer
+        self.first = first
+        self.contents = contents
+        self.ended = ended
+        self.error_text = error_text
+
+    def apply(self, commit: Commit) -> RunResult:
+        contents = list(self.contents)
+        first, line = self.first, b""
+        if first is None:
+            begun = self.append._replace(content=contents.pop(0) if contents else None)
+            line, is_new = commit.begin_run(begun, self.writer)
+            if not is_new:
+                return RunResult(line, None)
+            first = ids.parse(frame.id_of(line))
+        is_whole = self.ended and self.error_text is None
+        last = contents.pop() if is_whole and contents else None
+        if contents:
+            commit.extend_run(first, self.writer, contents)
+        if self.ended:
+            commit.end_run(first, self.writer, last, self.error_text)
+        return RunResult(line, first)
+
+    def discard(self) -> None:
+        for content in self.contents:
+            _discard(content)
+
+
+class RunResult(NamedTuple):
+    """The line of a run's first frame, if it was begun, and its id.
+
+    No id, where the idempotency key had made a frame before: then the line is of that one.
+    """
+
+    line: bytes
+    first: Optional[int]
+
+
+class EndRunsWork(Work):
+    """Ends as broken off the runs whose writers are gone; the result is who writes the others."""
+
+    __slots__ = ("error_text", "is_gone")
+
+    def __init__(self, is_gone: Callable[[str], bool], error_text: str) -> None:
+        super().__init__()
+        self.is_gone = is_gone
+        self.error_text = error_text
+
+    def apply(self, commit: Commit) -> set[str]:
+        return commit.end_runs(self.is_gone, self.error_text)
+
+
 class PinWork(Work):
     """Keeps content that no frame names (POST /cas); the result is its hash."""
 
@@ -243,6 +325,7 @@ class Commit:
         self.now = now
         self.entries: list[Entry] = []
         self.gone: list[int] = []
+        self.gone_runs: set[int] = set()
         self.unnamed_files: list[bytes] = []
         self.newest_ephemeral = 0
         self.history_mark: int | None = None
@@ -253,12 +336,13 @@ class Commit:
         self._mark: int | None = None
         self._trims: dict[str, str] = {}
         self._maybe_unnamed: set[bytes] = set()
-        self._part: tuple[int, int, dict[str, str]] = (0, 0, {})
+        self._part: tuple[int, int, set[int], dict[str, str]] = (0, 0, set(), {})
 
-    def append(self, append: Append) -> bytes:
+    def append(self, append: Append, run_of: str | None = None) -> bytes:
         """Adds a frame and answers its line, or that of the frame its key has made before.
 
-        Raises `Conflict` when its condition does not hold.
+        With `run_of` it begins a run of that writer's. Raises `Conflict` when its condition does
+        not hold.
         """
         topic, content, meta, ttl, if_last, key = append
         if ttl == frame.EPHEMERAL and not self._delivers:
@@ -272,6 +356,8 @@ class Commit:
                 return answered
         if if_last is not None:
             self._check_last(topic, if_last)
+        if _CHUNK in meta:
+            self._check_is_no_piece(topic, meta)
         hash_ = data = digest = expires = None
         if content is not None:
             data, digest = content.data, content.digest
@@ -289,6 +375,8 @@ class Commit:
             if self.writer.append(NewFrame(value, topic, json, expires, digest, data)):
                 break
             self._ids.skip_millisecond()
+        if run_of is not None:
+            self.writer.begin_run(run_of, key)
         line = json.encode()
         if ttl != frame.EPHEMERAL:
             digest = data = None  # stored: the ring needs no content of it
@@ -307,6 +395,7 @@ class Commit:
         return (
             isinstance(append, Append)
             and append[3:] == _PLAIN
+            and _CHUNK not in append.meta
             and (append.content is None or append.content.data is not None)
             and append.topic not in self._trims
         )
@@ -339,6 +428,122 @@ class Commit:
             self.writer.append_run(row, frames)
             self._mark = None if self._mark is None else values[-1]
         return lines
+
+    # Runs: one content in several frames, of which only the first counts
+
+    def begin_run(self, append: Append, writer: str) -> tuple[bytes, bool]:
+        """Adds the first frame of a run, and answers its line. Its meta has `more` already.
+
+        False beside it, if the idempotency key has made that frame before. Raises `Conflict` as
+        `append` does, and when the content that the key makes is still being written.
+        """
+        if append.ttl == frame.EPHEMERAL:
+            raise Invalid("a chunked content can't be ephemeral: give the frame another ttl")
+        if not append.meta.endswith('"more":true}'):
+            raise Invalid('the meta of the first frame of a chunked content ends with "more":true')
+        answered = None
+        if append.key is not None:
+            answered = self.writer.answer_for(append.topic, append.key)
+        if answered is None:
+            return self.append(append, run_of=writer), True
+        run = None
+        if frame.may_begin_run(answered):
+            run = self.writer.run(ids.parse(frame.id_of(answered)))
+        if run is not None and run.writer is not None:
+            raise Conflict(
+                f"the content under that key is still being written: {frame.id_of(answered)}"
+            )
+        _discard(append.content)
+        return answered, False
+
+    def extend_run(self, first: int, writer: str, contents: list[Content]) -> list[bytes]:
+        """Adds frames to a run that `writer` has begun, and answers their lines.
+
+        Raises `NotFound` when the run was removed, or has expired; `Conflict` when it has ended, or
+        is another's.
+        """
+        run = self._run_of(first, writer)
+        return [self._add_piece(run, first, content, GOES_ON) for content in contents]
+
+    def end_run(
+        self,
+        first: int,
+        writer: str,
+        content: Content | None = None,
+        error_text: str | None = None,
+    ) -> bytes:
+        """Adds the last frame of a run: the content is whole, or broke off for that reason."""
+        run = self._run_of(first, writer)
+        ends = WHOLE if error_text is None else BROKEN
+        line = self._add_piece(run, first, content, ends, error_text)
+        self.writer.end_writing(run, ends)
+        return line
+
+    def end_runs(self, is_gone: Callable[[str], bool], error_text: str) -> set[str]:
+        """Ends as broken off the runs whose writers are gone; answers who writes the others."""
+        living = set()
+        for first, writer in self.writer.runs_being_written():
+            if not is_gone(writer):
+                living.add(writer)
+                continue
+            try:
+                self.end_run(first, writer, None, error_text)
+            except NotFound:
+                pass  # it has expired: the sweep takes it
+        return living
+
+    def _run_of(self, first: int, writer: str) -> Run:
+        run = self.writer.run(first)
+        if run is None or (run.expires is not None and run.expires <= self.now):
+            raise NotFound(
+                f"the content {ids.text(first)} is gone: it was removed, or its time has passed"
+            )
+        if run.writer != writer:
+            raise Conflict(f"the content {ids.text(first)} is not being written any more")
+        return run
+
+    def _add_piece(
+        self,
+        run: Run,
+        first: int,
+        content: Content | None,
+        ends: int,
+        error_text: str | None = None,
+    ) -> bytes:
+        meta = frame.piece_meta(ids.text(first), more=ends == GOES_ON, error=error_text)
+        hash_ = data = digest = None
+        if content is not None:
+            digest, data = content.digest, content.data
+            hash_ = frame.integrity(digest)
+            if data is None:
+                self._place_file(content)
+        while True:
+            value = self._ids.next(self.now)
+            json = frame.encode(run.topic, self._ids.text(value), hash_, meta, run.ttl)
+            new = NewFrame(value, run.topic, json, run.expires, digest, data)
+            if self.writer.append(new, run, ends):
+                break
+            self._ids.skip_millisecond()
+        line = json.encode()
+        self.entries.append(Entry(value, run.topic, line, run.expires, first=first))
+        self._mark = None if self._mark is None else value
+        return line
+
+    def _check_is_no_piece(self, topic: str, meta: str) -> None:
+        """Refuses what could be taken for a piece of a run that has not ended, when it is copied.
+
+        An import knows pieces by their meta, their topic and their place: after the first frame,
+        and up to the one that ends the run.
+        """
+        found = frame.continuation_in(meta)
+        if found is None:
+            return
+        run = self.writer.run(ids.parse(found.first))
+        if run is not None and run.topic == topic and self.writer.end_of(run) is None:
+            raise Invalid(
+                f"the content {found.first} is not whole yet, and its frames are made by who "
+                "writes it: leave chunk out of meta"
+            )
 
     def _check_last(self, topic: str, expected: str) -> None:
         newest = self.writer.last(topic, self.now)
@@ -378,12 +583,16 @@ class Commit:
                 raise Conflict(f"another frame has the id {ids.text(new.id)}")
         if new.id >> 80 > self.now + IMPORT_AHEAD_MS:
             raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
+        run, ends = self._run_to_join(new)
         digest, data = self._content_of(new)
-        expires = frame.expiry(new.ttl, new.id >> 80)
+        expires = frame.expiry(new.ttl, new.id >> 80) if run is None else run.expires
         stored = NewFrame(new.id, new.topic, json, expires, digest, data)
         ahead = new.id > self._mark
         # Above all others it may still need room: those of its millisecond may lie at its end.
-        if not ((ahead and self.writer.append(stored)) or self.writer.insert(stored)):
+        if not (
+            (ahead and self.writer.append(stored, run, ends))
+            or self.writer.insert(stored, run, ends)
+        ):
             raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
         if ahead:
             self._mark = new.id
@@ -392,6 +601,28 @@ class Commit:
         if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
             self.earliest_expiry = expires
         return line
+
+    def _run_to_join(self, new: Imported) -> tuple[Run | None, int]:
+        """The run that an imported frame continues, and how it ends it; None for other frames.
+
+        Its first frame has to be here, on the same topic, and nothing that ends the run before it.
+        """
+        found = frame.continuation_in(new.meta) if _CHUNK in new.meta else None
+        first = -1 if found is None else ids.parse(found.first)
+        if found is None or first >= new.id:
+            return None, GOES_ON
+        line = self.writer.find(first)
+        if line is None or not frame.begins_run(line) or frame.topic_of(line) != new.topic:
+            return None, GOES_ON
+        run = self.writer.run_to_join(first)
+        if run is None:  # `first` is a piece itself
+            return None, GOES_ON
+        if run.writer is not None:
+            raise Conflict(f"the content {found.first} is being written here: import it later")
+        end = self.writer.end_of(run)
+        if end is not None and end < new.id:
+            return None, GOES_ON
+        return run, GOES_ON if found.more else BROKEN if found.has_error else WHOLE
 
     def _content_of(self, new: Imported) -> tuple[bytes | None, bytes | None]:
         if new.hash is None:
@@ -415,7 +646,13 @@ class Commit:
         self.apply_trims()
         removed = self.writer.remove(value)
         if removed is None:
-            raise NotFound(f"no frame {ids.text(value)}")
+            first = self.writer.run_of_piece(value)
+            if first is None:
+                raise NotFound(f"no frame {ids.text(value)}")
+            raise Invalid(
+                f"{ids.text(value)} is a part of the content that begins with {ids.text(first)}: "
+                "remove that one, and all of it goes"
+            )
         self._note_removed([removed])
 
     def sweep(self) -> int:
@@ -461,9 +698,13 @@ class Commit:
 
     def _note_removed(self, removed: list[Removed]) -> None:
         for each in removed:
-            self.gone.append(ids.parse(frame.id_of(each.line)))
+            value = ids.parse(frame.id_of(each.line))
+            self.gone.append(value)
             if each.file_digest is not None:
                 self._maybe_unnamed.add(each.file_digest)
+            if each.pieces is not None:
+                self.gone_runs.add(value)
+                self._maybe_unnamed.update(each.pieces)
 
     def look_for_unnamed_files(self) -> None:
         """Which of the content files that lost a frame in this transaction have lost their last."""
@@ -476,18 +717,20 @@ class Commit:
         if not self.gone:
             return self.entries
         gone = set(self.gone)
-        return [entry for entry in self.entries if entry.id not in gone]
+        runs = self.gone_runs
+        return [e for e in self.entries if e.id not in gone and e.first not in runs]
 
     def start_part(self) -> None:
         """Starts a part of the transaction that can be undone by itself."""
         self.apply_trims()
         self.writer.savepoint()
-        self._part = (len(self.entries), len(self.gone), dict(self._trims))
+        gone_runs = set(self.gone_runs)
+        self._part = (len(self.entries), len(self.gone), gone_runs, dict(self._trims))
 
     def undo_part(self, contents: list[Optional[Content]]) -> None:
         """Undoes the part; what has got its name of `contents` goes, if nothing else names it."""
         self.writer.undo()
-        entries, gone, trims = self._part
+        entries, gone, self.gone_runs, trims = self._part
         del self.entries[entries:]
         del self.gone[gone:]
         self._trims = trims

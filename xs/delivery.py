@@ -6,7 +6,8 @@ here, and when the bus has something, one thread encodes it once for all who wan
 sends it without blocking. Who can't take the bytes goes back to a thread of its own, which reads
 the index until it has caught up, and is parked again.
 
-A second thread watches parked connections for clients that go away.
+A second thread watches parked connections for clients that go away. Both start with the first
+follower.
 
 Lock: `_lock` guards what is parked; under it sockets are written without blocking, and the bus's
 own lock may be taken, never the other way round.
@@ -14,6 +15,7 @@ own lock may be taken, never the other way round.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import select
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Optional, Protocol
 
 from xs import frame, http1
 from xs.bus import Entry
-from xs.errors import XsError
+from xs.errors import Unavailable, XsError
 from xs.reader import Form, Reader, write_entries
 from xs.sockets import is_half_closed
 from xs.store import Store
@@ -71,7 +73,7 @@ class Follower:
 
 
 if TYPE_CHECKING:
-    _Key = tuple[frame.Patterns, Form, bool]
+    _Key = tuple[frame.Patterns, bool, Form, bool]
 
 
 class _Group:
@@ -99,28 +101,49 @@ class Delivery:
         self._pulses_worth = 64  # entries, above which it is worth while to look for old ones
         self._stopping = False
         self._anyone = threading.Event()  # somebody may be parked: the thread has work
-        self._selector = selectors.DefaultSelector()
-        self._waker, wakened = socket.socketpair()
-        self._selector.register(wakened, selectors.EVENT_READ, None)
         # Clients that send no more would be readable for ever. That they go away is something that
         # epoll(7) tells of a socket that is watched for nothing; elsewhere the next frame shows it.
         self._half_closed: dict[int, Follower] = {}  # by their sockets' numbers
-        self._ends = select.epoll() if hasattr(select, "epoll") else None
-        if self._ends is not None:
-            self._selector.register(self._ends, selectors.EVENT_READ, None)
-        self._wakened = wakened
-        self._threads = [
-            threading.Thread(target=self._deliver, name="xs-deliver", daemon=True),
-            threading.Thread(target=self._watch, name="xs-watch", daemon=True),
-        ]
+        self._threads: list[threading.Thread] = []  # none before the first follower
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+    def _begin(self) -> None:
+        """Starts the threads; `_lock` is held. Raises `Unavailable`.
+
+        It waits for a follower: a process that serves many stores has none on most of them.
+        """
+        try:
+            with contextlib.ExitStack() as opened:
+                self._selector = opened.enter_context(selectors.DefaultSelector())
+                self._waker, self._wakened = socket.socketpair()
+                opened.enter_context(self._waker)
+                opened.enter_context(self._wakened)
+                self._selector.register(self._wakened, selectors.EVENT_READ, None)
+                self._ends = select.epoll() if hasattr(select, "epoll") else None
+                if self._ends is not None:
+                    opened.enter_context(self._ends)
+                    self._selector.register(self._ends, selectors.EVENT_READ, None)
+                watch = threading.Thread(target=self._watch, name="xs-watch", daemon=True)
+                deliver = threading.Thread(target=self._deliver, name="xs-deliver", daemon=True)
+                watch.start()
+                try:
+                    deliver.start()
+                except BaseException:
+                    self._waker.send(_END)
+                    watch.join()
+                    raise
+                opened.pop_all()
+        except (OSError, RuntimeError):
+            raise Unavailable("there is no room to follow a stream just now: try again") from None
+        self._threads = [deliver, watch]
 
     def park(self, follower: Follower) -> bool:
-        """Takes over a follower that has caught up; False if there is something for it to read."""
+        """Takes over a follower that has caught up; False if there is something for it to read.
+
+        Raises `Unavailable` when nobody can be taken over.
+        """
         with self._lock:
+            if not self._threads and not self._stopping:
+                self._begin()
             if not self._groups:
                 # The thread rests while nobody is parked, and has not kept up.
                 self._position = self._bus.newest
@@ -133,6 +156,10 @@ class Delivery:
     def stop(self) -> None:
         """Sends what is still to be sent, and ends every parked response in good order."""
         self._bus.close()
+        with self._lock:
+            if not self._threads:
+                self._stopping = True
+                return
         self._anyone.set()
         self._threads[0].join()
         with self._lock:
@@ -142,7 +169,7 @@ class Delivery:
                 self._remove(follower)
         for follower in followers:
             follower.connection.end_following()
-        self._waker.send(b".")
+        self._waker.send(_END)
         self._threads[1].join()
         self._selector.close()
         if self._ends is not None:
@@ -154,7 +181,7 @@ class Delivery:
 
     def _add(self, follower: Follower) -> None:
         reader = follower.reader
-        key = (reader.patterns, reader.form, follower.connection.chunked)
+        key = _key(follower)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(key)
@@ -187,7 +214,7 @@ class Delivery:
             if self._half_closed.pop(number, None) and self._ends is not None:
                 self._ends.unregister(number)
         reader = follower.reader
-        group = self._groups[reader.patterns, reader.form, follower.connection.chunked]
+        group = self._groups[_key(follower)]
         del group.followers[follower]
         if not group.followers:
             del self._groups[group.key]
@@ -241,13 +268,16 @@ class Delivery:
         first = entries[0].id
         newest = entries[-1].id
         for group, found in wanted.items():
+            _, chunks, form, _ = group.key
+            if not chunks:
+                found = [entry for entry in found if entry.first is None]
             data = b""
             for follower in list(group.followers):
                 reader = follower.reader
                 try:
                     if follower.is_simple and reader.position < first:
                         if not data and found:
-                            data = follower.framed(write_entries(group.key[1], self._store, found))
+                            data = follower.framed(write_entries(form, self._store, found))
                         own = data
                     else:
                         mine = [entry for entry in found if entry.id > reader.position]
@@ -329,12 +359,14 @@ class Delivery:
     # Watching
 
     def _watch(self) -> None:
-        while not self._stopping:
+        while True:
             for key, _ in self._selector.select():
                 if key.data is not None:
                     self._look_at(key.data)
                 elif key.fileobj is self._ends:
                     self._drop_ended()
+                else:
+                    return  # `_END` has come
 
     def _look_at(self, follower: Follower) -> None:
         """A parked client sent something, or went away."""
@@ -369,6 +401,7 @@ class Delivery:
             follower.connection.drop()
 
 
+_END = b"."  # what ends the thread that watches
 _LOOK_AT_UNTIL = 0.2  # seconds between looks at the clock for a follower with `until`
 
 
@@ -378,6 +411,11 @@ def _first_due(reader: Reader) -> float | None:
     if reader.options.until is not None:
         return time.monotonic() + _LOOK_AT_UNTIL
     return None
+
+
+def _key(follower: Follower) -> _Key:
+    reader = follower.reader
+    return (reader.patterns, reader.chunks, reader.form, follower.connection.chunked)
 
 
 def _names(patterns: frame.Patterns) -> list[str]:

@@ -189,11 +189,10 @@ class Evaluation:
             yield BYTES.encode()
             yield binascii.a2b_base64(said[1:])
             return
-        value = json.loads(said[1:])
-        if isinstance(value, str):
+        if said[1:2] == b'"':
             yield TEXT.encode()
-            yield value.encode("utf-8", "replace")
-        elif value is None or isinstance(value, (dict, list)):
+            yield str(json.loads(said[1:])).encode("utf-8", "replace")
+        elif said[1:2] in (b"{", b"[") or said[1:] == b"null":
             yield JSON.encode()
             yield said[1:] + b"\n"
         else:

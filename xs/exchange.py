@@ -10,6 +10,7 @@ log: the client is not told.
 from __future__ import annotations
 
 import binascii
+import functools
 import json
 import time
 from typing import Any, Optional
@@ -195,7 +196,7 @@ def framed(
         raise NotHttp(f"its Content-Length is {given}, and its content has {size} bytes")
     fields = list(fields)
     if not any(name.lower() == "date" for name, _ in fields):
-        fields.append(("date", date(now)))
+        fields.append(("date", date(int(now))))
     is_chunked = more and request.minor == 1
     keep = keep and not closes and (is_chunked or not more)
     if is_chunked:
@@ -227,9 +228,10 @@ def _given_fields(headers: Any) -> list[tuple[str, str]]:
                     f"its header {_shown(name)} is {_shown(value)}, "
                     "and neither a string nor a list of strings"
                 )
-            if not value.isascii():
-                value = value.encode("utf-8", "surrogatepass").decode("latin-1")
-            fields.append((name, value))
+            try:
+                fields.append((name, value.encode().decode("latin-1")))
+            except UnicodeEncodeError:
+                raise NotHttp(f"its header {_shown(name)} has half a character") from None
     return fields
 
 
@@ -260,8 +262,9 @@ _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def date(now: float) -> str:
-    """A time as RFC 9110 §5.6.7 writes it."""
+@functools.lru_cache(maxsize=1)
+def date(now: int) -> str:
+    """A time, in seconds since 1970, as RFC 9110 §5.6.7 writes it."""
     year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(now)
     return (
         f"{_WEEKDAYS[weekday]}, {day:02d} {_MONTHS[month - 1]} {year} "

@@ -13,8 +13,18 @@ from typing import Any, Union
 
 from xs import errors, frame, ids
 from xs.cas import BLOCK, Content
-from xs.commit import AppendWork, BatchWork, Imported, ImportWork, PinWork, RemoveWork, Work
-from xs.request import NDJSON, append_request
+from xs.commit import (
+    AppendWork,
+    BatchWork,
+    Imported,
+    ImportWork,
+    PinWork,
+    RemoveWork,
+    RunResult,
+    RunWork,
+    Work,
+)
+from xs.request import NDJSON, append_request, quote
 from xs.transport import HttpTransport, ask
 
 
@@ -28,6 +38,8 @@ def forward(transport: HttpTransport, work: Work) -> Any:
         return _forward_import(transport, work)
     if isinstance(work, RemoveWork):
         return ask(transport, "DELETE", f"/{ids.text(work.id)}").read()
+    if isinstance(work, RunWork):
+        return _forward_run(transport, work)
     if isinstance(work, PinWork):
         return ask(transport, "POST", "/cas", (), _blocks(work.content)).read().decode()
     raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
@@ -52,6 +64,28 @@ def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
     target, fields = append_request(topic, meta=meta, ttl=ttl, if_last=if_last, key=key)
     body = None if content is None else _blocks(content)
     return ask(transport, "POST", target, fields, body).read().rstrip(b"\n")
+
+
+def _forward_run(transport: HttpTransport, work: RunWork) -> RunResult:
+    topic, _, meta, ttl, if_last, key = work.append
+    begins = work.first is None
+    target, fields = append_request(
+        topic,
+        meta=meta if begins else None,
+        ttl=ttl if begins else None,
+        if_last=if_last if begins else None,
+        key=key if begins else None,
+    )
+    state = "more"
+    if work.ended:
+        state = "whole" if work.error_text is None else f"broken {quote(work.error_text)}"
+    first = "new" if work.first is None else ids.text(work.first)
+    fields.append(("xs-run", f"{first} {work.writer} {state}"))
+    body = b"".join([block for content in work.contents for block in _blocks(content)])
+    answer = ask(transport, "POST", target, fields, body)
+    made = answer.get("xs-run")
+    line = answer.read().rstrip(b"\n")
+    return RunResult(line, None if made is None else ids.parse(made))
 
 
 def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:

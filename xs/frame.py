@@ -113,6 +113,80 @@ def hash_text(line: bytes) -> str | None:
     return line[start : line.index(b'"', start)].decode("ascii")
 
 
+def ttl_of(line: bytes) -> str:
+    """The TTL of a frame that `encode` made, without decoding it."""
+    return line[line.rindex(b'"ttl":"') + 7 : -2].decode("ascii")
+
+
+# Runs: content in pieces, a frame for each (docs/protocol.md, Chunked content)
+
+
+def may_begin_run(line: bytes) -> bool:
+    """Whether a frame that `encode` made may be the first of a run; if it is, the index knows."""
+    return b'"more":true' in line
+
+
+def begins_run(line: bytes) -> bool:
+    """As `may_begin_run`, by its meta: an object that has `more`, and it is true."""
+    if not may_begin_run(line):
+        return False
+    import json
+
+    meta = json.loads(line, parse_int=float).get("meta")
+    return isinstance(meta, dict) and meta.get("more") is True and "chunk" not in meta
+
+
+def first_meta(meta: str) -> str:
+    """The meta of a run's first frame: what was given, with `more`. Raises `Invalid`."""
+    if meta in ("null", "{}"):
+        return '{"more":true}'
+    if meta[0] != "{":
+        raise Invalid("the meta of a chunked append is an object, as more is put into it")
+    members = _members(meta)
+    for name in ("more", "chunk"):
+        if name in members:
+            raise Invalid(f"a chunked append says by itself what {name} is: leave it out of meta")
+    return meta[:-1] + ',"more":true}'
+
+
+def piece_meta(first: str, *, more: bool, error: str | None = None) -> str:
+    """The meta of a frame that continues the run whose first frame has that id."""
+    if error is not None:
+        import json
+
+        return f'{{"chunk":"{first}","more":false,"error":{json.dumps(error, ensure_ascii=False)}}}'
+    return f'{{"chunk":"{first}","more":{"true" if more else "false"}}}'
+
+
+class Continuation(NamedTuple):
+    """What meta says of a frame that continues a run: the id of its first frame, and so on."""
+
+    first: str
+    more: bool
+    has_error: bool
+
+
+def continuation_in(meta: str) -> Continuation | None:
+    """What meta says of the run that a frame continues; None if it does not look like it.
+
+    That it looks like it makes no frame part of a run: the index knows which are.
+    """
+    if '"chunk"' not in meta or meta[0] != "{":
+        return None
+    members = _members(meta)
+    first, more = members.get("chunk"), members.get("more")
+    if not isinstance(first, str) or not isinstance(more, bool) or not ids.is_id(first):
+        return None
+    return Continuation(first.lower(), more, "error" in members)
+
+
+def _members(meta: str) -> dict[str, Any]:
+    import json
+
+    found: dict[str, Any] = json.loads(meta, parse_int=float)
+    return found
+
+
 # Topics and patterns
 
 

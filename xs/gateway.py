@@ -118,6 +118,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._waiter: Optional[Waiter] = None
         self._has_more = False  # whether frames of the answer under way may still come
         self._ending = False
+        self._is_refused = False  # whether the client is told no, and may still be sending
         self._broken = False  # whether the end of what is sent is not where it should be
         self._said_goodbye = True  # the end of TLS; there is none yet
         self.server.opened(self)
@@ -131,7 +132,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._broken = True  # the client is gone, or too slow to be waited for
 
     def finish(self) -> None:
-        self._end_output()
+        if not self._broken:
+            self._end_output()
         self.gateway.hangups.unwatch(self.sock)
         self.sock.close()
         self.server.closed(self)
@@ -145,7 +147,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _end_output(self) -> None:
         """Nothing more is sent. With TLS that is said, so that nobody can have cut it short."""
-        if not self._said_goodbye and not self._broken:
+        if not self._said_goodbye:
             self._said_goodbye = True
             self.sock.settimeout(0.0)  # for the other end's goodbye nobody waits
             try:
@@ -179,7 +181,7 @@ class Connection(socketserver.BaseRequestHandler):
             if head is None:
                 return
             if not self._serve(head):
-                if self.buffer and not self._broken:  # it has sent more, which nobody reads
+                if (self.buffer or self._is_refused) and not self._broken:
                     self._linger()
                 return
 
@@ -223,7 +225,7 @@ class Connection(socketserver.BaseRequestHandler):
         if self._is_tls:
             self.sock.settimeout(seconds)
         elif seconds != self._limit:
-            set_timeout(self.sock, seconds)
+            set_timeout(self.sock, max(seconds, 0.001))  # 0 would be no limit at all
             self._limit = seconds
 
     def _serve(self, head: http1.RequestHead) -> bool:
@@ -348,7 +350,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _log(self, head: http1.RequestHead, found: Found, what: str) -> None:
         self.server.log(
-            f"gateway: {head.method} {head.path}: the answer {ids.text(found.id)} {what}", WARNING
+            f"gateway: {head.method} {head.path[:128]}: the answer {ids.text(found.id)} {what}",
+            WARNING,
         )
 
     def _note(self, head: http1.RequestHead | None, status: int, why: str = "") -> None:
@@ -365,7 +368,11 @@ class Connection(socketserver.BaseRequestHandler):
         self._note(head, status, f": {sentence}")
         body = f"{sentence}\n".encode("utf-8", "replace")
         keep = keep and head is not None and head.keep_alive and not self._ending
-        fields = [_TEXT, ("date", exchange.date(time.time())), ("content-length", str(len(body)))]
+        fields = [
+            _TEXT,
+            ("date", exchange.date(int(time.time()))),
+            ("content-length", str(len(body))),
+        ]
         if status == 503:
             fields.append(("retry-after", "1"))
         if not keep:
@@ -374,12 +381,13 @@ class Connection(socketserver.BaseRequestHandler):
             fields.append(("connection", "keep-alive"))
         data = http1.response_head(status, fields)
         self._write(data if head is not None and head.method == "HEAD" else data + body)
-        if not keep:
-            self._linger()
+        self._is_refused = not keep
         return keep
 
     def _refuse(self, status: int, sentence: str) -> None:
+        """Answers what is no request, and lets the client hear it."""
         self._say(None, status, sentence, keep=False)
+        self._linger()
 
     def _write(self, data: bytes) -> None:
         """Writes all of it. Raises `OSError` if the client is gone, or takes it too slowly."""
@@ -397,11 +405,14 @@ class Connection(socketserver.BaseRequestHandler):
         self._end_output()
         deadline = time.monotonic() + Limits.linger_seconds
         left = Limits.linger_seconds
-        while left > 0:
-            self.sock.settimeout(left)
-            if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
-                return
-            left = deadline - time.monotonic()
+        try:
+            while left > 0:
+                self.sock.settimeout(left)
+                if not socket.socket.recv(self.sock, _RECEIVE):  # of TLS as it is
+                    return
+                left = deadline - time.monotonic()
+        except OSError:
+            pass  # it is gone, or silent: either way there is nobody to wait for
 
     # The end
 
@@ -539,16 +550,17 @@ class Gateway:
         options: Options,
         log: Callable[[str], None],
         room: int,
+        within: Connections | None = None,
         sockets: Optional[Sockets] = None,
     ) -> None:
-        """`room`: connections that the system has room for. Raises `Usage` for what can't be.
+        """`room`: connections that the system has room for; `within` are all that count for that.
 
-        `sockets` has those that were handed down to this process.
+        `sockets` has those that were handed down to this process. Raises `Usage` for what can't be.
         """
         self.store = store
         self.options = options
         self.log = log_of(log)
-        self.connections = Connections(room)
+        self.connections = Connections(room, within)
         self.answers = Answers(store, options.most)
         self.hangups: Hangups  # from the start on
         self._tls = None if options.certificate is None else _tls(options.certificate, options.key)
@@ -647,7 +659,7 @@ class Gateway:
         if found.content is not None:
             return len(found.content), iter((found.content,))
         if found.stored is not None:
-            return self.store.stored_content(found.stored, found.hash)
+            return self.store.stored_content(found.stored)
         return self.store.content_of(found.id)
 
     def tell_disconnect(self, request_id: str) -> None:
@@ -674,6 +686,8 @@ def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # A client that goes without TLS's goodbye is nothing special: a request says where it ends.
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # since OpenSSL 3
     context.set_alpn_protocols(["http/1.1"])
     try:
         # A key with a passphrase would have OpenSSL ask for it at the terminal.

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import binascii
 import functools
+import itertools
 import json
 import threading
 import time
 
 from xs import frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Commit, Work
-from xs.errors import Failed, Invalid, XsError
+from xs.errors import Failed, Invalid, NotFound, Unavailable, XsError
 from xs.log import WARNING
 from xs.process import Command
 from xs.records import NamedTuple
@@ -26,14 +27,16 @@ from xs.schema import Script
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Optional
 
 COMMIT_VALUES = 1000  # values in one transaction
 CHUNK_BYTES = 16 * 1024  # of a byte stream, in one value
-SENDS = 100  # frames of input that are marked as given in one transaction
-SEND_BYTES = 1 << 20
+SENDS = 100  # frames of input that are marked as given in one transaction …
+SEND_BYTES = 64 * 1024  # … and their bytes, about: as many as are lost when their process dies
 
-_BYTE_STREAM = b"byte stream"
+# What a process yields, if not values of Nushell.
+_LINES, _BYTE_STREAM = b"lines", b"byte stream"
 
 
 class Spawn(NamedTuple):
@@ -45,30 +48,49 @@ class Spawn(NamedTuple):
 
 def parse_spawn(topic: str, meta: Any) -> Spawn:
     """A spawn frame's topic and meta. Raises `Invalid`."""
-    name = topic[: -len(".spawn")]
+    name = name_of(topic, meta)
     if meta is None:
         return Spawn(name, False)
     if not isinstance(meta, dict):
         raise Invalid("the meta of a spawn is a record")
     given = meta.get("topic", name)
-    if not isinstance(given, str):
-        raise Invalid("topic is the generator's name, a text")
+    if given != name:  # what `name_of` can't take
+        if not isinstance(given, str):
+            raise Invalid("topic is the generator's name, a text")
+        frame.check_topic(given)
+        raise Invalid(f"the name {given!r} belongs to the runtime: choose one not under xs.")
     duplex = meta.get("duplex", False)
     if not isinstance(duplex, bool):
         raise Invalid("duplex is true or false")
-    return Spawn(frame.check_client_topic(given), duplex)
+    return Spawn(name, duplex)
 
 
-class PositionWork(Work):
-    """Marks what a generator has been given."""
+def name_of(topic: str, meta: Any) -> str:
+    """The name of the generator that a spawn frame is about."""
+    given = meta.get("topic") if isinstance(meta, dict) else None
+    if isinstance(given, str) and not f"{given}.".startswith(frame.RUNTIME_PREFIX):
+        try:
+            return frame.check_topic(given)
+        except Invalid:
+            pass  # who has the topic's name is told
+    return topic[: -len(".spawn")]
 
-    __slots__ = ("script",)
 
-    def __init__(self, script: Script) -> None:
+class KeepWork(Work):
+    """Keeps how far a generator is, with a frame that tells of it, if there is one."""
+
+    __slots__ = ("script", "told")
+
+    is_whole = True  # the frame with what it tells of, or neither
+
+    def __init__(self, script: Script, told: Optional[Append] = None) -> None:
         super().__init__()
         self.script = script
+        self.told = told
 
     def apply(self, commit: Commit) -> None:
+        if self.told is not None:
+            commit.append(self.told)
         commit.writer.keep_script(self.script)
 
 
@@ -80,8 +102,9 @@ class Generator(Runner):
     def __init__(self, context: Context, name: str) -> None:
         super().__init__(context, name)
         self._command: Command
+        self._meta = ""  # of what it yields
         self._duplex = False
-        self._position = -1  # the last frame of input that it was given
+        self._position = -1  # the last frame of input that it was given, or that is none of its own
         self._backoff = Backoff()
         self._reset()
         self._watch = self.store.bus.watch(self._wants, self.wake)
@@ -89,11 +112,12 @@ class Generator(Runner):
     def _reset(self) -> None:
         """Before a process is started."""
         self._started = False
-        self._kind: bytes | None = None  # what a Nushell script yields
+        self._kind: bytes | None = None  # what it yields
         self._values: list[Append] = []
         self._committing: BatchWork | None = None
         self._committed = threading.Event()  # no commit is under way
         self._committed.set()
+        self._input = _NO_INPUT
         self._started_at = time.monotonic()
         self._restart_at = 0.0
 
@@ -103,25 +127,38 @@ class Generator(Runner):
     # Orders
 
     def put(self, source: int) -> None:
+        try:
+            self.store.get(source)
+        except NotFound:
+            return  # it was removed meanwhile: nobody wants it any more
+        kept = self.kept(source)
+        if kept is not None and not kept.active:
+            return  # terminated, though the frame that said so is gone
+        if not self.is_stored(source):
+            # After a restart it would be gone, and the one before it would be back.
+            self._tell_error(source, "a spawn must be stored: give it another ttl than ephemeral")
+            return
         if self.source is not None:
             self._take_out("replaced")
-        if not self.is_stored(source):
+        try:
+            found, text = self.read_source(source)
+            duplex = parse_spawn(found.topic, found.meta).duplex
+            self._command = runner.command_of(
+                text,
+                functools.partial(nu.script, input_="bytes" if duplex else "none"),
+                has_input=duplex,
+            )
+        except Unavailable:
+            raise  # it says nothing about the script: the order is carried out later
+        except XsError as error:
+            self._tell_error(source, str(error))
             return
         self.source = source
         self.finished_frames = 0
-        self._backoff = Backoff()
-        try:
-            found, text = self.read_source(source)
-            self._duplex = parse_spawn(found.topic, found.meta).duplex
-            input_ = "bytes" if self._duplex else "none"
-            self._command = runner.command_of(
-                text, functools.partial(nu.script, input_=input_), has_input=self._duplex
-            )
-        except XsError as error:
-            self._refuse(str(error))
-            return
-        kept = self.kept(source)
+        self._duplex = duplex
         self._position = source if kept is None else ids.parse(kept.position)
+        self._backoff = Backoff()
+        self._meta = f'{{"source_id":"{ids.text(source)}"}}'
         self._reset()
 
     def take_out(self, frame_id: int) -> None:
@@ -129,39 +166,63 @@ class Generator(Runner):
             self._take_out("terminated")
 
     def _take_out(self, reason: str) -> None:
-        is_running = self.pipes is not None and self._started
-        tail = self.end_process()
-        self._flush()
-        if is_running or reason == "terminated":
-            self._append("stop", {"reason": reason}, tail)
-        self.source = None
-        self._duplex = False
+        if reason == "terminated" or self._is_running:
+            self._stop({"reason": reason}, for_good=reason == "terminated")
+        self._forget()
 
     def _refuse(self, reason: str) -> None:
         """It can't be started, and is not tried again before the server's next start."""
-        self.last_error = reason
-        self.log(f"can't be started: {reason}", WARNING)
+        assert self.source is not None
+        self._tell_error(self.source, reason)
+        self._forget()
+
+    def _forget(self) -> None:
         self.close_process()
-        self._append("spawn.error", {"reason": reason})
         self.source = None
         self._duplex = False
 
+    def _tell_error(self, source: int, reason: str) -> None:
+        self.last_error = reason
+        self.log(f"can't be started: {reason.splitlines()[0]}", WARNING)
+        self.persist(BatchWork([self.refusal(self.name, source, reason)]))
+
+    @classmethod
+    def refusal(cls, name: str, source: int, reason: str) -> Append:
+        meta = runner.json_text({"source_id": ids.text(source), "reason": reason})
+        return Append(f"{name}.spawn.error", meta=meta)
+
     def leave(self) -> None:
         self.store.bus.unwatch(self._watch)
-        if self.source is not None:
-            is_running = self.pipes is not None and self._started
-            tail = self.end_process()
-            self._flush()
-            if is_running:
-                self._append("stop", {"reason": "shutdown"}, tail)
+        if self._is_running:
+            self._stop({"reason": "shutdown"})
 
-    def _append(self, what: str, more: dict[str, Any], tail: str = "") -> None:
+    @property
+    def _is_running(self) -> bool:
+        return self.source is not None and self.pipes is not None and self._started
+
+    def _stop(self, told: dict[str, Any], *, for_good: bool = False) -> None:
+        """Ends the process, keeps what it has yielded, and says why it ended."""
         assert self.source is not None
-        told = {"source_id": ids.text(self.source), **more}
+        tail = self._finish_process()
+        try:
+            self._flush()
+        except Failed as error:
+            self.last_error = told["error"] = str(error)
+        told = {"source_id": ids.text(self.source), **told}
         if tail:
             told["stderr"] = tail
-        meta = runner.json_text(told)
-        self.persist(BatchWork([Append(f"{self.name}.{what}", meta=meta)]))
+        stop = Append(f"{self.name}.stop", meta=runner.json_text(told))
+        self.persist(KeepWork(self._script(active=False), stop) if for_good else BatchWork([stop]))
+
+    def _finish_process(self) -> str:
+        """As `end_process`, and takes what it has yielded by then."""
+        if self.pipes is not None and self._started:
+            self.pipes.end()
+            try:
+                self._take_values()
+            except Failed as error:
+                self.last_error = str(error)
+        return self.end_process()
 
     # What happens
 
@@ -177,11 +238,11 @@ class Generator(Runner):
             self._give()
             self.select(None if self._started else self._started_at + runner.START_SECONDS - now)
             self._take()
+            self._commit_values()
         except Failed as error:
             self._end(str(error))
             return
-        self._commit_values()
-        if self.pipes is not None and self.pipes.status is not None and self._is_drained:
+        if self.pipes.status is not None and not self._values and self._committing is None:
             self._on_end(self.pipes.status)
 
     def _start_process(self) -> None:
@@ -193,28 +254,24 @@ class Generator(Runner):
             return
         if not self._command.mark:
             self._on_start()
+            self._kind = _LINES
 
     def _on_start(self) -> None:
         self._started = True
-        self._append("start", {})
-
-    @property
-    def _is_drained(self) -> bool:
-        return not self._values and self._committing is None
+        self.persist(BatchWork([Append(f"{self.name}.start", meta=self._meta)]))
 
     def _on_end(self, status: int) -> None:
         assert self.pipes is not None
+        how = f"it ended with status {status}" if status >= 0 else f"signal {-status} ended it"
         if not self._started and status > 0:
-            self._refuse(self.pipes.tail or f"it ended with status {status}")
+            self._refuse(self.pipes.tail or how)
             return
-        self._end(None if status == 0 else f"it ended with status {status}", status)
+        self._end(None if status == 0 else how, status)
 
     def _end(self, error: Optional[str], status: Optional[int] = None) -> None:
         """The process has ended, or has to: it is started again after a while."""
-        tail = self.end_process()
-        if self._flush():
-            reason = {"reason": "finished"} if error is None else {"reason": error}
-            self._append("stop", {**reason, **({} if status is None else {"status": status})}, tail)
+        reason = {"reason": error or "finished"}
+        self._stop(reason if status is None else {**reason, "status": status})
         self.last_error = error or self.last_error
         well = error is None or time.monotonic() - self._started_at > runner.WELL_SECONDS
         self._restart_at = time.monotonic() + self._backoff.after(well=well)
@@ -222,53 +279,54 @@ class Generator(Runner):
     # Values out
 
     def _take(self) -> None:
+        """Takes what has come. Raises `Failed`."""
         pipes = self.pipes
         assert pipes is not None
         if not self._started and time.monotonic() > self._started_at + runner.START_SECONDS:
             raise Failed(f"it did not start within {runner.START_SECONDS:.0f} s")
-        if self._kind == _BYTE_STREAM:
-            self._take_bytes(pipes.rest())
-        else:
-            for line in pipes.lines():
-                if self._kind == _BYTE_STREAM:
-                    self._take_bytes(line + b"\n")
-                    continue
-                said = pipes.ours(line)
-                if said is not None:
-                    self._take_line(said)
-            if self._kind == _BYTE_STREAM or (not self._command.mark and pipes.status is not None):
-                self._take_bytes(pipes.rest())
+        self._take_values()
+        if self._kind == _LINES and pipes.status is not None:
+            last = pipes.rest()  # whose line has no end
+            if last:
+                self._add(last)
         pipes.pause(len(self._values) > COMMIT_VALUES)
 
-    def _take_line(self, said: bytes) -> None:
-        if not self._command.mark:
-            self._add(said)
-        elif not self._started:
-            if not runner.is_start(said):
+    def _take_values(self) -> None:
+        pipes = self.pipes
+        assert pipes is not None
+        while self._kind is None:
+            line = pipes.line()
+            if line is None:
+                return
+            said = pipes.ours(line)
+            if said is None:
+                continue
+            if self._started:
+                self._kind = said
+            elif runner.is_start(said):
+                self._on_start()
+            else:
                 raise Failed("it said something before it began")
-            self._on_start()
-        elif self._kind is None:
-            self._kind = said
-        elif said[:1] == b"B":
-            self._add(binascii.a2b_base64(said[1:]))
-        elif said[1:2] == b'"':
-            self._add(json.loads(said[1:]).encode("utf-8", "replace"))
-        else:
-            self._add(said[1:])
-
-    def _take_bytes(self, data: bytes) -> None:
-        for start in range(0, len(data), CHUNK_BYTES):
-            self._add(data[start : start + CHUNK_BYTES])
+        if self._kind == _BYTE_STREAM:
+            data = pipes.rest()
+            for start in range(0, len(data), CHUNK_BYTES):
+                self._add(data[start : start + CHUNK_BYTES])
+            return
+        for line in pipes.lines():
+            said = pipes.ours(line)
+            if said is not None:
+                self._add(said if self._kind == _LINES else _value(said))
 
     def _add(self, value: bytes) -> None:
-        assert self.source is not None
-        content = self.store.cas.take([value]) if value else None
-        meta = f'{{"source_id":"{ids.text(self.source)}"}}'
-        self._values.append(Append(f"{self.name}.recv", content, meta))
+        try:
+            content = self.store.cas.take([value])
+        except OSError as error:
+            raise Failed(f"a value could not be stored: {error.strerror}") from None
+        self._values.append(Append(f"{self.name}.recv", content, self._meta))
         self.finished_frames += 1
 
     def _commit_values(self) -> None:
-        """Commits what has come; more gathers while a commit is under way."""
+        """Commits what has come; more gathers while a commit is under way. Raises `Failed`."""
         self._finish_commit()
         if self._committing is None and self._values:
             self._submit()
@@ -276,7 +334,7 @@ class Generator(Runner):
 
     def _submit(self) -> None:
         values, self._values = self._values[:COMMIT_VALUES], self._values[COMMIT_VALUES:]
-        work = BatchWork([*values])
+        work = BatchWork([*values], atomic=True)
         work.done = self._on_commit
         self._committing = work
         self._committed.clear()
@@ -287,65 +345,95 @@ class Generator(Runner):
         self._committed.set()
         self.wake()
 
-    def _finish_commit(self) -> bool:
-        """Looks whether the commit under way is through; False if it failed."""
+    def _finish_commit(self) -> None:
+        """Looks whether the commit under way is through. Raises `Failed` if it failed."""
         work = self._committing
         if work is None or not work.finished:
-            return True
+            return
         self._committing = None
-        if work.error is None:
-            return True
-        lost = len(work.appends) + len(self._values)
-        self._values = []
-        self._end(f"{lost} values could not be stored: {work.error}")
-        return False
+        if work.error is not None:
+            lost = len(work.appends) + len(self._values)
+            BatchWork([*self._values]).discard()
+            self._values = []
+            raise Failed(f"{lost} values could not be stored: {work.error}")
 
-    def _flush(self) -> bool:
-        """Commits all values that have come, and waits for it; False if that failed."""
+    def _flush(self) -> None:
+        """Commits all values that have come, and waits for it. Raises `Failed`."""
         while self._values or self._committing is not None:
             if self._committing is None:
                 self._submit()
             self._committed.wait()
-            if not self._finish_commit():
-                return False
-        return True
+            self._finish_commit()
 
     # Input
 
     def _give(self) -> None:
-        """Gives a duplex generator what was sent, once it has read what it was given before."""
+        """Gives a duplex generator what was sent, as fast as it reads."""
         pipes = self.pipes
         assert pipes is not None
         if not self._duplex or not self._started or pipes.has_unsent:
             return
-        lines = self._next_sends()
-        if not lines:
-            return
-        data = bytearray()
-        for line in lines:
-            value = ids.parse(frame.id_of(line))
-            if data and len(data) > SEND_BYTES:
-                break
+        while not (pipes.has_unsent or self.has_orders or self.is_stopping):
             try:
-                for block in self.store.content_of(value)[1]:
-                    data += block
+                block = next(self._input, None)
             except XsError as error:
-                self.log(f"left out {ids.text(value)}: {error}", WARNING)
-            self._position = value
-        assert self.source is not None
-        position = ids.text(self._position)
-        self.persist(
-            PositionWork(Script(self.kind, self.name, ids.text(self.source), True, position))
-        )
-        pipes.send(bytes(data))
+                self.log(f"left out the rest of {ids.text(self._position)}: {error}", WARNING)
+                continue
+            if block is not None:
+                pipes.send(block)
+                continue
+            self._input = self._next_input()
+            if self._input is _NO_INPUT:
+                return
+
+    def _next_input(self) -> Iterator[bytes]:
+        """What was sent next, in blocks. From now on it counts as given."""
+        contents = []
+        size = 0
+        for line in self._next_sends():
+            self._position = ids.parse(frame.id_of(line))
+            try:
+                found, blocks = self.store.content_of(self._position)
+            except XsError as error:
+                self.log(f"left out {ids.text(self._position)}: {error}", WARNING)
+                continue
+            contents.append(blocks)
+            size += found
+            if size > SEND_BYTES:
+                break
+        if not contents:
+            return _NO_INPUT
+        self.persist(KeepWork(self._script()))
+        return itertools.chain.from_iterable(contents)
 
     def _next_sends(self) -> list[bytes]:
-        topic, store = f"{self.name}.send", self.store
+        store, topic, now = self.store, f"{self.name}.send", self.store.clock()
+        newest = store.newest()
         entries = store.bus.after(self._position)
-        now = store.clock()
         if entries is None:
-            found = store.index.page(
-                self._position, store.newest(), frozenset((topic,)), SENDS, now
-            )[0]
-            return found.split(b"\n")[:-1]
-        return [e.line for e in entries if e.topic == topic and e.is_live(now)][:SENDS]
+            page, _ = store.index.page(self._position, newest, frozenset((topic,)), SENDS, now)
+            lines = page.split(b"\n")[:-1]
+        else:
+            lines = [each.line for each in entries if each.topic == topic and each.is_live(now)]
+        if not lines:
+            self._position = max(self._position, newest)
+        return lines[:SENDS]
+
+    def _script(self, *, active: bool = True) -> Script:
+        assert self.source is not None
+        position = ids.text(self._position)
+        return Script(self.kind, self.name, ids.text(self.source), active, position)
+
+
+_NO_INPUT: Iterator[bytes] = iter(())
+
+
+def _value(said: bytes) -> bytes:
+    """The content that a value becomes (run_script.nu): its bytes, its text, or JSON."""
+    if said[:1] == b"B":
+        return binascii.a2b_base64(said[1:])
+    if said[:1] == b"J":
+        return said[1:]
+    if b"\\" not in said:  # nothing is escaped: what stands between the quotes
+        return said[2:-1]
+    return str(json.loads(said[1:])).encode("utf-8", "replace")

@@ -9,8 +9,12 @@ The way of a frame through a handler:
    and the handler's position, the id of the last frame that was answered, in one transaction.
 
 So after a kill at any moment the handler goes on with the first frame whose effects are not stored.
-A frame that failed has none: the handler is out of service then, in one transaction with all that
-the frames before it caused.
+A frame that failed has none: what the frames before it caused is committed, then that the handler
+is out of service.
+
+A registration has the frames between itself and the frame that takes it out: the same order for
+all, that of the stream. So the handler finds those orders in the stream itself too, and gives its
+process nothing that lies behind one.
 """
 
 from __future__ import annotations
@@ -24,13 +28,14 @@ import time
 from itertools import islice
 
 from xs import frame, ids, nu, runner
+from xs.cas import INLINE_MAX
 from xs.commit import Append, BatchWork, Commit, Work
-from xs.errors import Failed, Invalid, NoNushell, XsError
+from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
 from xs.log import WARNING
 from xs.process import Command
 from xs.reader import PULSE, Form, write
 from xs.records import NamedTuple
-from xs.runner import Backoff, Context, Runner
+from xs.runner import Backoff, Context, Order, Runner
 from xs.schema import Script, Stored
 
 TYPE_CHECKING = False
@@ -41,8 +46,12 @@ AHEAD_FRAMES = 1000  # frames that a process may have been given and not have an
 INPUT_FRAMES = 500  # in one line to Nushell
 INPUT_BYTES = 1 << 20  # so much is written to a process before it is seen what it does
 COMMIT_FRAMES = 1000  # answers in one transaction
+COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
 NOTE_SECONDS = 1.0  # after which a position is stored though nothing was caused
-DEATHS_MAX = 5  # of the process by signals, without one frame between: then it has failed
+FINISH_SECONDS = 1.0  # for the frames before the one that takes a handler out of service
+DEATHS_MAX = 5  # of the process by signals, all on one frame: then it has failed
+ANSWER_LEVELS = 500  # to which arrays and objects may be nested in an answer
+ERROR_CHARACTERS = 8192  # of an error, in the frame that tells of it
 
 REGISTRATIONS_CACHED = 10_000  # ids of which a handler knows whether they are its registrations
 
@@ -122,6 +131,8 @@ class EffectsWork(Work):
 
     __slots__ = ("appends", "frames", "script")
 
+    is_whole = True  # all of it with the position, or nothing: or it would be done twice
+
     def __init__(self, appends: list[Append], script: Script, frames: int = 0) -> None:
         super().__init__()
         self.appends = appends
@@ -133,6 +144,9 @@ class EffectsWork(Work):
             if isinstance(result, XsError):
                 raise result
         commit.writer.keep_script(self.script)
+
+    def discard(self) -> None:
+        BatchWork([*self.appends]).discard()
 
 
 class Handler(Runner):
@@ -148,9 +162,16 @@ class Handler(Runner):
         self._registered = False
         self._position = -1  # the last frame whose effects are stored
         self._state = "null"  # as stored
-        self._patterns: frame.Patterns = frozenset()  # of frames that are given, and watched for
+        self._patterns: frame.Patterns = frozenset()  # of frames that are looked at
+        self._order_topics = frozenset((f"{name}.register", f"{name}.unregister"))
+        self._order_starts = tuple(f'{{"topic":"{each}"'.encode() for each in self._order_topics)
+        self._heard = -1  # the last order that was carried out
+        self._until = _NEVER  # the order that takes it out: nothing from there on is given
+        self._until_at: float | None = None  # then it is carried out, whatever is not finished
         self._backoff = Backoff()
         self._deaths = 0
+        self._died_at = ""
+        self._answers: collections.deque[Answer] = collections.deque()  # not committed
         self._forget_process()
         # Ids of registrations: whether they are, or were, this handler's.
         kept = self.store.index.scripts(self.kind, name)
@@ -162,7 +183,10 @@ class Handler(Runner):
         self._given = self._position  # frames up to here were given, or are none of ours
         self._ready = False
         self._waiting: collections.deque[int] = collections.deque()  # ids given, not answered
-        self._answers: collections.deque[Answer] = collections.deque()  # not committed
+        for answer in self._answers:
+            BatchWork([*answer.appends]).discard()
+        self._answers.clear()
+        self._appends_waiting = 0  # in the answers
         self._has_effects = False  # … with something to be seen among them
         self._latest_state = self._state
         self._committing: EffectsWork | None = None
@@ -173,22 +197,44 @@ class Handler(Runner):
         self._restart_at = 0.0
         self._pulse_at = 0.0
 
+    @classmethod
+    def refusal(cls, name: str, source: int, reason: str) -> Append:
+        told = {"handler_id": ids.text(source), "frame_id": ids.text(source), "error": reason}
+        return Append(f"{name}.unregistered", meta=runner.json_text(told))
+
     def _wants(self, topic: str) -> bool:
         return frame.matches(self._patterns, topic)
 
     # Orders
 
     def put(self, source: int) -> None:
-        self._take_out(source)
-        if not self.is_stored(source):
-            return
-        kept = self.kept(source)
+        if source <= self._heard:
+            return  # it was found in the stream before
+        self._until = _NEVER
+        if self.is_stored(source):
+            self._take_out(source)
+            self._put(source)
+        self._heard = source
+
+    def _put(self, source: int) -> None:
+        kept = None
+        for script in self.store.index.scripts(self.kind, self.name):
+            if script.source == ids.text(source):
+                kept = script
+            elif script.active:  # it was replaced while no server ran
+                told = self._unregistered(script, source, {})
+                self.persist(EffectsWork([told], script._replace(active=False)))
         if kept is not None and not kept.active:
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
         self.finished_frames = 0
         self._registrations[ids.text(source)] = True
         self._position, self._state = source, "null"
+        self._until = _NEVER
+        self._registered = False
+        self._backoff = Backoff()
+        self._died_at = ""
+        self._forget_process()
         try:
             found, text = self.read_source(source)
             self._asked = asked = parse_registration(source, found.meta)
@@ -196,47 +242,72 @@ class Handler(Runner):
             self._command = runner.command_of(
                 text, functools.partial(nu.handler, stateful=asked.stateful)
             )
+        except Unavailable:
+            self.source = None  # it says nothing about the script: the order is carried out later
+            raise
         except XsError as error:
             # A Nushell that is missing is no fault of the script: the next start tries again.
             self._fail(str(error), for_good=not isinstance(error, NoNushell))
             return
         self._position = asked.start if kept is None else ids.parse(kept.position)
         self._state = asked.state if kept is None else kept.state or "null"
-        self._patterns = asked.patterns
-        self._registered = False
-        self._backoff = Backoff()
-        self._deaths = 0
+        self._patterns = None if asked.patterns is None else asked.patterns | self._order_topics
         self._forget_process()
 
     def take_out(self, frame_id: int) -> None:
-        if self.source is None or frame_id > self.source:
+        if frame_id > self._heard:
             self._take_out(frame_id)
+            self._heard = frame_id
 
     def _take_out(self, frame_id: int) -> None:
         if self.source is not None:
+            self._finish_before(frame_id)
+        if self.source is not None:
             self._flush()
-            self._leave_service({"frame_id": ids.text(frame_id)})
+            self._leave_service(frame_id)
+
+    def _finish_before(self, frame_id: int) -> None:
+        """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
+        self._until = frame_id
+        self._until_at = deadline = time.monotonic() + FINISH_SECONDS
+        try:
+            while (
+                self.source is not None
+                and self.pipes is not None
+                and (not self._ready or self._waiting or self._given < frame_id - 1)
+                and time.monotonic() < deadline
+                and not self.is_stopping
+            ):
+                self.step()
+        finally:
+            self._until_at = None
 
     def _fail(self, error: str, *, for_good: bool = True) -> None:
+        # It may be anything that a script says: text that JSON can't have, and of any length.
+        error = error.encode("utf-8", "replace").decode()[:ERROR_CHARACTERS]
         self.last_error = error
         self.log(f"out of service: {error}", WARNING)
-        self._leave_service({"error": error}, for_good=for_good)
-
-    def _leave_service(self, told: dict[str, str], *, for_good: bool = True) -> None:
         assert self.source is not None
+        cause = self._waiting[0] if self._waiting else self.source
+        self._leave_service(cause, error, for_good=for_good)
+
+    def _leave_service(
+        self, cause: int, error: Optional[str] = None, *, for_good: bool = True
+    ) -> None:
+        more = {} if error is None else {"error": error}
         tail = self.end_process()
-        if tail and tail != told.get("error"):
-            told = {**told, "stderr": tail}
-        told = {"handler_id": ids.text(self.source), **told}
-        unregistered = Append(f"{self.name}.unregistered", meta=runner.json_text(told))
-        work: Work
-        if for_good:
-            work = EffectsWork([unregistered], self._script(active=False))
-        else:
-            work = BatchWork([unregistered])
-        self.persist(work)
+        if tail and tail != error:
+            more["stderr"] = tail
+        script = self._script(active=False)
+        unregistered = self._unregistered(script, cause, more)
+        self.persist(EffectsWork([unregistered], script) if for_good else BatchWork([unregistered]))
         self.source = None
         self._patterns = frozenset()
+
+    def _unregistered(self, script: Script, cause: int, more: dict[str, str]) -> Append:
+        told = {"handler_id": script.source, "frame_id": ids.text(max(cause, 0))}
+        told = {**told, "position": script.position, **more}
+        return Append(f"{self.name}.unregistered", meta=runner.json_text(told))
 
     def leave(self) -> None:
         self.store.bus.unwatch(self._watch)
@@ -263,16 +334,22 @@ class Handler(Runner):
             if self._flush():
                 self._fail(str(error))
             return
+        except (OSError, XsError) as error:  # the disk is full, or can't be read
+            if self._settle():
+                self._restart(str(error), self._backoff.after(well=False))
+            return
         self._commit_answers()
         if self.pipes is not None and self.pipes.status is not None:
             self._on_end(self.pipes.status)
 
     def _start_process(self) -> None:
+        if not self._settle():
+            return
         self._forget_process()
         try:
             pipes = self.start_process(self._command)
-        except Failed as error:
-            self._fail(str(error))
+        except Failed as error:  # for want of files, processes, room: it is no fault of the script
+            self._restart(str(error), self._backoff.after(well=False))
             return
         if self._is_program:
             self._on_ready()
@@ -284,7 +361,8 @@ class Handler(Runner):
         self._ready = True
         self._since = time.monotonic()
         if not self._registered:
-            meta = runner.json_text({"handler_id": ids.text(self.source)})
+            source = ids.text(self.source)
+            meta = runner.json_text({"handler_id": source, "frame_id": source})
             registered = Append(f"{self.name}.registered", meta=meta)
             self.persist(EffectsWork([registered], self._script()))
             self._registered = True
@@ -292,17 +370,18 @@ class Handler(Runner):
     def _on_end(self, status: int) -> None:
         """The process has ended, which it never should."""
         assert self.pipes is not None
-        if self._answers or self._committing is not None:
-            self._deaths = 0
         if not self._flush():
             return
-        self._deaths += 1
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        where = f" while it had frame {ids.text(self._waiting[0])}" if self._waiting else ""
-        error = f"its process {how}{where}"
+        given = ids.text(self._waiting[0]) if self._waiting else ""
+        error = f"its process {how}" + (f" while it had frame {given}" if given else "")
+        place = given or ("idle" if self._ready else "start")
+        if place != self._died_at:
+            self._died_at, self._deaths = place, 0
+        self._deaths += 1
         if not self._ready and status >= 0:
             self._fail(self.pipes.tail or error)
-        elif status >= 0 or self._deaths > DEATHS_MAX:
+        elif status >= 0 or (self._deaths >= DEATHS_MAX and place != "idle"):
             self._fail(error)
         else:
             # Who killed it may have meant it once: the first time it comes back at once.
@@ -326,6 +405,8 @@ class Handler(Runner):
             times.append(self._noted + NOTE_SECONDS)
         if self._ready and self._asked.pulse is not None and not self._waiting:
             times.append(self._pulse_at)
+        if self._until_at is not None:
+            times.append(self._until_at)
         return max(0.0, min(times) - now) if times else None
 
     def _check_time(self) -> None:
@@ -364,9 +445,11 @@ class Handler(Runner):
 
     def _give_pulse(self) -> None:
         """A heartbeat, for a handler that asked for one and has nothing else to do."""
-        if self._asked.pulse is None or self._waiting or time.monotonic() < self._pulse_at:
-            return
         now = time.monotonic()
+        if self._asked.pulse is None or self._waiting or now < self._pulse_at:
+            return
+        if self._until != _NEVER:
+            return
         first, self._pulse_at = self._pulse_at == 0, now + self._asked.pulse
         if first or self.pipes is None:
             return
@@ -387,53 +470,88 @@ class Handler(Runner):
         entries = store.bus.after(self._given)
         if entries is None:
             return self._stored_lines(most, now)
+        patterns = self._asked.patterns
         lines: list[bytes] = []
         size = 0
         for entry in entries:
             if len(lines) >= most or size > INPUT_BYTES:
+                return lines
+            if entry.id >= self._until:
                 break
+            if entry.is_live(now):
+                if entry.topic in self._order_topics and self._hears(entry.id, entry.topic):
+                    break
+                if frame.matches(patterns, entry.topic) and not self._is_own(entry.line):
+                    if not self._add(entry.id, entry.line, None, lines):
+                        return lines
+                    size += len(lines[-1])
             self._given = entry.id
-            if (
-                entry.is_live(now)
-                and frame.matches(self._patterns, entry.topic)
-                and not self._is_own(entry.line)
-            ):
-                line = self._dressed(entry.line, None)
-                lines.append(line)
-                size += len(line)
+        else:
+            return lines
+        self._given = max(self._given, self._until - 1)
         return lines
 
     def _stored_lines(self, most: int, now: int) -> list[bytes]:
-        store, bound = self.store, self.store.newest()
-        lines: list[bytes] = []
-        size = 0
+        store = self.store
+        bound = min(store.newest(), self._until - 1)
         if self._asked.content:
             rows = store.index.rows(self._given, bound, self._patterns, most, now)
         else:
             page, _ = store.index.page(self._given, bound, self._patterns, most, now)
             rows = [Stored(line, None, False) for line in page.split(b"\n")[:-1]]
+        lines: list[bytes] = []
+        size = 0
         for stored in rows:
+            line = stored.line
             if size > INPUT_BYTES:
-                break
-            self._given = ids.parse(frame.id_of(stored.line))
-            if not self._is_own(stored.line):
-                line = self._dressed(stored.line, stored)
-                lines.append(line)
-                size += len(line)
+                return lines
+            value = ids.parse(frame.id_of(line))
+            is_wanted = True
+            if line.startswith(self._order_starts):
+                topic = frame.topic_of(line)
+                if self._hears(value, topic):
+                    self._given = value - 1
+                    return lines
+                is_wanted = frame.matches(self._asked.patterns, topic)
+            if is_wanted and not self._is_own(line):
+                if not self._add(value, line, stored, lines):
+                    return lines
+                size += len(lines[-1])
+            self._given = value
         if not rows:
-            self._given = bound
+            self._given = max(self._given, bound)
         return lines
 
-    def _dressed(self, line: bytes, stored: Optional[Stored]) -> bytes:
-        if not self._asked.content:
-            return line
-        return write(_WITH_CONTENT, self.store, line, stored)[:-1]
+    def _hears(self, value: int, topic: str) -> bool:
+        """Whether a frame puts another registration in this one's place, or takes it out.
+
+        The server's own order may be on its way, or may have come.
+        """
+        assert self.source is not None
+        if value <= max(self.source, self._heard):
+            return False
+        self._until = value
+        self.submit(Order(topic.endswith(".register"), value))
+        return True
+
+    def _add(self, value: int, line: bytes, stored: Optional[Stored], lines: list[bytes]) -> bool:
+        """Adds a frame to the lines; False if it can't be given, and is not the first to be."""
+        if self._asked.content:
+            try:
+                line = write(_WITH_CONTENT, self.store, line, stored)[:-1]
+            except Damaged as error:
+                if lines or self._waiting:
+                    return False
+                self._waiting.append(value)
+                raise Failed(f"frame {ids.text(value)} can't be given: {error}") from None
+        lines.append(line)
+        return True
 
     def _is_own(self, line: bytes) -> bool:
         """Whether a frame was caused by a registration on this handler's own topic."""
         if b'"handler_id"' not in line:
             return False
-        cause = json.loads(line)["meta"]
+        cause = frame.Frame.from_json(line).meta
         if not isinstance(cause, dict):
             return False
         found = cause.get("handler_id")
@@ -472,17 +590,24 @@ class Handler(Runner):
             answer = self._answer(value, said)
             self._waiting.popleft()
             self._answers.append(answer)
+            self._appends_waiting += len(answer.appends)
             if answer.appends or answer.state is not None:
                 self._has_effects = True
                 self._latest_state = answer.state or self._latest_state
             self._since = time.monotonic()
+            self._died_at = ""
             self.finished_frames += 1
-        pipes.pause(len(self._answers) > 2 * COMMIT_FRAMES)
+        is_ahead = len(self._answers) > 2 * COMMIT_FRAMES
+        is_ahead = is_ahead or self._appends_waiting > 2 * COMMIT_APPENDS
+        pipes.pause(is_ahead)
+        if is_ahead:
+            self._since = time.monotonic()  # it waits for us
 
     def _answer(self, value: int, said: bytes) -> Answer:
         if said.strip() == b"null":
             return _NOTHING._replace(id=value)
         try:
+            runner.check_levels(said, ANSWER_LEVELS)
             found = json.loads(said, parse_constant=_refuse)
             if not isinstance(found, dict) or not _ANSWER_KEYS.issuperset(found):
                 raise Invalid(
@@ -492,37 +617,37 @@ class Handler(Runner):
                 raise Failed(str(found["error"]))
             if "state" in found and not self._asked.stateful:
                 raise Invalid("it answered with a state, and is not registered as stateful")
-            return Answer(value, self._appends(value, found), self._state_of(found))
+            state = _json(found["state"]) if "state" in found else None
+            return Answer(value, self._appends(value, found), state)
         except Failed:
             raise
         except (ValueError, RecursionError, XsError) as error:
             detail = f"{error}" if isinstance(error, XsError) else f"not JSON: {_text(said)}"
             raise Failed(f"its answer to frame {ids.text(value)} is wrong: {detail}") from None
 
-    def _state_of(self, found: dict[str, Any]) -> str | None:
-        if "state" not in found:
-            return None
-        return json.dumps(found["state"], ensure_ascii=False, separators=(",", ":"))
-
     def _appends(self, value: int, found: dict[str, Any]) -> list[Append]:
         appended = found.get("append") or []
         out = found.get("out")
         if not isinstance(appended, list):
             raise Invalid("append is a list of records")
-        appends = []
-        for each in appended:
-            if not isinstance(each, dict) or "topic" not in each or not set(each) <= _OUTPUT_KEYS:
-                raise Invalid("each of append is a record with topic, and meta, ttl, content")
-            appends.append(self._append_of(value, each))
-        for each in out if isinstance(out, list) else [out]:
-            if each is None:
-                continue
-            is_directed = (
-                isinstance(each, dict)
-                and ("content" in each or "content_base64" in each)
-                and _OUTPUT_KEYS.issuperset(each)
-            )
-            appends.append(self._append_of(value, each if is_directed else {"content": each}))
+        appends: list[Append] = []
+        try:
+            for each in appended:
+                if not isinstance(each, dict) or not {"topic"} <= set(each) <= _OUTPUT_KEYS:
+                    raise Invalid("each of append is a record with topic, and meta, ttl, content")
+                appends.append(self._append_of(value, each))
+            for each in out if isinstance(out, list) else [out]:
+                if each is None:
+                    continue
+                is_directed = (
+                    isinstance(each, dict)
+                    and ("content" in each or "content_base64" in each)
+                    and _OUTPUT_KEYS.issuperset(each)
+                )
+                appends.append(self._append_of(value, each if is_directed else {"content": each}))
+        except BaseException:
+            BatchWork([*appends]).discard()
+            raise
         return appends
 
     def _append_of(self, value: int, given: dict[str, Any]) -> Append:
@@ -535,11 +660,12 @@ class Handler(Runner):
         if topic != self.name:
             frame.check_client_topic(topic)
         ttl = frame.parse_ttl(given.get("ttl"))
+        meta = self._meta(value, given.get("meta"))
         data = _content_of(given)
-        content = self.store.cas.take([data]) if data else None
-        if content is not None and content.data is None and ttl == frame.EPHEMERAL:
+        if len(data) > INLINE_MAX and ttl == frame.EPHEMERAL:
             raise Invalid("the content is too large for an ephemeral frame")
-        return Append(topic, content, self._meta(value, given.get("meta")), ttl)
+        # Last, and of what is right: large content is a file by then.
+        return Append(topic, self.store.cas.take([data]) if data else None, meta, ttl)
 
     def _meta(self, value: int, given: Any) -> str:
         assert self.source is not None
@@ -567,9 +693,13 @@ class Handler(Runner):
 
     def _submit(self) -> None:
         """Hands what was answered to the store."""
-        count = min(COMMIT_FRAMES, len(self._answers))
-        answers = list(islice(self._answers, count))
-        appends = [append for answer in answers for append in answer.appends]
+        answers: list[Answer] = []
+        appends: list[Append] = []
+        for answer in islice(self._answers, COMMIT_FRAMES):
+            if answers and len(appends) + len(answer.appends) > COMMIT_APPENDS:
+                break
+            answers.append(answer)
+            appends += answer.appends
         state = self._state
         changed = next((a for a in reversed(answers) if a.state is not None), None)
         if changed is not None and changed.state is not None:
@@ -578,12 +708,17 @@ class Handler(Runner):
             meta = self._meta(changed.id, None)
             appends.append(Append(f"{self.name}.state", content, meta, "last:1"))
         position = max(self._position, answers[-1].id)
-        work = EffectsWork(appends, self._script(position, state), count)
+        work = EffectsWork(appends, self._script(position, state), len(answers))
         work.done = self._on_commit
         self._committing = work
         self._committed.clear()
         self._noted = time.monotonic()
-        self.store.submit(work)
+        try:
+            self.store.submit(work)
+        except XsError:  # it is closing: nobody will do it
+            self._committing = None
+            self._committed.set()
+            raise
 
     def _on_commit(self, _: Work) -> None:
         """Called by whoever led the commit."""
@@ -604,18 +739,24 @@ class Handler(Runner):
             return False
         self._position = ids.parse(work.script.position)
         self._state = work.script.state or "null"
+        self._backoff = Backoff()
         for _ in range(work.frames):
-            self._answers.popleft()
+            self._appends_waiting -= len(self._answers.popleft().appends)
         self._has_effects = any(a.appends or a.state is not None for a in self._answers)
         return True
+
+    def _settle(self) -> bool:
+        """Waits for the commit under way, if there is one; False if it failed."""
+        if self._committing is not None:
+            self._committed.wait()
+        return self._finish_commit()
 
     def _flush(self) -> bool:
         """Commits all that was answered, and waits for it; False if that failed."""
         while self._answers:
             if self._committing is None:
                 self._submit()
-            self._committed.wait()
-            if not self._finish_commit():
+            if not self._settle():
                 return False
         return True
 
@@ -633,6 +774,7 @@ class Handler(Runner):
         )
 
 
+_NEVER = 1 << 128  # above every id
 _NOTHING = Answer(0, [], None)
 _WITH_CONTENT = Form(content=True)
 
@@ -647,15 +789,26 @@ def _content_of(given: dict[str, Any]) -> bytes:
         if not isinstance(encoded, str) or given.get("content") is not None:
             raise Invalid("content_base64 is text in base64, and goes without content")
         try:
-            return binascii.a2b_base64(encoded)
+            data = binascii.a2b_base64(encoded)
         except ValueError:
-            raise Invalid("content_base64 is not base64") from None
+            data = b""
+        # It passes over what is no base64 at all; and text that is, is made again from its bytes.
+        if binascii.b2a_base64(data, newline=False).decode() == encoded:
+            return data
+        raise Invalid("content_base64 is not base64")
     content = given.get("content")
     if content is None:
         return b""
     if isinstance(content, str):
         return content.encode()  # a lone surrogate is a ValueError: not JSON, to us
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return _json(content).encode()
+
+
+def _json(value: Any) -> str:
+    """A value that came as JSON, as JSON. Raises `ValueError` for what only looks like it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text.encode()  # a lone surrogate is none
+    return text
 
 
 def _text(said: bytes) -> str:

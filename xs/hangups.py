@@ -40,13 +40,19 @@ class Hangups:
         """
         number = sock.fileno()
         self._watched[number] = sock, gone
-        self._system.add(number)
+        try:
+            self._system.add(number)
+        except ValueError:
+            pass  # nothing is watched any more
 
     def unwatch(self, sock: socket.socket) -> None:
         """To be called before `sock` is closed."""
         number = sock.fileno()
         if self._watched.pop(number, None) is not None:
-            self._system.remove(number)
+            try:
+                self._system.remove(number)
+            except ValueError:
+                pass  # nothing is watched any more
 
     def stop(self) -> None:
         self._stopping = True

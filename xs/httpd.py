@@ -14,7 +14,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1
 from xs.access import Access, refusal
@@ -52,6 +52,32 @@ _LOOKS = 20  # for the next request before the thread sleeps: some 40 microsecon
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
+class Served(NamedTuple):
+    """A store that is served, with what requests to it need.
+
+    `visitors` are connections to the root store's addresses, while a request on them is about this
+    store: it waits for them when it stops.
+    """
+
+    store: Store
+    delivery: Delivery
+    scripts: Optional[Scripts]
+    visitors: Connections
+
+
+class Others(Protocol):
+    """Further stores of the same process, by name."""
+
+    def find(self, name: str) -> Served:
+        """The store of that name. Raises `NotFound`, `Unavailable`."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """What is served, for `GET /stores`."""
+
+
+OTHERS_PATH = "/store/"  # then a name, and a path of that store's API
+
+
 class Connection(socketserver.BaseRequestHandler):
     """One client's connection. Its `handle` is the connection's own thread."""
 
@@ -62,6 +88,8 @@ class Connection(socketserver.BaseRequestHandler):
         self.sock = self.request
         self.buffer = bytearray()
         self.chunked = False  # of the response under way
+        self._served = self.server.served  # what the request under way is about
+        self._visits = False  # … another store than this address is of
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._out_lock = threading.Lock()  # guards the next four; taken last
         self._out_changed = threading.Condition(self._out_lock)
@@ -160,6 +188,14 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _serve(self, head: http1.RequestHead) -> bool:
         """Answers one request; whether the connection goes on."""
+        try:
+            return self._serve_one(head)
+        finally:
+            if self._visits and not self._handed_on:
+                self._visits = False
+                self._served.visitors.discard(self)
+
+    def _serve_one(self, head: http1.RequestHead) -> bool:
         body = _Body(self, head)
         refused = refusal(head, self.server.access)
         if refused is not None:
@@ -193,11 +229,17 @@ class Connection(socketserver.BaseRequestHandler):
         return keep
 
     def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
-        request = api.Request(head.method, head.path, head.query, head.fields, body)
-        request.scripts = self.server.scripts
+        try:
+            path = self._find_store(head.path)
+        except XsError as error:
+            return api.error_answer(error)
+        request = api.Request(head.method, path, head.query, head.fields, body)
+        request.scripts = self._served.scripts
+        if not self._visits:
+            request.stores = self.server.others
         request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
         try:
-            return api.answer(self.server.store, request)
+            return api.answer(self._served.store, request)
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
@@ -210,6 +252,25 @@ class Connection(socketserver.BaseRequestHandler):
         """The client, for the log."""
         address = self.client_address
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "socket"
+
+    def _find_store(self, path: str) -> str:
+        """Finds the store that a path is about; the path within it. Raises `NotFound`, …
+
+        Answers come in the order of their requests, and another store commits when it likes: so
+        what was asked of the one before is answered first.
+        """
+        found = self.server.served
+        others = self.server.others
+        if others is not None and path.startswith(OTHERS_PATH):
+            name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
+            found, path = others.find(api.decode(name)), slash + rest or "/"
+        if found is not self._served:
+            self._settle()
+            self._served = found
+        if found is not self.server.served:
+            self._visits = True
+            found.visitors.add(self)
+        return path
 
     # Answers
 
@@ -248,6 +309,11 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(start + (http1.chunk(block) if chunked else block))
                     start = b""
+                elif start:  # nothing comes for a while: that it will is an answer already
+                    self._write(start)
+                    start = b""
+                elif is_gone(self.sock):
+                    raise BrokenPipeError
         except XsError as error:
             # The head is out: a body that breaks off is all that can still be said.
             if start:
@@ -274,8 +340,9 @@ class Connection(socketserver.BaseRequestHandler):
             self._pending += 1
         work.done = done
         try:
-            self.server.store.submit(work)
+            self._served.store.submit(work)
         except XsError as error:
+            work.discard()
             self._deliver(_whole(head, api.error_answer(error), keep))
 
     def _deliver(self, data: bytes) -> None:
@@ -384,7 +451,7 @@ class Connection(socketserver.BaseRequestHandler):
         Once it is parked the connection is the delivery thread's, and may be another thread's, or
         closed, before this returns: nothing here may touch it any more.
         """
-        reader, bus = follower.reader, self.server.store.bus
+        reader, bus = follower.reader, self._served.store.bus
         while not reader.is_finished:
             missed = reader.missed()
             if missed is not None:
@@ -397,7 +464,7 @@ class Connection(socketserver.BaseRequestHandler):
                 if block:
                     self._write(follower.framed(block))
                 continue
-            if self.server.delivery.park(follower):
+            if self._served.delivery.park(follower):
                 return True
             if bus.closed:
                 break
@@ -458,6 +525,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._broken = True
             self.sock.close()
             self._out_changed.notify_all()
+        if self._visits:
+            self._served.visitors.discard(self)
         self.server.closed(self)
 
 
@@ -584,18 +653,17 @@ class Server(Listener):
     def __init__(
         self,
         sock: socket.socket,
-        store: Store,
-        delivery: Delivery,
+        served: Served,
         connections: Connections,
         access: Optional[Access] = None,
+        others: Optional[Others] = None,
         log: Any = None,
     ) -> None:
         """`sock` is bound; a TCP address has `access`, the Unix socket none."""
         super().__init__(sock, Connection, connections, log or (lambda text: None))
-        self.store = store
-        self.delivery = delivery
+        self.served = served
+        self.others = others
         self.access = access
-        self.scripts: Optional[Scripts] = None  # set by who keeps them
 
     @property
     def most(self) -> int:

@@ -31,6 +31,8 @@ from xs import frame
 from xs.errors import NotAStore, Unavailable, XsError
 from xs.scan import (
     LARGE_PAGE_BYTES,
+    Run,
+    Source,
     as_stored,
     bounded_page,
     bounds,
@@ -39,9 +41,14 @@ from xs.scan import (
     inline_content,
     joined_page,
     mark_of,
+    merged,
     names_file,
+    newest_id,
     next_large,
     one,
+    pieces_after,
+    pieces_of,
+    run_of,
     select,
     source_of,
     stored_with_id,
@@ -54,8 +61,10 @@ from xs.schema import (
     LARGE_JSON,
     ORDER_BITS,
     ROW_MAX,
+    TABLES_OF_FRAMES,
     Script,
     Stored,
+    StoredPiece,
     migrate,
     translated,
 )
@@ -63,7 +72,7 @@ from xs.writer import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Any, Optional
 
 PAGE_ROWS = 1000  # frames in one page of a read
 READERS_MAX = 4  # idle connections kept; each costs some 170 KB
@@ -143,19 +152,34 @@ class Index:
             return one(reader, patterns, None, ROW_MAX, now)
 
     def start_of_last(
-        self, patterns: frame.Patterns, count: int, after: int, until: int | None, now: int
+        self,
+        patterns: frame.Patterns,
+        count: int,
+        after: int,
+        until: int | None,
+        now: int,
+        *,
+        chunks: bool = True,
     ) -> int | None:
-        """The id of the oldest among the newest `count` selected frames; None if there are none."""
+        """The id of the oldest among the newest `count` selected frames; None if there are none.
+
+        Without `chunks` frames that continue a run don't count.
+        """
         with self._reader() as reader:
             source = source_of(reader, patterns)
-            if source is None:
+            pieces = pieces_of(reader, patterns, after, until) if chunks else None
+            if source is None and pieces is None:
                 return None
             low, high = bounds(reader, after, until)
-            row = reader.execute(
-                f"SELECT min(row) FROM ({select(source, 'f.row AS row', descending=True)})",
-                {**source.values, "low": low, "high": high, "now": now, "count": count},
-            ).fetchone()[0]
-            return None if row is None else id_at(reader, row)
+            values = {"low": low, "high": high, "now": now, "count": count}
+            if source is not None:
+                values.update(source.values)
+                newest = select(source, "f.row AS row", descending=True)
+            if pieces is not None:
+                values.update(pieces[0].values)
+                newest = merged(source, pieces[0], "expires", descending=True)
+            row = reader.execute(f"SELECT min(row) FROM ({newest})", values).fetchone()[0]
+            return None if row is None else max(id_at(reader, row), id_at(reader, row, "piece"))
 
     def page(
         self,
@@ -164,27 +188,51 @@ class Index:
         patterns: frame.Patterns,
         limit: int,
         now: int,
+        *,
+        chunks: bool = True,
     ) -> tuple[bytes, int]:
         """The next selected frames above `after`: their lines, each with its newline, and how many.
 
         At most PAGE_ROWS and `limit` frames; bounded in bytes too. No frames means that there are
         none (now). SQLite joins the page itself, so that Python handles one value (measured with
-        bench/replay.py: 2 × the frames a second that rows give).
+        bench/replay.py: 2 × the frames a second that rows give). Without `chunks` frames that
+        continue a run are left out.
         """
         with self._reader() as reader:
             source = source_of(reader, patterns)
-            if source is None:
+            pieces = pieces_of(reader, patterns, after, until) if chunks else None
+            if source is None and pieces is None:
                 return b"", 0
             low, high = bounds(reader, after, until)
-            count = min(limit, PAGE_ROWS)
-            bound = next_large(reader, low)
-            values = {**source.values, "low": low, "now": now, "count": count}
-            if bound is None or bound > high:
-                return joined_page(reader, source, {**values, "high": high})
-            page, found = joined_page(reader, source, {**values, "high": bound - 1})
-            if found:
-                return page, found
-            return bounded_page(reader, source, {**values, "low": bound - 1, "high": high})
+            values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
+            if source is not None:
+                values.update(source.values)
+                page, found = self._page_of_frames(reader, source, values, pieces)
+                if found or pieces is None:
+                    return page, found
+            assert pieces is not None
+            values.update(pieces[0].values)
+            lines = f"SELECT CAST(json AS BLOB) FROM ({merged(source, pieces[0], 'json')})"
+            return bounded_page(reader, lines, values)
+
+    def _page_of_frames(
+        self,
+        reader: sqlite3.Connection,
+        source: Source,
+        values: dict[str, Any],
+        pieces: tuple[Source, int] | None,
+    ) -> tuple[bytes, int]:
+        """The frames of a page that come before the first piece."""
+        if pieces is not None:
+            values = {**values, "high": min(values["high"], pieces[1] - 1)}
+        bound = next_large(reader, values["low"])
+        if bound is None or bound > values["high"]:
+            return joined_page(reader, source, values)
+        page, found = joined_page(reader, source, {**values, "high": bound - 1})
+        if found:
+            return page, found
+        lines = select(source, "CAST(f.json AS BLOB)")
+        return bounded_page(reader, lines, {**values, "low": bound - 1})
 
     def rows(
         self,
@@ -193,25 +241,27 @@ class Index:
         patterns: frame.Patterns,
         limit: int,
         now: int,
+        *,
+        chunks: bool = True,
     ) -> list[Stored]:
         """As `page`, frame by frame and with inline content; the list is bounded in bytes."""
         with self._reader() as reader:
             source = source_of(reader, patterns)
-            if source is None:
+            pieces = pieces_of(reader, patterns, after, until) if chunks else None
+            if source is None and pieces is None:
                 return []
             low, high = bounds(reader, after, until)
+            values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
+            if source is not None:
+                values.update(source.values)
+                rows = select(source, "CAST(f.json AS BLOB), f.content, f.digest")
+            if pieces is not None:
+                values.update(pieces[0].values)
+                rows = merged(source, pieces[0], "json, content, digest")
+                rows = f"SELECT CAST(json AS BLOB), content, digest FROM ({rows})"
             found: list[Stored] = []
             size = 0
-            cursor = reader.execute(
-                select(source, "CAST(f.json AS BLOB), f.content, f.digest"),
-                {
-                    **source.values,
-                    "low": low,
-                    "high": high,
-                    "now": now,
-                    "count": min(limit, PAGE_ROWS),
-                },
-            )
+            cursor = reader.execute(rows, values)
             for line, content, digest in cursor:
                 found.append(as_stored(line, content, digest))
                 size += len(line) + len(content or b"")
@@ -242,8 +292,23 @@ class Index:
         frames.
         """
         with self._reader() as reader:
-            row = reader.execute("SELECT max(row) FROM frame").fetchone()[0]
-            return -1 if row is None else id_at(reader, row)
+            return newest_id(reader)
+
+    def begins_run(self, value: int) -> bool:
+        """Whether the frame with that id is the first of a run."""
+        with self._reader() as reader:
+            return run_of(reader, value) is not None
+
+    def run(self, first: int, after: int, now: int) -> tuple[Run, list[StoredPiece]] | None:
+        """A run by its first frame's id, and its next pieces above an id; None if it is none.
+
+        All in one moment: without pieces, and with no writer, nothing more will come.
+        """
+        with self._reader() as reader:
+            found = run_of(reader, first)
+            if found is None or (found.expires is not None and found.expires <= now):
+                return None
+            return found, pieces_after(reader, found.number, after)
 
     def next_expiry(self) -> int | None:
         """When the next frame expires, in milliseconds since 1970; None if none ever will."""
@@ -280,6 +345,15 @@ class Index:
             )
             return [Script(*row) for row in reader.execute(query, (kind, name))]
 
+    def active_scripts(self, kind: str) -> list[Script]:
+        """What is kept of all those of a kind that are in service, in order of their frames."""
+        with self._reader() as reader:
+            query = (
+                "SELECT kind, name, source, active, position, state FROM script "
+                "WHERE kind = ? AND active ORDER BY source"
+            )
+            return [Script(*row) for row in reader.execute(query, (kind,))]
+
     # Checking
 
     def problems(self) -> Iterator[str]:
@@ -302,10 +376,15 @@ class Index:
             page = []
             size = 0
             with self._reader() as reader:
+                both = " UNION ALL ".join(
+                    f"SELECT * FROM (SELECT row, json, content, digest FROM {table} "
+                    "WHERE row > :row ORDER BY row LIMIT :count)"
+                    for table in TABLES_OF_FRAMES
+                )
                 cursor = reader.execute(
-                    "SELECT row, CAST(json AS BLOB), content, digest IS NULL FROM frame "
-                    "WHERE row > ? ORDER BY row LIMIT ?",
-                    (row, PAGE_ROWS),
+                    "SELECT row, CAST(json AS BLOB), content, digest IS NULL "
+                    f"FROM ({both}) ORDER BY row LIMIT :count",
+                    {"row": row, "count": PAGE_ROWS},
                 )
                 for row, line, content, not_inline in cursor:
                     page.append((row >> ORDER_BITS, line, content, bool(not_inline)))
@@ -421,11 +500,17 @@ class Index:
                 f"knows formats up to {FORMAT}: use a newer xs"
             )
         if version < FORMAT:
+            if self._read_only and version:
+                raise NotAStore(
+                    f"the store at {os.path.dirname(self._path)} has format {version} and can't be "
+                    f"written to here: open it once where it can, which makes it format {FORMAT}"
+                )
             if self._read_only or not (create or application):
                 raise Unfinished(f"not a store: {self._path} is empty")
             migrate(connection, version)
 
 
+_OF_EITHER = "(SELECT row FROM frame UNION ALL SELECT row FROM piece)"
 _CROSS_CHECKS = [
     (
         "a frame is listed under a wildcard without being stored, at row",
@@ -447,11 +532,49 @@ _CROSS_CHECKS = [
     ),
     (
         "content is named for a frame that is not stored, at row",
-        "SELECT row FROM file WHERE row NOT IN (SELECT row FROM frame)",
+        f"SELECT row FROM file WHERE row NOT IN {_OF_EITHER}",
     ),
     (
         "a frame's place does not follow from its JSON's size, at row",
         f"SELECT row FROM frame WHERE (length(CAST(json AS BLOB)) > {LARGE_JSON}) "
         "!= (row IN (SELECT row FROM large))",
+    ),
+    (
+        "a run has no first frame, its number is",
+        "SELECT number FROM run WHERE row NOT IN (SELECT row FROM frame)",
+    ),
+    (
+        "a frame that continues a run has the place of another, at row",
+        "SELECT row FROM piece WHERE row IN (SELECT row FROM frame)",
+    ),
+    (
+        "a frame continues a run that is not there, at row",
+        "SELECT row FROM piece WHERE run NOT IN (SELECT number FROM run)",
+    ),
+    (
+        "a frame continues a run without naming it, before it, or with another time to live, "
+        "at row",
+        "SELECT p.row FROM piece p JOIN run r ON r.number = p.run JOIN frame f ON f.row = r.row "
+        "WHERE p.row < f.row OR p.expires IS NOT f.expires "
+        """OR NOT instr(lower(p.json), '"chunk":"' || """
+        """substr(f.json, instr(f.json, '"id":"') + 6, 25) || '"')""",
+    ),
+    (
+        "a frame that continues a run is not listed under its topics, at row",
+        "SELECT row FROM piece WHERE row NOT IN (SELECT row FROM listed)",
+    ),
+    (
+        "a frame is listed as one that continues a run, and is none, at row",
+        "SELECT row FROM listed WHERE row NOT IN (SELECT row FROM piece)",
+    ),
+    (
+        "a frame's content is neither beside it nor named as a file, at row",
+        "SELECT row FROM piece WHERE digest IS NULL AND row NOT IN (SELECT row FROM file) "
+        """AND substr(json, instr(json, '"id":"') + 31, 10) = '","hash":"'""",
+    ),
+    (
+        "a run is being written and has ended, its number is",
+        "SELECT number FROM run WHERE writer IS NOT NULL "
+        "AND number IN (SELECT run FROM piece WHERE ends > 0)",
     ),
 ]

@@ -55,6 +55,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.log = log_of(log)
         self._connections = connections
         self._refused_at = -_REFUSED_SECONDS
+        self._has_started = False
         self._thread = threading.Thread(target=self._accept, name="xs-accept", daemon=True)
         # A client that has gone by the time it is accepted must not hold up those behind it, nor
         # does one whom another process has accepted that shares the socket.
@@ -78,7 +79,13 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def start(self) -> None:
         self._stopped, self._stopping = os.pipe()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._stopped)
+            os.close(self._stopping)
+            raise
+        self._has_started = True
 
     def _accept(self) -> None:
         poll = select.poll()
@@ -88,11 +95,14 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._handle_request_noblock()  # type: ignore[attr-defined]
 
     def stop(self) -> None:
-        """Accepts no more.
+        """Accepts no more, if it has begun to, and closes the socket.
 
         Whoever calls from now on is left to those with whom the socket is shared, if it is: so it
         is neither shut down nor called from here.
         """
+        if not self._has_started:
+            self.socket.close()
+            return
         os.close(self._stopping)
         self._thread.join()
         os.close(self._stopped)
@@ -109,12 +119,12 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return sock, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        count = self._connections.count
-        if count < min(self.most, self._connections.room):
+        if self._connections.has_room(self.most):
             return True
         now = time.monotonic()
         if now - self._refused_at >= _REFUSED_SECONDS:
             self._refused_at = now
+            count = self._connections.count
             self.log(f"too many connections: {count} are open, and no more are accepted", WARNING)
         try:
             self.refuse(request)
@@ -149,20 +159,28 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 class Connections:
-    """Those that are open, on all listeners of a kind."""
+    """Those that are open, on all listeners of a kind, or of one store `within` those."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, within: Connections | None = None) -> None:
         """`room`: as many as the system lets this process have."""
-        self.room = room
+        self._room = room
+        self._within = within
         self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
         self._open: set[Connection] = set()
         self._ending = False
 
     @property
     def count(self) -> int:
-        return len(self._open)
+        """How many are open, on other stores too."""
+        return len(self._open) if self._within is None else self._within.count
+
+    def has_room(self, most: int) -> bool:
+        """Whether one more may be opened, where `most` are allowed."""
+        return self.count < min(most, self._room)
 
     def add(self, connection: Connection) -> None:
+        if self._within is not None:
+            self._within.add(connection)
         with self._lock:
             self._open.add(connection)
             ending = self._ending
@@ -170,17 +188,27 @@ class Connections:
             connection.end()
 
     def discard(self, connection: Connection) -> None:
+        if self._within is not None:
+            self._within.discard(connection)
         with self._lock:
             self._open.discard(connection)
             self._lock.notify_all()
 
     def end(self, seconds: float) -> None:
         """Lets requests under way be answered, for so long at most, and closes all connections."""
+        self.begin_end()
+        self.finish_end(seconds)
+
+    def begin_end(self) -> None:
+        """The first half of `end`: no further request is read."""
         with self._lock:
             self._ending = True
             connections = list(self._open)
         for connection in connections:
             connection.end()
+
+    def finish_end(self, seconds: float) -> None:
+        """The other half: waits, and closes what is left."""
         with self._lock:
             self._lock.wait_for(lambda: not self._open, seconds)
             connections = list(self._open)

@@ -83,11 +83,15 @@ class _Answered:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._blocks
+            for block in self._blocks:
+                if block:  # an empty one says that nothing comes for a while
+                    yield block
         except errors.BrokenBody:
             raise
         except errors.XsError as error:
             raise errors.BrokenBody(str(error)) from error
+        finally:
+            self.close()
 
     def read(self) -> bytes:
         return b"".join(self)

@@ -199,18 +199,23 @@ class Lines(Log):
 
     __slots__ = ("_take",)
 
-    def __init__(self, take: Callable[[str], None], script: str | None = None) -> None:
-        super().__init__(None, None, script)
+    def __init__(
+        self, take: Callable[[str], None], store: str | None = None, script: str | None = None
+    ) -> None:
+        super().__init__(None, store, script)
         self._take = take
 
     def __call__(self, text: str, level: int = INFO) -> None:
-        start = f"{self._script}: " if self._script is not None else ""
+        start = "".join(f"{name}: " for name in (self._store, self._script) if name is not None)
         for line in text.splitlines():
             if line.strip():
                 self._take(start + line)
 
+    def for_store(self, store: str) -> Log:
+        return Lines(self._take, store, self._script)
+
     def for_script(self, script: str) -> Log:
-        return Lines(self._take, script)
+        return Lines(self._take, self._store, script)
 
 
 def log_of(log: Callable[[str], None]) -> Log:

@@ -35,8 +35,9 @@ def append(arguments: Arguments, topic: str | None) -> None:
 
 
 def _check(arguments: Arguments, topic: str | None) -> None:
-    if arguments.has("lines") and arguments.has("json"):
-        raise errors.Usage("--lines and --json can't go together: give one of them")
+    ways = [f"--{way}" for way in ("lines", "json", "chunked") if arguments.has(way)]
+    if len(ways) > 1:
+        raise errors.Usage(f"{' and '.join(ways)} can't go together: give one of them")
     how = "--lines" if arguments.has("lines") else "--json"
     for name in ("if-last", "key") if how == "--lines" else ("meta", "ttl", "if-last", "key"):
         if arguments.has(name):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
 OLDEST = (0, 109, 1)  # its `http` commands know Unix sockets
+_PIPEFAIL = (0, 115)  # from here on an external command that fails is an error wherever it stands
 _VERSION_SECONDS = 20.0  # for `nu --version`, on a machine that has a lot to do
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -30,7 +31,7 @@ MARK = "XS_MARK"
 def script(text: bytes, input_: str) -> Command:
     """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
     input_at = None if input_ == "none" else INPUT
-    return _command("run_script.nu", input_, {"script.nu": text}, {}, input_at)
+    return _command(["run_script.nu"], {"script.nu": text}, {"XS_INPUT": input_}, input_at)
 
 
 def handler(text: bytes, *, stateful: bool) -> Command:
@@ -39,26 +40,32 @@ def handler(text: bytes, *, stateful: bool) -> Command:
     typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
-    return _command("run_handler.nu", kind, files, {GATHER: "1"}, INPUT)
+    return _command(["run_handler.nu", kind], files, {GATHER: "1"}, INPUT)
 
 
 def _command(
-    runner: str,
-    argument: str,
+    runner: list[str],
     files: dict[str, bytes],
     variables: dict[str, str],
     input_at: Optional[int],
 ) -> Command:
     mark = secrets.token_hex(16)
-    words = [find(), "-n", "-I", "{folder}", os.path.join(_HERE, runner), argument]
+    path, version = _find()
+    pipefail = ["--experimental-options", "[pipefail]"] if version < _PIPEFAIL else []
+    name, *arguments = runner
+    words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, name), *arguments]
     return Command(words, files, {MARK: mark, **variables}, input_at, mark.encode())
-
-
-_found: dict[tuple[str, int], str] = {}  # path and time of change of a `nu` → what is wrong with it
 
 
 def find() -> str:
     """The path of `nu`: `XS_NU`, or what is on the PATH. Raises `NoNushell`."""
+    return _find()[0]
+
+
+_good: dict[tuple[str, int], tuple[int, ...]] = {}  # path, time of change → version, if usable
+
+
+def _find() -> tuple[str, tuple[int, ...]]:
     path = os.environ.get("XS_NU") or shutil.which("nu")
     if path is None:
         raise NoNushell(
@@ -69,15 +76,13 @@ def find() -> str:
         key = (path, os.stat(path).st_mtime_ns)
     except OSError as error:
         raise NoNushell(f"Nushell can't be run: {path}: {error.strerror}") from None
-    if key not in _found:
-        _found[key] = _problem(path)
-    if _found[key]:
-        raise NoNushell(_found[key])
-    return path
+    if key not in _good:
+        _good[key] = _usable_version(path)
+    return path, _good[key]
 
 
-def _problem(path: str) -> str:
-    """Why that `nu` can't be used, or ""."""
+def _usable_version(path: str) -> tuple[int, ...]:
+    """Raises `NoNushell` unless that program is a Nushell that can be used."""
     try:
         done = subprocess.run(
             [path, "--version"],
@@ -88,13 +93,13 @@ def _problem(path: str) -> str:
         words = done.stdout.decode("ascii", "replace").split()[0].split("-")[0].split(".")
         version = tuple(int(word) for word in words)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return f"{path} is not Nushell, or can't be run"
+        raise NoNushell(f"{path} is not Nushell, or can't be run") from None
     if version < OLDEST:
-        return (
+        raise NoNushell(
             f"Nushell {_text(version)} at {path} is too old: xs needs {_text(OLDEST)} or newer "
             "(its http commands know Unix sockets)"
         )
-    return ""
+    return version
 
 
 def _text(version: tuple[int, ...]) -> str:

@@ -7,7 +7,6 @@ what nobody takes yet is left in the pipe, so that a process that is ahead has t
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import selectors
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ LINE_BYTES = 16 << 20  # of one line of a script's output; above it: it has fail
 TAIL_LINES = 20  # of standard error, for the frame that says how a script ended
 TAIL_BYTES = 4096
 _RECEIVE = 1 << 18
+_LAST_READS = 8  # when it has ended: a pipe holds less, and a daemon of its may write for ever
 
 
 class Pipes:
@@ -45,6 +45,7 @@ class Pipes:
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._reading = True
         self.read_all = False
+        self._last_reads = _LAST_READS
         selector.register(self._process.output, selectors.EVENT_READ)
         selector.register(self._process.errors, selectors.EVENT_READ)
 
@@ -110,17 +111,19 @@ class Pipes:
             self._selector.unregister(number)
 
     def handle(self, ready: set[int]) -> None:
-        """Does what the selector found possible. Raises `Failed` for a line without an end."""
+        """Does what the selector found possible."""
         ended = self._process.status is not None  # before reading: so all it wrote can be read
         if self._process.input in ready:
             self._write()
-        if self._process.errors in ready or ended:
+        if self._process.errors in ready:
             self._read_errors()
         if self._reading and (self._process.output in ready or ended):
-            if not self._read_output() and ended:
+            more = self._read_output()
+            self._last_reads -= ended
+            if ended and (not more or self._last_reads == 0):
+                self._read_errors()
+                self._note_errors()
                 self.read_all = True
-            if len(self._output) - self._scanned > LINE_BYTES:
-                raise Failed(f"it wrote a line of more than {LINE_BYTES} bytes")
 
     def _read_output(self) -> bool:
         try:
@@ -135,22 +138,22 @@ class Pipes:
         return True
 
     def _read_errors(self) -> None:
-        while True:
-            try:
-                data = os.read(self._process.errors, _RECEIVE)
-            except BlockingIOError:
-                return
-            if not data:
-                self._watch(self._process.errors, 0)
-                self._note(self._errors)
-                self._errors = b""
-                return
-            *lines, self._errors = (self._errors + data).split(b"\n")
-            for line in lines:
-                self._note(line)
-            if len(self._errors) > TAIL_BYTES:
-                self._note(self._errors)
-                self._errors = b""
+        # One read: who writes without end must not keep us from everything else.
+        try:
+            data = os.read(self._process.errors, _RECEIVE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._watch(self._process.errors, 0)
+        *lines, self._errors = (self._errors + data).split(b"\n")
+        for line in lines:
+            self._note(line)
+        if not data or len(self._errors) > TAIL_BYTES:
+            self._note_errors()
+
+    def _note_errors(self) -> None:
+        self._note(self._errors)
+        self._errors = b""
 
     def _note(self, line: bytes) -> None:
         if line.strip():
@@ -165,25 +168,37 @@ class Pipes:
         return text[-TAIL_BYTES:]
 
     def lines(self) -> Iterator[bytes]:
-        """The whole lines of output that have come, each without its end."""
+        """The whole lines of output that have come, each without its end.
+
+        Raises `Failed` for a line that does not end.
+        """
         end = self._output.rfind(b"\n", self._scanned)
         if end >= 0:
             whole = bytes(memoryview(self._output)[: end + 1])
             del self._output[: end + 1]
             self._scanned = 0
             yield from whole[:-1].split(b"\n")
-        self._scanned = len(self._output)
+        self._wait_for_end()
 
     def line(self) -> bytes | None:
-        """The next whole line alone, without its end; None if none has come."""
+        """The next whole line alone, without its end; None if none has come.
+
+        Raises `Failed` for a line that does not end.
+        """
         end = self._output.find(b"\n", self._scanned)
         if end < 0:
-            self._scanned = len(self._output)
+            self._wait_for_end()
             return None
         line = bytes(memoryview(self._output)[:end])
         del self._output[: end + 1]
         self._scanned = 0
         return line
+
+    def _wait_for_end(self) -> None:
+        """What is left is a part of a line."""
+        self._scanned = len(self._output)
+        if self._scanned > LINE_BYTES:
+            raise Failed(f"it wrote a line of more than {LINE_BYTES} bytes")
 
     def rest(self) -> bytes:
         """All the output that has come and is not taken."""
@@ -206,11 +221,11 @@ class Pipes:
         self._process.kill()
 
     def end(self) -> None:
-        """Asks the process to end, then ends it; its last words are read."""
+        """Asks the process to end, then ends it. What it has written by then is read."""
         self._process.end()
-        with contextlib.suppress(Failed):
-            self._read_errors()
-        self.close()
+        self._reading = True
+        while not self.read_all:
+            self.handle(set())
 
     def close(self) -> None:
         """Ends the process at once and gives back all it has."""

@@ -1,10 +1,15 @@
-"""Processes of scripts: each in a group of its own, ended whole, and never outliving its server.
+"""Processes of scripts: each in a session of its own, ended whole, never outliving its server.
 
 A script's process may start others, ignore signals, sleep; its server may be killed at any moment.
 So each process group has a watcher in it, a few bytes of `sh`, which waits on a pipe that the
 server holds, the lifeline. However the server dies, the pipe ends, and the watcher kills its group.
 As long as a watcher lives it holds the lock of the store's scripts too, so that the next server
 starts its scripts only when those of the last one are gone: nothing runs twice.
+
+Some programs give those that they start groups of their own, as Nushell does with what its
+background jobs run. These groups are found where the system has /proc: by their session when a
+script ends, and as children of the script's process when the server dies. Out of reach is only who
+makes a session of its own, as a daemon does.
 
 Knows neither topics nor Nushell.
 """
@@ -14,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import threading
@@ -34,11 +40,13 @@ LOCK_LOOK_SECONDS = 0.02  # between two looks whether another server's scripts a
 # What a process finds open: 0 to 2 as everywhere, its input, and for the watcher alone the other
 # two. `sh` of some systems knows file descriptors of one digit only.
 INPUT, _LIFELINE, _LOCK = 3, 4, 5
-# The watcher ignores what may be sent to the group, but for SIGKILL. It is a member of the group,
-# so the group's number can't be given to another while it lives.
+# The watcher ignores what may be sent to the group, but for SIGKILL, from before it is there. It is
+# a member of the group, so the group's number can't be given to another while it lives.
 _WATCHED = (
-    "(trap '' TERM INT HUP QUIT; read _ <&4; kill -9 0) </dev/null >/dev/null 2>&1 3<&- & "
-    'exec "$@" 4<&- 5<&-'
+    "trap '' TERM INT HUP QUIT; "
+    "(read _ <&4; for one in $(cat /proc/$$/task/*/children); do kill -9 -$one; done; kill -9 0) "
+    "</dev/null >/dev/null 2>&1 3<&- & "
+    'trap - TERM INT HUP QUIT; exec "$@" 4<&- 5<&-'
 )
 
 
@@ -85,9 +93,17 @@ class Process:
 
     def _reap(self) -> None:
         _, status = os.waitpid(self.pid, 0)
-        self._signal(signal.SIGKILL)  # what it has left behind, and the watcher
+        groups = _groups_of(self.pid)
+        for group in groups:  # what it has left behind, and the watcher
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
         self.status = os.waitstatus_to_exitcode(status)
         self._ended()
+        # Who is the first process of a container is left their remains, too.
+        for group in groups:
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-group, 0)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -128,8 +144,10 @@ class Processes:
         """`variables`: the environment of every process."""
         self.folder = folder
         self._variables = variables
+        self._prefix = secrets.token_hex(4) + "-"
         self._counter = 0
         self._counter_lock = threading.Lock()
+        self._has_started = False
         os.makedirs(folder, 0o700, exist_ok=True)
         path = os.path.join(folder, "lock")
         self._lock = _high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -151,14 +169,15 @@ class Processes:
 
     def _clear(self) -> None:
         for entry in os.scandir(self.folder):
-            if entry.is_dir(follow_symlinks=False):
+            # A script for a request does not wait for the lock: it may run by now.
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(self._prefix):
                 shutil.rmtree(entry.path, ignore_errors=True)
 
     def _place(self, files: dict[str, bytes]) -> str:
         """A new folder with these files in it, for one process."""
         with self._counter_lock:
             self._counter += 1
-            folder = os.path.join(self.folder, str(self._counter))
+            folder = os.path.join(self.folder, f"{self._prefix}{self._counter}")
         os.mkdir(folder, 0o700)
         for name, data in files.items():
             with open(os.path.join(folder, name), "xb") as file:
@@ -166,10 +185,13 @@ class Processes:
         return folder
 
     def start(self, command: Command, ended: Callable[[], None]) -> Process:
-        """Starts a command in a group of its own. Raises `OSError`.
+        """Starts a command in a session of its own. Raises `OSError`.
 
         `ended` is called, in a thread of its own, when it has ended.
         """
+        if not self._has_started:  # not before: of many stores in a process few may have scripts
+            _inherit_nothing()
+            self._has_started = True
         folder = self._place(command.files)
         opened: list[int] = []
 
@@ -205,7 +227,7 @@ class Processes:
                 + [word.replace("{folder}", folder) for word in command.words],
                 {**self._variables, **command.variables},
                 file_actions=actions,
-                setpgroup=0,
+                setsid=True,  # so it has a group of its own, and no terminal
                 setsigmask=[],
                 setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ],
             )
@@ -223,6 +245,7 @@ class Processes:
         os.close(self._lifeline)
         os.close(self._watched)
         os.close(self._lock)
+        self._watched = self._lock = -1  # whoever comes too late gets an error
 
 
 def command_of(text: bytes) -> Command:
@@ -233,13 +256,39 @@ def command_of(text: bytes) -> Command:
     """
     line = text[2:].split(b"\n", 1)[0].strip().decode("utf-8", "surrogateescape")
     interpreter, *argument = line.split(None, 1) or [""]
-    if not os.path.isabs(interpreter) or not os.access(interpreter, os.X_OK):
+    is_program = (
+        "\0" not in line
+        and os.path.isabs(interpreter)
+        and os.path.isfile(interpreter)
+        and os.access(interpreter, os.X_OK)
+    )
+    if not is_program:
         raise Invalid(f"no such program: {interpreter!r}: #! is followed by the path of a program")
     return Command([interpreter, *argument, "{folder}/script"], {"script": text}, {}, 0)
 
 
+def _inherit_nothing() -> None:
+    """Keeps to this process what it was started with beyond the three files that all have."""
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+
+
 def _high(number: int) -> int:
     """The same file under a number above all that a process finds open."""
-    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
-    os.close(number)
-    return moved
+    try:
+        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(number)
+
+
+def _groups_of(session: int) -> set[int]:
+    """The process groups of a session, and of what it started in groups of their own."""
+    groups = {session}
+    with contextlib.suppress(OSError):  # without /proc, or a file to read it, the first is known
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
+                if os.getsid(int(name)) == session:
+                    groups.add(os.getpgid(int(name)))
+    return groups

@@ -32,12 +32,13 @@ class ReadOptions(NamedTuple):
     limit: Optional[int] = None
     with_timestamp: bool = False
     with_content: bool = False
+    no_chunks: bool = False
 
 
 PULSE_MIN = 10  # milliseconds
 _READ_PARAMETERS = (
     "here one can give: follow, new, after, from, until, topic, last, limit, with-timestamp, "
-    "with-content"
+    "with-content, no-chunks"
 )
 _READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
 _COUNT_MAX = 10**15
@@ -57,7 +58,7 @@ def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOp
             options["follow"], options["pulse"] = _parse_follow(value)
         elif name == "new":
             options["new"] = parse_flag(name, value)
-        elif name in ("with-timestamp", "with-content"):
+        elif name in ("with-timestamp", "with-content", "no-chunks"):
             options[name.replace("-", "_")] = parse_flag(name, value)
         elif name == "topic":
             options["patterns"] = parse_patterns(value)

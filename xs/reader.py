@@ -56,6 +56,7 @@ class Reader:
         self.options = options
         self.form = Form(sse, options.with_timestamp, options.with_content)
         self.patterns = options.patterns
+        self.chunks = not options.no_chunks
         self.left = _UNLIMITED if options.limit is None else options.limit
         self.wants_threshold = threshold and options.follow and not options.new
         # What is stored up to here is history; what comes after it is live.
@@ -74,6 +75,7 @@ class Reader:
             options.after,
             self._bound(self._now),
             self.store.clock(),
+            chunks=self.chunks,
         )
         return max(options.after, self._now) if start is None else start - 1
 
@@ -119,7 +121,9 @@ class Reader:
     def _page(self, bound: int) -> tuple[bytes, int, int]:
         index, now = self.store.index, self.store.clock()
         if not self.form.content:
-            page, count = index.page(self.position, bound, self.patterns, self.left, now)
+            page, count = index.page(
+                self.position, bound, self.patterns, self.left, now, chunks=self.chunks
+            )
             if not count:
                 return b"", 0, self.position
             last = ids.parse(frame.id_of(page[page.rfind(b"\n", 0, -1) + 1 :]))
@@ -128,7 +132,7 @@ class Reader:
                     [write(self.form, self.store, line) for line in page.split(b"\n")[:-1]]
                 )
             return page, count, last
-        rows = index.rows(self.position, bound, self.patterns, self.left, now)
+        rows = index.rows(self.position, bound, self.patterns, self.left, now, chunks=self.chunks)
         if not rows:
             return b"", 0, self.position
         blocks = []
@@ -150,6 +154,8 @@ class Reader:
         for entry in entries:
             if self.left <= 0 or (until is not None and entry.id > until):
                 break
+            if entry.first is not None and not self.chunks:
+                continue
             if entry.is_live(now) and frame.matches(self.patterns, entry.topic):
                 self.left -= 1
                 found.append(entry)
@@ -227,7 +233,7 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
         if stored is None:
             size, blocks = store.content_of(ids.parse(frame.id_of(line)))
         else:
-            size, blocks = store.stored_content(stored, hash_)
+            size, blocks = store.stored_content(stored)
     except NotFound:
         return line  # removed meanwhile
     if size > CONTENT_INLINE_MAX:

@@ -58,6 +58,7 @@ def append_request(
     ttl: object = None,
     if_last: str | None = None,
     key: str | None = None,
+    chunked: bool = False,
 ) -> tuple[str, list[tuple[str, str]]]:
     """Target and fields of an append; `meta` is JSON text."""
     fields = []
@@ -67,4 +68,5 @@ def append_request(
         fields.append(key_field(key))
     if not topic:
         raise errors.Invalid("the topic is empty: give one such as notes or notes.add")
-    return with_query("/append/" + quote(topic), [("ttl", ttl), ("if-last", if_last)]), fields
+    options = [("ttl", ttl), ("if-last", if_last), ("chunked", "true" if chunked else None)]
+    return with_query("/append/" + quote(topic), options), fields

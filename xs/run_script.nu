@@ -2,8 +2,9 @@
 #
 # Its input comes on file descriptor 3: nothing, bytes, or a frame as JSON. On standard output each
 # line of ours begins with a mark that no script can guess, since a script's own `print` goes there
-# too: first "start", then the kind of what the script yields, then a line for each value: J and
-# JSON, or B and base64. A byte stream follows its kind as it is.
+# too: first "start", then the kind of what the script yields, then a line for each value: S and a
+# string as JSON, B and bytes in base64, or J and any other value as JSON (also one that JSON has no
+# type for, such as a time). A byte stream follows its kind as it is.
 
 use xs.nu *
 
@@ -12,12 +13,10 @@ def xs-script [] { source script.nu }
 # An error within a stream is a value in it: `str join` raises it, `to text` would print it.
 def xs-values [] {
   each {|value|
-    if ($value | describe) == "binary" {
-      let text = ($value | encode base64)
-      $"($env.XS_MARK)B($text)\n"
-    } else {
-      let text = ($value | to json --raw)
-      $"($env.XS_MARK)J($text)\n"
+    match ($value | describe) {
+      "binary" => { let text = ($value | encode base64); $"($env.XS_MARK)B($text)\n" }
+      "string" => { let text = ($value | to json --raw); $"($env.XS_MARK)S($text)\n" }
+      _ => { let text = ($value | to json --raw); $"($env.XS_MARK)J($text)\n" }
     }
   } | str join
 }
@@ -34,13 +33,13 @@ def xs-by-kind [kind: string] {
   if $kind == "nothing" { } else if $kind == "byte stream" { tee {} } else { xs-values }
 }
 
-def main [input: string] {
-  print $"($env.XS_MARK)start"
-  if $input == "frame" {
-    open --raw /dev/fd/3 | from json | xs-script | xs-answer
-  } else if $input == "bytes" {
-    open --raw /dev/fd/3 | xs-script | xs-answer
-  } else {
-    xs-script | xs-answer
-  }
+print $"($env.XS_MARK)start"
+
+# No `main`: in 0.109 the status of an external command would be lost behind it.
+if $env.XS_INPUT == "frame" {
+  open --raw /dev/fd/3 | from json | xs-script | xs-answer
+} else if $env.XS_INPUT == "bytes" {
+  open --raw /dev/fd/3 | xs-script | xs-answer
+} else {
+  xs-script | xs-answer
 }

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable
 
 from xs import frame, ids, meta, process
-from xs.commit import Work
-from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
+from xs.commit import Append, Work
+from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.log import ERROR, INFO, WARNING, log_of
 from xs.pipes import Pipes
 from xs.process import SCRIPT_BYTES, Command, Processes
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0  # from a process's start to its first sign of life; above it: it has failed
 RESTART_SECONDS = 1.0  # before a script is started again, doubled while it keeps failing …
 RESTART_SECONDS_MAX = 60.0  # … up to this
+SELECT_SECONDS_MAX = 3600.0  # in one wait: epoll counts milliseconds in 32 bits
 WELL_SECONDS = 10.0  # a process that ran so long has run well
 _START = b"start"  # what a Nushell script's process says first, behind the mark
 
@@ -83,6 +84,7 @@ class Runner:
         self.source: int | None = None  # the frame that put the script in service
         self.selector = selectors.DefaultSelector()
         self._orders: collections.deque[Order] = collections.deque()
+        self._obeys = False  # one of them is being carried out
         self._stopping = threading.Event()
         self._woken = False
         self._wakened, self._waker = socket.socketpair()
@@ -114,6 +116,10 @@ class Runner:
 
     def join(self) -> None:
         self._thread.join()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     @property
     def has_orders(self) -> bool:
@@ -163,11 +169,16 @@ class Runner:
 
     def _obey(self) -> None:
         while self._orders and not self._stopping.is_set():
-            order = self._orders.popleft()
-            if order.puts:
-                self.put(order.id)
-            else:
-                self.take_out(order.id)
+            order = self._orders[0]
+            self._obeys = True
+            try:
+                if order.puts:
+                    self.put(order.id)
+                else:
+                    self.take_out(order.id)
+            finally:
+                self._obeys = False
+            self._orders.popleft()  # now: one that could not be carried out is tried again
 
     def put(self, source: int) -> None:
         """Puts the script of that frame in service, in place of the one that is."""
@@ -175,6 +186,11 @@ class Runner:
 
     def take_out(self, frame_id: int) -> None:
         """Takes the script out of service, because that frame says so."""
+        raise NotImplementedError
+
+    @classmethod
+    def refusal(cls, name: str, source: int, reason: str) -> Append:
+        """The frame that says why the script of that frame can't be put in service."""
         raise NotImplementedError
 
     def step(self) -> None:
@@ -199,10 +215,8 @@ class Runner:
         return frame.Frame.from_json(line), text
 
     def is_stored(self, source: int) -> bool:
-        try:
-            return b'"ttl":"ephemeral"' not in self.store.get(source)
-        except NotFound:
-            return False
+        """Whether that frame can be found again after a restart."""
+        return self.store.index.get(source, self.store.clock()) is not None
 
     def kept(self, source: int) -> Script | None:
         """What the index keeps of the script that came with that frame."""
@@ -246,16 +260,19 @@ class Runner:
 
     def end_process(self) -> str:
         """Ends the process, and answers the last lines of its standard error."""
-        pipes, self.pipes = self.pipes, None
+        pipes = self.pipes
         if pipes is None:
             return ""
         pipes.end()
+        self.close_process()
         return pipes.tail
 
     def select(self, timeout: Optional[float]) -> None:
         """Waits until a pipe is ready, somebody wakes this thread, or `timeout` seconds."""
-        if self._orders or self._stopping.is_set():
+        if (self._orders and not self._obeys) or self._stopping.is_set():
             timeout = 0
+        elif timeout is not None:
+            timeout = min(timeout, SELECT_SECONDS_MAX)
         events = self.selector.select(timeout)
         ready = {key.fd for key, _ in events}
         if self._wakened.fileno() in ready:
@@ -278,11 +295,25 @@ def command_of(
     return command if has_input else command._replace(input_at=None)
 
 
+def check_levels(text: bytes, most: int) -> None:
+    """Raises `Invalid` if arrays and objects are nested deeper than `most` in JSON text."""
+    if text.count(b"[") + text.count(b"{") > most:
+        try:
+            meta.check_depth(text.decode("utf-8", "replace"), most)
+        except Invalid:
+            raise Invalid(f"it is nested deeper than {most} levels") from None
+
+
 def json_text(value: Any) -> str:
     """A value as meta. Raises `Invalid`."""
     import json
 
-    return meta.compact_meta(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+    except (TypeError, ValueError):  # an integer of thousands of digits, a lone surrogate
+        raise Invalid("it has a value that JSON can't have here") from None
+    return meta.compact_meta(text)
 
 
 def is_start(said: bytes | None) -> bool:

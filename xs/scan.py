@@ -2,6 +2,10 @@
 
 A position outside `index` is an id; `floor` makes it a row, in the transaction that uses it. A
 selection of topics becomes a `Source`, from which `select` builds the one statement of a scan.
+
+Frames that continue a run lie in a table of their own, `piece`, with rows out of the same order. So
+a scan of `frame` alone counts each run once, however long it is, and costs what it costs without
+runs. What wants everything merges the two, where there are pieces at all.
 """
 
 from __future__ import annotations
@@ -10,11 +14,21 @@ import sqlite3
 
 from xs import frame
 from xs.records import NamedTuple
-from xs.schema import ID, LIVE, ORDER_BITS, ORDER_MAX, ROW_MAX, Stored, short
+from xs.schema import (
+    ID,
+    LIVE,
+    ORDER_BITS,
+    ORDER_MAX,
+    ROW_MAX,
+    TABLES_OF_FRAMES,
+    Stored,
+    StoredPiece,
+    short,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Optional
 
 LARGE_PAGE_BYTES = 1 << 20
 
@@ -31,9 +45,24 @@ class Source(NamedTuple):
 
     parts: list[Part]
     values: dict[str, Any]
+    table: str = "frame"
+
+
+class Run(NamedTuple):
+    """A run as it is stored. `expires`, `topic` and `ttl` are its first frame's."""
+
+    number: int
+    row: int
+    writer: Optional[str]
+    key: Optional[str]
+    topic: str
+    ttl: str
+    expires: Optional[int]
 
 
 _EVERY = Part("frame f WHERE f.row > :low AND f.row <= :high AND " + LIVE, "f.row")
+_PIECE_BOUNDS = "{0}.row > :piece_low AND {0}.row <= :piece_high AND " + LIVE
+_EVERY_PIECE = Part("piece f WHERE " + _PIECE_BOUNDS.format("f"), "f.row")
 
 
 def source_of(reader: sqlite3.Connection, patterns: frame.Patterns) -> Source | None:
@@ -56,6 +85,58 @@ def source_of(reader: sqlite3.Connection, patterns: frame.Patterns) -> Source | 
     return Source(parts, values) if parts else None
 
 
+def pieces_of(
+    reader: sqlite3.Connection, patterns: frame.Patterns, after: int, until: int | None
+) -> tuple[Source, int] | None:
+    """Where the pieces of a selection between two ids are listed, and the row of the first of them.
+
+    None when there is none: then `frame` has everything.
+    """
+    # In a store without pieces this is all that a page pays for them.
+    if reader.execute("SELECT 1 FROM piece LIMIT 1").fetchone() is None:
+        return None
+    low = floor(reader, after, "piece")
+    high = ROW_MAX if until is None else floor(reader, until, "piece")
+    values: dict[str, Any] = {"piece_low": low, "piece_high": high}
+    if patterns is None:
+        query = "SELECT min(row) FROM piece WHERE row > ? AND row <= ?"
+        first = reader.execute(query, (low, high)).fetchone()[0]
+        return None if first is None else (Source([_EVERY_PIECE], values, "piece"), first)
+    parts = []
+    firsts = []
+    for n, pattern in enumerate(sorted(patterns)):
+        first = reader.execute(
+            "SELECT min(l.row) FROM topic t CROSS JOIN listed l ON l.topic = t.number "
+            "WHERE t.name = ? AND l.row > ? AND l.row <= ?",
+            (pattern, low, high),
+        ).fetchone()[0]
+        if first is not None:
+            firsts.append(first)
+            listed = (
+                "listed l CROSS JOIN piece f ON f.row = l.row WHERE l.topic = "
+                f"(SELECT number FROM topic WHERE name = :t{n}) "
+                f"AND {_PIECE_BOUNDS.format('l')}"
+            )
+            parts.append(Part(listed, "l.row"))
+            values[f"t{n}"] = pattern
+    return (Source(parts, values, "piece"), min(firsts)) if parts else None
+
+
+def merged(source: Source | None, pieces: Source, columns: str, *, descending: bool = False) -> str:
+    """As `select`, of the frames and pieces of both: columns `row` and those named (without `f.`).
+
+    Each side gives at most :count, in order, so neither is read to its end.
+    """
+    wanted = "f.row AS row, " + ", ".join(f"f.{name} AS {name}" for name in columns.split(", "))
+    sides = " UNION ALL ".join(
+        f"SELECT * FROM ({select(side, wanted, descending=descending)})"
+        for side in (source, pieces)
+        if side is not None
+    )
+    order = "DESC LIMIT :count" if descending else "LIMIT :count"
+    return f"SELECT * FROM ({sides}) ORDER BY row {order}"
+
+
 def select(source: Source, columns: str, *, descending: bool = False) -> str:
     """SQL for columns of the frames `f` between :low and :high, in order, at most :count."""
     order = "DESC LIMIT :count" if descending else "LIMIT :count"
@@ -69,7 +150,7 @@ def select(source: Source, columns: str, *, descending: bool = False) -> str:
     )
     return (
         f"SELECT {columns} FROM ({rows} ORDER BY row {order}) s "
-        f"CROSS JOIN frame f ON f.row = s.row ORDER BY s.row {order}"
+        f"CROSS JOIN {source.table} f ON f.row = s.row ORDER BY s.row {order}"
     )
 
 
@@ -86,12 +167,12 @@ def joined_page(
 
 
 def bounded_page(
-    reader: sqlite3.Connection, source: Source, values: dict[str, Any]
+    reader: sqlite3.Connection, statement: str, values: dict[str, Any]
 ) -> tuple[bytes, int]:
-    """A page that is bounded in bytes, taken row by row."""
+    """A page that is bounded in bytes, taken row by row from a statement that gives lines."""
     lines: list[bytes] = []
     size = 0
-    cursor = reader.execute(select(source, "CAST(f.json AS BLOB)"), values)
+    cursor = reader.execute(statement, values)
     for (line,) in cursor:
         lines.append(line)
         size += len(line)
@@ -129,13 +210,16 @@ def bounds(reader: sqlite3.Connection, after: int, until: int | None) -> tuple[i
     return floor(reader, after), ROW_MAX if until is None else floor(reader, until)
 
 
-def floor(reader: sqlite3.Connection, value: int) -> int:
-    """The row below or at which all ids are at most `value`, and above which all are greater."""
+def floor(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
+    """The row below or at which all ids are at most `value`, and above which all are greater.
+
+    All ids of that table: in the other one, this row may have another place among the ids.
+    """
     if value < 0:
         return -1
     base = value >> 80 << ORDER_BITS
     low = base - 1
-    found = _last_up_to(reader, low, base | ORDER_MAX)
+    found = _last_up_to(reader, low, base | ORDER_MAX, table)
     if found is None:
         return low
     high, high_id = found
@@ -146,7 +230,7 @@ def floor(reader: sqlite3.Connection, value: int) -> int:
     while high - low > 1:
         if not low < guess < high:
             guess = (low + high) // 2
-        found = _last_up_to(reader, low, guess)
+        found = _last_up_to(reader, low, guess, table)
         if found is None or found[1] < value:
             low = guess
         elif found[1] == value:
@@ -157,46 +241,63 @@ def floor(reader: sqlite3.Connection, value: int) -> int:
     return low
 
 
-def _last_up_to(reader: sqlite3.Connection, low: int, high: int) -> tuple[int, int] | None:
+def _last_up_to(
+    reader: sqlite3.Connection, low: int, high: int, table: str
+) -> tuple[int, int] | None:
     found = reader.execute(
-        f"SELECT row, {ID} FROM frame WHERE row > ? AND row <= ? ORDER BY row DESC LIMIT 1",
+        f"SELECT row, {ID} FROM {table} WHERE row > ? AND row <= ? ORDER BY row DESC LIMIT 1",
         (low, high),
     ).fetchone()
     return None if found is None else (found[0], int(found[1], 36))
 
 
-def row_of(reader: sqlite3.Connection, value: int) -> int | None:
-    row = floor(reader, value)
+def row_of(reader: sqlite3.Connection, value: int, table: str = "frame") -> int | None:
+    row = floor(reader, value, table)
     if row < 0:
         return None
-    return row if id_at(reader, row) == value else None
+    return row if id_at(reader, row, table) == value else None
 
 
-def id_at(reader: sqlite3.Connection, row: int) -> int:
-    found = reader.execute(f"SELECT {ID} FROM frame WHERE row = ?", (row,)).fetchone()
+def id_at(reader: sqlite3.Connection, row: int, table: str = "frame") -> int:
+    found = reader.execute(f"SELECT {ID} FROM {table} WHERE row = ?", (row,)).fetchone()
     return -1 if found is None else int(found[0], 36)
 
 
 def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored | None:
-    row = row_of(reader, value)
-    if row is None:
-        return None
-    found = reader.execute(
-        "SELECT CAST(f.json AS BLOB), f.content, f.digest FROM frame f "
-        f"WHERE f.row = :row AND {LIVE}",
-        {"row": row, "now": now},
-    ).fetchone()
-    return None if found is None else as_stored(*found)
+    for table in TABLES_OF_FRAMES:
+        row = row_of(reader, value, table)
+        if row is not None:
+            found = reader.execute(
+                f"SELECT CAST(f.json AS BLOB), f.content, f.digest FROM {table} f "
+                f"WHERE f.row = :row AND {LIVE}",
+                {"row": row, "now": now},
+            ).fetchone()
+            return None if found is None else as_stored(*found)
+    return None
 
 
 def as_stored(line: bytes, content: bytes | None, digest: int | None) -> Stored:
     return Stored(line, content, digest is None and frame.hash_text(line) is not None)
 
 
+def newest_row(reader: sqlite3.Connection) -> int | None:
+    """The last row of all, of either table."""
+    row = reader.execute(
+        "SELECT max(row) FROM (SELECT max(row) AS row FROM frame "
+        "UNION ALL SELECT max(row) AS row FROM piece)"
+    ).fetchone()[0]
+    return None if row is None else int(row)
+
+
+def newest_id(reader: sqlite3.Connection) -> int:
+    """The id of the newest stored frame; -1 if there is none."""
+    row = newest_row(reader)
+    return -1 if row is None else max(id_at(reader, row), id_at(reader, row, "piece"))
+
+
 def mark_of(reader: sqlite3.Connection) -> int:
     kept = reader.execute("SELECT id FROM mark").fetchone()
-    newest = reader.execute(f"SELECT {ID} FROM frame ORDER BY row DESC LIMIT 1").fetchone()
-    return max(int(found[0], 36) if found else 0 for found in (kept, newest))
+    return max(int(kept[0], 36) if kept else 0, newest_id(reader))
 
 
 def next_large(reader: sqlite3.Connection, low: int) -> int | None:
@@ -208,20 +309,32 @@ def inline_content(reader: sqlite3.Connection, digest: bytes, now: int) -> bytes
     pinned = reader.execute("SELECT content FROM pin WHERE digest = ?", (digest,)).fetchone()
     if pinned is not None and pinned[0] is not None:
         return bytes(pinned[0])
+    for table in TABLES_OF_FRAMES:
+        found = _inline_content(reader, digest, now, table)
+        if found is not None:
+            return found
+    return None
+
+
+def _inline_content(
+    reader: sqlite3.Connection, digest: bytes, now: int, table: str
+) -> bytes | None:
     # Newest bucket first: what was just appended is what is mostly asked for.
-    newest = reader.execute("SELECT max(digest) FROM frame WHERE digest IS NOT NULL").fetchone()[0]
+    newest = reader.execute(f"SELECT max(digest) FROM {table} WHERE digest IS NOT NULL").fetchone()[
+        0
+    ]
     expected = frame.integrity(digest)
     while newest is not None:
         bucket = newest >> 32 << 32
         for line, content in reader.execute(
-            "SELECT CAST(f.json AS BLOB), f.content FROM frame f "
+            f"SELECT CAST(f.json AS BLOB), f.content FROM {table} f "
             f"WHERE f.digest = :digest AND {LIVE}",
             {"digest": bucket | short(digest), "now": now},
         ):
             if frame.hash_text(line) == expected:  # four bytes may agree by chance
                 return bytes(content)
         newest = reader.execute(
-            "SELECT max(digest) FROM frame WHERE digest IS NOT NULL AND digest < ?", (bucket,)
+            f"SELECT max(digest) FROM {table} WHERE digest IS NOT NULL AND digest < ?", (bucket,)
         ).fetchone()[0]
     return None
 
@@ -231,8 +344,71 @@ def names_file(reader: sqlite3.Connection, digest: bytes, now: int) -> bool:
         reader.execute(
             "SELECT 1 FROM file x CROSS JOIN frame f ON f.row = x.row "
             f"WHERE x.digest = :digest AND {LIVE} "
+            "UNION ALL SELECT 1 FROM file x CROSS JOIN piece f ON f.row = x.row "
+            f"WHERE x.digest = :digest AND {LIVE} "
             "UNION ALL SELECT 1 FROM pin WHERE digest = :digest AND content IS NULL LIMIT 1",
             {"digest": digest, "now": now},
         ).fetchone()
         is not None
     )
+
+
+# Runs
+
+
+def run_at(reader: sqlite3.Connection, row: int) -> Run | None:
+    """The run whose first frame is at that row, expired or not; None if it begins none."""
+    found = reader.execute(
+        "SELECT r.number, r.writer, r.key, CAST(f.json AS BLOB), f.expires "
+        "FROM run r CROSS JOIN frame f ON f.row = r.row WHERE r.row = ?",
+        (row,),
+    ).fetchone()
+    if found is None:
+        return None
+    number, writer, key, line, expires = found
+    return Run(number, row, writer, key, frame.topic_of(line), frame.ttl_of(line), expires)
+
+
+def run_of(reader: sqlite3.Connection, first: int) -> Run | None:
+    """As `run_at`, by the first frame's id."""
+    row = row_of(reader, first)
+    return None if row is None else run_at(reader, row)
+
+
+def run_of_piece(reader: sqlite3.Connection, value: int) -> int | None:
+    """The id of the first frame of the run that the frame with that id continues; None if none."""
+    row = row_of(reader, value, "piece")
+    if row is None:
+        return None
+    found = reader.execute(
+        f"SELECT (SELECT {ID} FROM frame WHERE frame.row = run.row) FROM run "
+        "WHERE number = (SELECT run FROM piece WHERE row = ?)",
+        (row,),
+    ).fetchone()
+    return None if found is None or found[0] is None else int(found[0], 36)
+
+
+def pieces_after(reader: sqlite3.Connection, number: int, after: int) -> list[StoredPiece]:
+    """Pieces of a run above an id, in order, up to its end; bounded in bytes."""
+    found = []
+    size = 0
+    cursor = reader.execute(
+        f"SELECT CAST(json AS BLOB), content, digest, ends, {ID} FROM piece "
+        "WHERE run = ? AND row > ? ORDER BY row",
+        (number, floor(reader, after, "piece")),
+    )
+    for line, content, digest, ends, id_text in cursor:
+        found.append(StoredPiece(int(id_text, 36), as_stored(line, content, digest), ends))
+        size += len(line) + len(content or b"")
+        if ends or size > LARGE_PAGE_BYTES:
+            break
+    cursor.close()
+    return found
+
+
+def end_of(reader: sqlite3.Connection, number: int) -> int | None:
+    """The id of the piece that ends a run, which is the first that says so; None if none does."""
+    row = reader.execute(
+        "SELECT min(row) FROM piece WHERE run = ? AND ends > 0", (number,)
+    ).fetchone()[0]
+    return None if row is None else id_at(reader, row, "piece")

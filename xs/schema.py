@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
-FORMAT = 2
+FORMAT = 3
 
 _USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
@@ -51,7 +51,7 @@ CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)
 
 # What the runtime knows of its scripts. The index finds the few topics that tell of them, however
 # many others there are.
-_SCHEMA_2 = """
+_SCHEMA_SCRIPTS = """
 CREATE TABLE script (
     kind TEXT,  -- generator or handler
     name TEXT,
@@ -65,14 +65,44 @@ CREATE INDEX topic_script ON topic (name) WHERE
     substr(name, -6) = '.spawn' OR substr(name, -10) = '.terminate'
     OR substr(name, -9) = '.register' OR substr(name, -11) = '.unregister'
 """
-IS_SCRIPT_TOPIC = _SCHEMA_2.partition(" WHERE\n")[2].strip()
+IS_SCRIPT_TOPIC = _SCHEMA_SCRIPTS.partition(" WHERE\n")[2].strip()
+
+# Content that came in pieces: the frame that begins a run lies in `frame`, those that continue it
+# in `piece`, so that whatever counts a run once never meets them.
+_SCHEMA_RUNS = """
+CREATE TABLE run (
+    number INTEGER PRIMARY KEY,
+    row INTEGER NOT NULL UNIQUE,  -- of its first frame
+    writer TEXT,  -- whose it is while it is being written; NULL: nobody's here
+    key TEXT  -- the idempotency key that made it
+);
+CREATE INDEX run_writer ON run (writer) WHERE writer IS NOT NULL;
+CREATE TABLE piece (
+    row INTEGER PRIMARY KEY,  -- as that of a frame, and never that of one
+    run INTEGER NOT NULL,
+    ends INTEGER NOT NULL,  -- 0: more is to come; 1: the content is whole; 2: it broke off
+    digest INTEGER,
+    json TEXT NOT NULL,
+    content BLOB,
+    expires INTEGER  -- that of the run's first frame
+);
+CREATE INDEX piece_run ON piece (run);
+CREATE INDEX piece_end ON piece (run) WHERE ends > 0;
+CREATE INDEX piece_digest ON piece (digest) WHERE digest IS NOT NULL;
+CREATE TABLE listed (topic INTEGER, row INTEGER, PRIMARY KEY (topic, row)) WITHOUT ROWID
+"""
 
 # Each takes the format before it to the next, inside one transaction.
-_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_2]
+_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_SCRIPTS, _SCHEMA_RUNS]
 
-TABLES_WITH_ROWS = ("frame", "below", "large", "file")
+TABLES_WITH_ROWS = ("frame", "below", "large", "file", "run", "piece", "listed")
+TABLES_OF_FRAMES = ("frame", "piece")  # no row is in both
 ID = 'substr(json, instr(json, \'"id":"\') + 6, 25)'
 LIVE = "(f.expires IS NULL OR f.expires > :now)"
+
+
+# How a piece ends its run.
+GOES_ON, WHOLE, BROKEN = 0, 1, 2
 
 
 class Stored(NamedTuple):
@@ -92,6 +122,14 @@ class Script(NamedTuple):
     active: bool
     position: str
     state: Optional[str] = None
+
+
+class StoredPiece(NamedTuple):
+    """A frame that continues a run, and how it ends it."""
+
+    id: int
+    stored: Stored
+    ends: int
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:

@@ -8,19 +8,20 @@ the other, by its runner.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import threading
+import time
 
 from xs import frame, ids, times
 from xs.bus import Entry
-from xs.errors import Invalid, Unavailable, XsError
+from xs.errors import Unavailable, XsError
 from xs.evaluation import Evaluation
-from xs.generators import Generator, parse_spawn
+from xs.generators import Generator, name_of
 from xs.handlers import Handler
-from xs.log import ERROR, WARNING, log_of
+from xs.log import WARNING, log_of
 from xs.process import Processes
-from xs.runner import Context, Order, Runner
+from xs.runner import RESTART_SECONDS, Context, Order, Runner
 from xs.store import Store
 
 TYPE_CHECKING = False
@@ -73,6 +74,11 @@ class Scripts:
             each.join()
         self.processes.close()
 
+    def abandon(self) -> None:
+        """Gives back what it has, when it was never started."""
+        self._store.bus.unwatch(self._watch)
+        self.processes.close()
+
     def status(self) -> list[dict[str, Any]]:
         """What is in service, in order of names (`GET /ps`)."""
         with self._lock:
@@ -99,17 +105,23 @@ class Scripts:
         return Evaluation(self.processes, log, text, line, is_wanted, release)
 
     def _main(self) -> None:
-        try:
-            if not self.processes.acquire(lambda: self._stopping):
+        if not self.processes.acquire(lambda: self._stopping):
+            return
+        self._until_done(self._fold)
+        while not self._stopping:
+            self._due.wait()
+            self._due.clear()
+            self._until_done(self._obey_new)
+
+    def _until_done(self, act: Callable[[], None]) -> None:
+        """Does it, and again when the store could not be read, for want of files for instance."""
+        while not self._stopping:
+            try:
+                act()
                 return
-            self._fold()
-            while not self._stopping:
-                self._due.wait()
-                self._due.clear()
-                if not self._stopping:
-                    self._obey_new()
-        except XsError as error:
-            self._log(f"scripts are no longer looked after: {error}", ERROR)
+            except XsError as error:
+                self._log(f"scripts wait: {error}", WARNING)
+            time.sleep(RESTART_SECONDS)
 
     # What the stream says
 
@@ -147,15 +159,15 @@ class Scripts:
                 for line in self._stored(topic, self._position, newest)
             ]
             lines.sort(key=frame.id_of)
-            self._position = newest
         else:
+            newest = entries[-1].id if entries else self._position
             lines = [entry.line for entry in entries if _is_order(entry)]
-            if entries:
-                self._position = entries[-1].id
         for line in lines:
             order = self._order(line)
             if order is not None:
                 self._submit(*order)
+            self._position = ids.parse(frame.id_of(line))
+        self._position = newest
 
     def _stored(self, topic: str, after: int, until: int) -> Iterator[bytes]:
         while True:
@@ -173,11 +185,7 @@ class Scripts:
         topic = frame.topic_of(line)
         value = ids.parse(frame.id_of(line))
         if topic.endswith(_SPAWN):
-            try:
-                name = parse_spawn(topic, json.loads(line)["meta"]).name
-            except Invalid:
-                name = topic[: -len(_SPAWN)]  # whose runner refuses it
-            key = (Generator.kind, name)
+            key = (Generator.kind, name_of(topic, frame.Frame.from_json(line).meta))
         elif topic.endswith(_TERMINATE):
             key = (Generator.kind, topic[: -len(_TERMINATE)])
         elif topic.endswith(_REGISTER):
@@ -200,13 +208,16 @@ class Scripts:
                 return
             if not order.puts:
                 return
-            if len(self._runners) >= SCRIPTS_MAX:
-                many = f"not started: {SCRIPTS_MAX} scripts are in service"
-                self._log.for_script(name)(many, WARNING)
-                return
-            runner = self._runners[key] = _KINDS[kind](self._context, name)
-            runner.submit(order)
-        runner.start()
+            if len(self._runners) < SCRIPTS_MAX:
+                runner = self._runners[key] = _KINDS[kind](self._context, name)
+                runner.submit(order)
+        if runner is not None:
+            runner.start()
+            return
+        reason = f"{SCRIPTS_MAX} scripts are in service already"
+        self._log.for_script(name)(f"not started: {reason}", WARNING)
+        with contextlib.suppress(XsError):  # it is in the log
+            self._store.append(_KINDS[kind].refusal(name, order.id, reason))
 
     def _is_gone(self, runner: Runner) -> bool:
         """Whether a runner without a script may end: no order has come meanwhile."""

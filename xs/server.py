@@ -1,60 +1,36 @@
-"""`xs serve`: a store, its listeners, its delivery; start, signals, stop.
-
-The order of starting: lock and open the store, listen, append `xs.start`, accept, start scripts.
-The order of stopping: end the scripts, append `xs.stop` as the last frame, give followers what is
-still theirs and end them, answer the requests under way, close the store, give the lock back.
-"""
+"""`xs serve`: a root store and those that are added to it, in one process; start, signals, stop."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
-import secrets
 import signal
-import socket
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
-from xs import liveness, log, meta
-from xs.access import Access, access
+from xs import liveness, log
 from xs.activation import Sockets, handed_down
-from xs.commit import Append
-from xs.delivery import Delivery
 from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
-from xs.httpd import Limits, Server
+from xs.gateway import Options
+from xs.httpd import Limits
 from xs.listener import Connections
 from xs.log import Log
+from xs.mount import Mount, Room, Web
 from xs.notify import Manager, Watchdog
-from xs.scripts import Scripts
 from xs.signals import Signals
-from xs.store import Store
-from xs.version import VERSION
-
-if TYPE_CHECKING:
-    from xs.gateway import Gateway, Options
-
-SOCKET = "sock"
-TOKEN = "token"
+from xs.stores import STORES_MAX, Asked, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
+_STORE_FILES = 16  # of each further store: 10 when it is idle
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
 GRACE_SECONDS = 10  # for what is under way when the server stops, unless --grace says otherwise
-_WEB_GRACE = 0.5  # of it, at most, are for requests from the web
+_STORES_GRACE = 0.5  # of it, at most, is for further stores, which end before the root store
 
 # Exit statuses of a server that can't start, for whoever has to decide whether to try again.
 _EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
 _TO_STANDARD_ERROR = log.Options()
 
 _log = Log()  # of this process; `serve` says where it goes
-
-
-class Web(NamedTuple):
-    """What is to answer the web: on which addresses, and how."""
-
-    addresses: list[str]
-    options: Options
 
 
 class Running:
@@ -68,114 +44,70 @@ class Running:
         web: Web | None = None,
         *,
         scripts: bool = True,
+        grace: float = GRACE_SECONDS,
         sockets: Sockets | None = None,
     ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open.
 
-        `sockets` has those that were handed down to this process.
+        `grace`: seconds for what is under way in a store that ends. `sockets` has those that were
+        handed down to this process; they are the root store's.
         """
-        room = _make_room(web is not None)
-        self.folder = os.path.abspath(folder)
-        self.socket_path = os.path.join(self.folder, SOCKET)
-        self.addresses: list[str] = []
-        self.web_addresses: list[str] = []
+        sockets = sockets or Sockets()
+        self._grace = grace
+        self._room = _make_room(web is not None)
+        self._scripts = scripts
+        self._options = web.options if web is not None else Options()
         addresses = [exposed_address(each) for each in expose]
-        self._servers: list[Server] = []
-        self._connections = Connections(room)
-        self._gateway: Gateway | None = None
-        self._sockets = sockets or Sockets()
-        self._store = Store(self.folder, exclusive=True, create=True)
+        self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets)
         try:
-            self._delivery = Delivery(self._store)
-            self._scripts = Scripts(self._store, _log) if scripts else None
-            os.chmod(self.folder, 0o700)
-            self._listen(self._sockets.listen_unix(self.socket_path))
-            for path in self._sockets.unix:
-                self._listen(self._sockets.listen_unix(path))
+            self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
+            self.root.lead_to(self.stores)
             for host, port in addresses:
-                self._expose(host, port, hosts)
-            for host, port in self._sockets.exposed:
-                self._expose(host, port, hosts)
+                self.root.expose(host, port, hosts)
+            for host, port in sockets.exposed:
+                self.root.expose(host, port, hosts)
             if web is not None:
-                self._open_gateway(web, room)
-        except OSError as error:
-            self._abandon()
-            raise NotAStore(f"can't serve {folder}: {error.strerror}") from None
+                self.root.open_gateway(web)
         except BaseException:
-            self._abandon()
+            self.root.abandon()
             raise
-        meta: dict[str, object] = {"version": VERSION, "expose": self.addresses}
-        if self.web_addresses:
-            meta["http"] = self.web_addresses
-        self._store.append(Append("xs.start", meta=_json(meta)))
-        self._store.start_sweeping()
-        self._delivery.start()
-        for server in self._servers:
-            server.start()
-        if self._scripts is not None:
-            self._scripts.start()
-        if self._gateway is not None:
-            self._gateway.start()
-
-    def _listen(self, sock: socket.socket) -> None:
-        self._add(sock, None)
-
-    def _expose(self, host: str, port: int, hosts: list[str]) -> None:
-        sock = self._sockets.listen_tcp(host, port)
-        name, number = sock.getsockname()[:2]
-        self.addresses.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
-        asked = access(owner_token(self.folder), [host.lower(), *(h.lower() for h in hosts)])
-        self._add(sock, asked)
-
-    def _add(self, sock: socket.socket, asked: Access | None) -> None:
-        server = Server(sock, self._store, self._delivery, self._connections, asked, log=_log)
-        server.scripts = self._scripts
-        self._servers.append(server)
-
-    def _open_gateway(self, web: Web, room: int) -> None:
-        from xs.gateway import Gateway
-
-        self._gateway = Gateway(self._store, web.options, _log, room, self._sockets)
-        for address in web.addresses:
-            self.web_addresses.append(self._gateway.listen(address))
-        for address in self._sockets.web:
-            self.web_addresses.append(self._gateway.listen(address))
-
-    def _abandon(self) -> None:
-        if self._gateway is not None:
-            self._gateway.abandon()
-        for server in self._servers:
-            server.socket.close()
-        if self._servers:  # the first is the Unix socket's
-            self._unlink_socket()
-        self._store.close()
+        self.root.start()  # whatever was asked of its stream so far waits for the next line
+        self.stores.start()
 
     def check(self, seconds: float) -> None:
-        """Looks whether it can commit and answer. Raises `XsError`, or hangs, if it can't."""
-        liveness.check_commit(self._store)
-        liveness.check_answer(self.socket_path, seconds)
+        """Looks whether it can commit and answer. Raises `XsError`, or hangs, if it can't.
 
-    def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Ends everything in good order. What is still under way after `seconds` is broken off."""
-        deadline = time.monotonic() + seconds
-        if self._gateway is not None:  # first: answers are appended like anything else
-            self._gateway.stop(seconds * _WEB_GRACE)
-        for server in self._servers:
-            server.stop()
-        if self._scripts is not None:
-            self._scripts.stop()
-        self._store.refuse_more(Append("xs.stop"))
-        self._delivery.stop()
-        self._connections.end(max(0.0, deadline - time.monotonic()))
-        self._unlink_socket()
-        self._store.close()
+        It is the root store that is looked at: what is wrong with another disturbs no other.
+        """
+        liveness.check_commit(self.root.store)
+        liveness.check_answer(self.root.socket_path, seconds)
 
-    def _unlink_socket(self) -> None:
+    def stop(self) -> None:
+        """Ends everything in good order. What is under way when the grace is over is broken off."""
+        deadline = time.monotonic() + self._grace
+        self._grace *= _STORES_GRACE
+        self.stores.stop()
+        self.root.stop(max(0.0, deadline - time.monotonic()))
+
+    def _mount(self, asked: Asked, create: bool) -> Mount:
+        mount = Mount(
+            asked.path,
+            self._room,
+            _log.for_store(asked.name),
+            scripts=self._scripts,
+            create=create,
+        )
         try:
-            if not self._sockets.is_handed(self.socket_path):
-                os.unlink(self.socket_path)
-        except FileNotFoundError:
-            pass  # somebody has tidied up already
+            if asked.http is not None:
+                mount.open_gateway(Web([asked.http], self._options))
+        except BaseException:
+            mount.abandon()
+            raise
+        mount.start()
+        return mount
+
+    def _unmount(self, mount: Mount) -> None:
+        mount.stop(self._grace)
 
 
 def serve(
@@ -200,7 +132,15 @@ def serve(
         sockets = Sockets(handed_down(os.environ))
         for warning in sockets.warnings:
             _log(warning, log.WARNING)
-        running = Running(folder, expose or [], hosts or [], web, scripts=scripts, sockets=sockets)
+        running = Running(
+            folder,
+            expose or [],
+            hosts or [],
+            web,
+            scripts=scripts,
+            grace=grace,
+            sockets=sockets,
+        )
     except XsError as error:
         error.exit = next((exit for kind, exit in _EXITS if isinstance(error, kind)), error.exit)
         manager.failed(str(error))
@@ -208,11 +148,12 @@ def serve(
         if _log.output.options.is_json and _log.output.options.path is None:
             return error.exit  # standard error has it, as it wants it
         raise
-    where = ", ".join([running.socket_path, *(f"http://{each}" for each in running.addresses)])
+    root = running.root
+    where = ", ".join([root.socket_path, *(f"http://{each}" for each in root.exposed)])
     serving = f"serving {folder} at {where}"
     _announce(serving)
-    if running.web_addresses:
-        _announce(f"answering the web at {', '.join(running.web_addresses)}")
+    if root.web:
+        _announce(f"answering the web at {', '.join(root.web)}")
     manager.ready(serving)
     watchdog = Watchdog(manager, running.check, _log)
     watchdog.start()
@@ -223,7 +164,7 @@ def serve(
     watchdog.let_stop()
     manager.stopping(f"stopping, within {grace:g} s")
     _note(f"stopping, within {grace:g} s: {signal.Signals(number).name}")
-    running.stop(grace)
+    running.stop()
     _note("stopped")
     return 0 if number == signal.SIGTERM else 128 + number
 
@@ -243,23 +184,6 @@ def _note(text: str, level: int = log.INFO) -> None:
         _log(text, level)
 
 
-def owner_token(folder: str) -> str:
-    """The owner's token: one line in `DIR/token`, made at the first need."""
-    path = os.path.join(folder, TOKEN)
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.readline().strip()
-        if token:
-            return token
-    except FileNotFoundError:
-        pass
-    token = secrets.token_urlsafe(32)
-    file_number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file_number, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
-
-
 def exposed_address(address: str) -> tuple[str, int]:
     """Host and port of an address that was given to `--expose`. Raises `Usage`."""
     from xs.address import parse_host
@@ -276,28 +200,37 @@ def exposed_address(address: str) -> tuple[str, int]:
     return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
 
 
-def _json(value: object) -> str:
-    return meta.compact_meta(json.dumps(value, separators=(",", ":")))
-
-
-def _make_room(for_the_web: bool) -> int:
+def _make_room(for_the_web: bool) -> Room:
     """How many connections of a kind the system allows; threads get small enough for them."""
-    import resource
-
     threading.stack_size(Limits.stack_bytes)
     # What is here by now stays, and what requests make has no circles: looking through it all for
     # garbage, again and again, cost a tenth of a batch (bench/batch.py).
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     kinds = 2 if for_the_web else 1  # one can't take the other's room
-    wanted = kinds * Limits.connections + _OWN_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return Limits.connections
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    except (OSError, ValueError):
-        most = soft  # then there is room for fewer connections
-    # The store needs files too, or those who are connected could do nothing.
-    return (most - min(_OWN_FILES, most // 2)) // kinds
+    needed = kinds * Limits.connections + _OWN_FILES
+    most = _allow_files(needed + STORES_MAX * _STORE_FILES, needed)
+    room = Limits.connections
+    if most < needed:
+        # The store needs files too, or those who are connected could do nothing.
+        room = (most - min(_OWN_FILES, most // 2)) // kinds
+    api = Connections(room)
+    return Room(room, api, Connections(room) if for_the_web else api)
+
+
+def _allow_files(*wanted: int) -> int:
+    """Asks the system for the first of these numbers of files that it allows; how many it does."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in wanted:
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
+        if soft == resource.RLIM_INFINITY or soft >= most:
+            return most if soft == resource.RLIM_INFINITY else soft
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+        except (OSError, ValueError):
+            continue  # macOS says no to more than a limit of its own
+    return soft

@@ -43,17 +43,22 @@ def is_gone(sock: socket.socket) -> bool:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """A socket at `path`, for the user alone; one that is left behind there is replaced."""
+    """A socket at `path`, for the user alone; one that is left behind there is replaced.
+
+    Its mode is set before anybody can connect, which takes listen(2): a umask would be set for all
+    threads, and what they make meanwhile. Raises `OSError`.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    mask = os.umask(0o177)
-    try:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
         _bind_unix(sock, path)
-    finally:
-        os.umask(mask)
+        os.chmod(path, 0o600)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -98,14 +103,21 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
     except OSError as error:
         if "too long" not in str(error):
             raise
-    before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    # By a short name for its folder. Changing into that would change it for all threads.
+    folder, name = os.path.split(os.path.abspath(path))
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # The folder of the process belongs to all its threads; this runs before there are any.
-        os.chdir(os.path.dirname(path))
-        sock.bind(os.path.basename(path))
+        short = f"/proc/self/fd/{descriptor}"
+        if os.path.isdir(short):  # Linux
+            sock.bind(f"{short}/{name}")
+            return
     finally:
-        os.fchdir(before)
-        os.close(before)
+        os.close(descriptor)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        os.symlink(folder, os.path.join(place, "d"))
+        sock.bind(os.path.join(place, "d", name))
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

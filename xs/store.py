@@ -31,6 +31,7 @@ from xs.commit import (
     Append,
     AppendWork,
     Commit,
+    EndRunsWork,
     RemoveOrphanWork,
     SweepWork,
     UnpinWork,
@@ -39,6 +40,7 @@ from xs.commit import (
 from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index, Unfinished
 from xs.lock import SERVE, WRITE, Lock
+from xs.runs import KILLED, STOPPED, Runs
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
 from xs.writer import Writer
@@ -95,15 +97,20 @@ class Store:
                     raise
                 self._with_lock_held_once(create=True)
                 self.index = Index(folder)
+            try:
+                self.cas = Cas(os.path.join(folder, CAS_FOLDER))
+                if exclusive:
+                    self.cas.remove_stale()
+                mark = self.index.mark()
+                self.bus = Bus(mark if exclusive else self.index.newest())
+            except BaseException:
+                self.index.close()
+                raise
         except BaseException:
             if self._lock is not None:
                 self._lock.close()
             raise
-        self.cas = Cas(os.path.join(folder, CAS_FOLDER))
-        if exclusive:
-            self.cas.remove_stale()
-        mark = self.index.mark()
-        self.bus = Bus(mark if exclusive else self.index.newest())
+        self.runs = Runs(folder, self.run)
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
@@ -114,10 +121,11 @@ class Store:
         self._handed_over = False
         self._committer: threading.Thread | None = None
         self._closing = self._closed = False
+        self._data_version: Callable[[], int] | None = None
+        self._sweeps = False
         self._sweeper: threading.Thread | None = None
         self._next_expiry: int | None = None
-        self._data_version: Callable[[], int] | None = None
-        self._expiry_known = threading.Condition(threading.Lock())  # guards the one above
+        self._expiry_known = threading.Condition(threading.Lock())  # guards the two above
 
     def _with_lock_held_once(self, *, create: bool) -> None:
         """Makes what a store consists of, under its lock, which a server then keeps."""
@@ -127,7 +135,8 @@ class Store:
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
             if create:
                 os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
-                Index(self.folder, create=True).close()
+                if not (self.exclusive and _has_index(self.folder)):  # else it is opened next
+                    Index(self.folder, create=True).close()
                 sync_folder(self.folder)
                 sync_folder(os.path.dirname(os.path.abspath(self.folder)))
         finally:
@@ -182,7 +191,12 @@ class Store:
                 return
             self._leading = True
             batch = self._take_batch()
-        self._commit(batch)
+        try:
+            self._commit(batch)
+        finally:  # also after Ctrl-C: the store may still be used, if only to end something
+            self._stop_leading()
+
+    def _stop_leading(self) -> None:
         with self._queue_lock:
             if not self._queue:
                 self._leading = False
@@ -241,7 +255,8 @@ class Store:
             batch[0].finish()
             return
         if commit.gone:
-            self.bus.discard(commit.gone)
+            self.bus.discard(commit.gone, commit.gone_runs)
+            self.runs.forget(commit.gone_runs)
         if self.exclusive:  # else others write too, and only the index has all that they did
             self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
@@ -278,6 +293,8 @@ class Store:
                     try:
                         work.result = work.apply(commit)
                     except XsError as error:
+                        if work.is_whole:
+                            raise
                         work.error = error
                 self._finish_transaction(commit)
                 writer.commit()
@@ -299,6 +316,7 @@ class Store:
         commit.apply_trims()
         if not self.exclusive:
             commit.sweep()
+            commit.end_runs(self.runs.is_gone, KILLED)
         commit.look_for_unnamed_files()
         if commit.newest_ephemeral > self._reserved:
             # The disk must know of ids that no stored frame shows. One commit reserves a second.
@@ -309,16 +327,25 @@ class Store:
     # Expiry
 
     def start_sweeping(self) -> None:
-        """Removes frames when they expire, in a thread that sleeps until the next one does."""
-        self._next_expiry = self.index.next_expiry()
-        self._sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
-        self._sweeper.start()
+        """Removes frames when they expire, in a thread that sleeps until the next one does.
+
+        There is none until a frame has a time to expire: most stores have no such frame.
+        """
+        self._sweeps = True
+        at = self.index.next_expiry()
+        if at is not None:
+            self._expect_expiry(at)
 
     def _expect_expiry(self, at: int) -> None:
         with self._expiry_known:
             if self._next_expiry is None or at < self._next_expiry:
                 self._next_expiry = at
                 self._expiry_known.notify_all()
+            if self._sweeps and self._sweeper is None and not self._closing:
+                sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no more threads: the next frame may tell
+                    sweeper.start()
+                    self._sweeper = sweeper
 
     def _sweep(self) -> None:
         while True:
@@ -351,6 +378,16 @@ class Store:
             return self.bus.newest
         return max(self.bus.newest, self.index.newest())  # the newest may have been removed
 
+    def wait_for_run(self, first: int, position: int, timeout: float) -> bool:
+        """Waits until there may be more of a run above `position`; False if nothing came.
+
+        Without a server it is for LOOK_SECONDS, whatever `timeout` is.
+        """
+        if self.exclusive:
+            return self.bus.wait_for_run(first, position, timeout)
+        time.sleep(LOOK_SECONDS)
+        return False
+
     def wait(self, position: int) -> bool:
         """Waits until there may be something above `position`; False if nothing came for a while.
 
@@ -382,15 +419,15 @@ class Store:
         """Size and blocks of the content of that frame. Raises `NotFound`, `Damaged`."""
         stored = self.index.stored(value, self.clock())
         if stored is not None:
-            hash_ = frame.hash_text(stored.line)
-            if hash_ is None:
-                return 0, iter(())
-            return self.stored_content(stored, hash_)
+            return self.stored_content(stored)
         hash_ = frame.hash_text(self.get(value))
         return (0, iter(())) if hash_ is None else self.content(hash_)
 
-    def stored_content(self, stored: Stored, hash_: str) -> tuple[int, Iterator[bytes]]:
+    def stored_content(self, stored: Stored) -> tuple[int, Iterator[bytes]]:
         """Size and blocks of a stored frame's content."""
+        hash_ = frame.hash_text(stored.line)
+        if hash_ is None:
+            return 0, iter(())
         if stored.is_file:
             return self.cas.open(frame.parse_integrity(hash_))
         return _verified(stored.content or b"", hash_)
@@ -473,22 +510,25 @@ class Store:
                 yield str(error)
 
     def refuse_more(self, last: Append | None = None) -> None:
-        """From now on nothing can be appended; `last` is the last frame that is."""
+        """From now on nothing can be appended; `last` is the last frame that is.
+
+        What is still being written here, piece by piece, is ended before it.
+        """
         waiter = threading.Lock()
         waiter.acquire()
         with self._queue_lock:
             if self._closing:
                 return
             self._closing = True
+            works: list[Work] = [EndRunsWork(self.runs.is_own, STOPPED)]
             if last is not None:
-                work = AppendWork(last)
-                work.waiter = waiter
-                self._queue.append(work)
-                if not self._leading:
-                    self._leading = True
-                    self._hand_over()
-        if last is not None:
-            waiter.acquire()
+                works.append(AppendWork(last))
+            works[-1].waiter = waiter
+            self._queue += works
+            if not self._leading:
+                self._leading = True
+                self._hand_over()
+        waiter.acquire()
 
     def close(self) -> None:
         """Finishes what was submitted, then closes. What is submitted later is refused."""
@@ -504,6 +544,7 @@ class Store:
         for thread in (self._sweeper, self._committer):
             if thread is not None and thread is not threading.current_thread():
                 thread.join()
+        self.runs.close()
         self.bus.close()
         self.index.close()
         if self._lock is not None:

@@ -13,12 +13,28 @@ from collections.abc import Callable, Iterator
 
 from xs import frame, ids
 from xs.records import NamedTuple
-from xs.scan import floor, inline_content, mark_of, names_file, one, row_of
+from xs.scan import (
+    Run,
+    end_of,
+    floor,
+    id_at,
+    inline_content,
+    mark_of,
+    names_file,
+    newest_row,
+    one,
+    row_of,
+    run_at,
+    run_of,
+    run_of_piece,
+)
 from xs.schema import (
+    BROKEN,
     LARGE_JSON,
     ORDER_BITS,
     ORDER_MAX,
     ROW_MAX,
+    TABLES_OF_FRAMES,
     TABLES_WITH_ROWS,
     Script,
     short,
@@ -35,10 +51,14 @@ TOPICS_CACHED = 65536
 
 
 class Removed(NamedTuple):
-    """What is left to do for a removed frame: its line, and its content if that is a file."""
+    """What is left to do for a removed frame: its line, and its content if that is a file.
+
+    `pieces`, if it began a run: digests of the files that the rest of it named.
+    """
 
     line: bytes
     file_digest: Optional[bytes]
+    pieces: Optional[list[bytes]] = None
 
 
 class NewFrame(NamedTuple):
@@ -92,14 +112,17 @@ class Writer:
     def _reload(self) -> None:
         self._topics.clear()
         self._prefixes.clear()
-        row, digest = self._execute(
-            "SELECT (SELECT max(row) FROM frame), "
-            "(SELECT max(digest) FROM frame WHERE digest IS NOT NULL)"
-        ).fetchone()
+        row = newest_row(self._connection)
         self._newest_row = -1 if row is None else row
-        self._bucket = (digest or 0) >> 32 << 32
+        digests = self._execute(
+            "SELECT (SELECT max(digest) FROM frame WHERE digest IS NOT NULL), "
+            "(SELECT max(digest) FROM piece WHERE digest IS NOT NULL)"
+        ).fetchone()
+        self._bucket = max(digest or 0 for digest in digests) >> 32 << 32
         used = self._execute(
-            "SELECT count(*) FROM frame WHERE digest >= ?", (self._bucket,)
+            "SELECT (SELECT count(*) FROM frame WHERE digest >= :bucket) + "
+            "(SELECT count(*) FROM piece WHERE digest >= :bucket)",
+            {"bucket": self._bucket},
         ).fetchone()[0]
         self._bucket_left = BUCKET_FRAMES - used
         self._fresh = True
@@ -150,15 +173,21 @@ class Writer:
 
     # Frames
 
-    def append(self, new: NewFrame) -> bool:
-        """Adds a frame whose id is above all others; False if its millisecond is full."""
+    def append(self, new: NewFrame, run: Run | None = None, ends: int = 0) -> bool:
+        """Adds a frame whose id is above all others; False if its millisecond is full.
+
+        With `run` it continues that, and `ends` says how it ends it.
+        """
         row = new.id >> 80 << ORDER_BITS
         if row <= self._newest_row:
             row = self._newest_row + 1
             if row >> ORDER_BITS != new.id >> 80:
                 return False
         self._newest_row = row
-        self._add(row, new)
+        if run is None:
+            self._add(row, new)
+        else:
+            self._add_piece(row, new, run, ends)
         return True
 
     def room(self, ms: int, count: int) -> int | None:
@@ -210,29 +239,38 @@ class Writer:
                     (prefix, first, row - 1),
                 )
 
-    def insert(self, new: NewFrame) -> bool:
-        """Adds a frame at its id's place among the others; False if its millisecond is full.
+    def insert(self, new: NewFrame, run: Run | None = None, ends: int = 0) -> bool:
+        """As `append`, at its id's place among the others. The id must not be stored yet.
 
-        The id must not be stored yet. Frames of that millisecond move up if they have to.
+        Frames of that millisecond move up if they have to.
         """
         self.flush()
         base = new.id >> 80 << ORDER_BITS
-        # Up to its floor there may be holes: what counts is the last frame there.
-        before = self._execute(
-            "SELECT coalesce(max(row), ?) FROM frame WHERE row BETWEEN ? AND ?",
-            (base - 1, base, floor(self._connection, new.id)),
-        ).fetchone()[0]
-        after = self._execute(
-            "SELECT row FROM frame WHERE row > ? AND row <= ? ORDER BY row LIMIT 1",
-            (before, base | ORDER_MAX),
-        ).fetchone()
+        before = base - 1
+        after: int | None = None
+        for table in TABLES_OF_FRAMES:
+            # Up to its floor there may be holes: what counts is the last frame there.
+            place = floor(self._connection, new.id, table)
+            last, following = self._execute(
+                f"SELECT (SELECT max(row) FROM {table} WHERE row BETWEEN :base AND :place), "
+                f"(SELECT min(row) FROM {table} WHERE row > max(:place, :base - 1) "
+                "AND row <= :end)",
+                {"base": base, "place": place, "end": base | ORDER_MAX},
+            ).fetchone()
+            if last is not None:
+                before = max(before, last)
+            if following is not None and (after is None or following < after):
+                after = following
         row = before + 1
-        if (after is not None and after[0] <= row) or row > base | ORDER_MAX:
+        if (after is not None and after <= row) or row > base | ORDER_MAX:
             if not self._renumber(base, before):
                 return False
-            return self.insert(new)
+            return self.insert(new, run, ends)
         self._newest_row = max(self._newest_row, row)
-        self._add(row, new)
+        if run is None:
+            self._add(row, new)
+        else:
+            self._add_piece(row, new, run, ends)
         self.flush()
         return True
 
@@ -242,8 +280,9 @@ class Writer:
         They are spread evenly over its orders, or, where so many leave no gaps, to both ends.
         """
         found = self._execute(
-            "SELECT row FROM frame WHERE row BETWEEN ? AND ? ORDER BY row",
-            (base, base | ORDER_MAX),
+            "SELECT row FROM frame WHERE row BETWEEN :base AND :end UNION ALL "
+            "SELECT row FROM piece WHERE row BETWEEN :base AND :end ORDER BY row",
+            {"base": base, "end": base | ORDER_MAX},
         ).fetchall()
         if len(found) > ORDER_MAX:
             return False
@@ -282,6 +321,25 @@ class Writer:
             self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
         if len(new.json) > LARGE_JSON:
             self._execute("INSERT INTO large VALUES (?)", (row,))
+
+    def _add_piece(self, row: int, new: NewFrame, run: Run, ends: int) -> None:
+        digest = None
+        if new.content is not None and new.digest is not None:
+            digest = self._listed(new.digest)
+        topic = self._topics.get(new.topic)
+        if topic is None:
+            topic = self._number(new.topic)
+        with translated():
+            self._execute(
+                "INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (row, run.number, ends, digest, new.json, new.content, new.expires),
+            )
+            for number in (topic, *self._prefixes[topic]):
+                self._execute("INSERT INTO listed VALUES (?, ?)", (number, row))
+            if new.is_file:
+                self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
+            if len(new.json) > LARGE_JSON:
+                self._execute("INSERT INTO large VALUES (?)", (row,))
 
     def _listed(self, digest: bytes) -> int:
         """What the digest index keeps for one more frame with that content."""
@@ -326,14 +384,12 @@ class Writer:
     def find(self, value: int) -> bytes | None:
         """The line of the frame with that id, expired or not."""
         self.flush()
-        row = row_of(self._connection, value)
-        if row is None:
-            return None
-        return bytes(
-            self._execute("SELECT CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)).fetchone()[
-                0
-            ]
-        )
+        for table in TABLES_OF_FRAMES:
+            row = row_of(self._connection, value, table)
+            if row is not None:
+                query = f"SELECT CAST(json AS BLOB) FROM {table} WHERE row = ?"
+                return bytes(self._execute(query, (row,)).fetchone()[0])
+        return None
 
     def last(self, topic: str, now: int) -> bytes | None:
         """The newest frame of a topic, with what this transaction has added."""
@@ -384,10 +440,87 @@ class Writer:
         if len(line) > LARGE_JSON:
             self._execute("DELETE FROM large WHERE row = ?", (row,))
         digest = hash_in(line)
-        if listed is not None or digest is None:
-            return Removed(line, None)
-        self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
-        return Removed(line, digest)
+        if listed is not None:
+            digest = None
+        if digest is not None:
+            self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
+        pieces = None
+        if frame.may_begin_run(line):
+            found = self._execute("SELECT number FROM run WHERE row = ?", (row,)).fetchone()
+            if found is not None:
+                pieces = self._remove_pieces(found[0], name)
+        return Removed(line, digest, pieces)
+
+    def _remove_pieces(self, number: int, topic: str) -> list[bytes]:
+        """Removes the rest of a run; digests of the files that it named."""
+        newest = self._execute("SELECT max(row) FROM piece WHERE run = ?", (number,)).fetchone()[0]
+        if newest is not None and newest == self._newest_row:
+            self.raise_mark(id_at(self._connection, newest, "piece"))
+            self._fresh = False
+        files = []
+        for row, line in self._execute(
+            "SELECT row, CAST(json AS BLOB) FROM piece WHERE run = ? AND digest IS NULL", (number,)
+        ).fetchall():
+            digest = hash_in(line)
+            if digest is not None:
+                self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
+                files.append(digest)
+        of_run = "row IN (SELECT row FROM piece WHERE run = ?)"
+        own = self._topics.get(topic) or self._number(topic)
+        for each in (own, *self._prefixes[own]):
+            self._execute(f"DELETE FROM listed WHERE topic = ? AND {of_run}", (each, number))
+        self._execute(f"DELETE FROM large WHERE {of_run}", (number,))
+        self._execute("DELETE FROM piece WHERE run = ?", (number,))
+        self._execute("DELETE FROM run WHERE number = ?", (number,))
+        return files
+
+    # Runs
+
+    def begin_run(self, writer: str | None, key: str | None = None) -> None:
+        """The frame that was appended last begins a run, which `writer` will go on with."""
+        self._make_run(self._newest_row, writer, key)
+
+    def _make_run(self, row: int, writer: str | None, key: str | None) -> None:
+        self._execute("INSERT INTO run (row, writer, key) VALUES (?, ?, ?)", (row, writer, key))
+
+    def run(self, first: int) -> Run | None:
+        """The run whose first frame has that id, expired or not; None if it begins none."""
+        self.flush()
+        return run_of(self._connection, first)
+
+    def run_to_join(self, first: int) -> Run | None:
+        """As `run`; a frame that says so in its meta becomes the first of a run with this."""
+        self.flush()
+        row = row_of(self._connection, first)
+        if row is None:
+            return None
+        found = run_at(self._connection, row)
+        if found is None:
+            self._make_run(row, None, None)
+            found = run_at(self._connection, row)
+        return found
+
+    def run_of_piece(self, value: int) -> int | None:
+        """The id of the first frame of the run that the frame with that id continues, or None."""
+        return run_of_piece(self._connection, value)
+
+    def end_of(self, run: Run) -> int | None:
+        """The id of the piece that ends a run; None while none does."""
+        return end_of(self._connection, run.number)
+
+    def runs_being_written(self) -> list[tuple[int, str]]:
+        """The first frame's id of each run that is not ended, and its writer."""
+        found = self._execute("SELECT row, writer FROM run WHERE writer IS NOT NULL").fetchall()
+        if found:
+            self.flush()
+        return [(id_at(self._connection, row), writer) for row, writer in found]
+
+    def end_writing(self, run: Run, ends: int) -> None:
+        """Nobody goes on with a run. A key that made one which broke off is free again."""
+        self._execute("UPDATE run SET writer = NULL WHERE number = ?", (run.number,))
+        if ends == BROKEN and run.key is not None:
+            number = self._topics.get(run.topic) or self._number(run.topic)
+            self._execute("DELETE FROM answered WHERE topic = ? AND key = ?", (number, run.key))
 
     # Content, keys
 

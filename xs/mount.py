@@ -1,0 +1,226 @@
+"""A store that is served: its lock, its socket, its delivery, its scripts, its gateway.
+
+The order of starting: lock and open the store, listen, append `xs.start`, accept, start scripts.
+The order of stopping: answer who waits at the gateway, accept no more, end the scripts, append
+`xs.stop` as the last frame, give followers what is still theirs and end them, answer the requests
+under way, close the store, give the lock back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from xs import meta
+from xs.access import Access, access
+from xs.activation import Sockets
+from xs.commit import Append
+from xs.delivery import Delivery
+from xs.errors import NotAStore, Unavailable
+from xs.httpd import Others, Served, Server
+from xs.listener import Connections
+from xs.scripts import Scripts
+from xs.store import Store
+from xs.version import VERSION
+
+if TYPE_CHECKING:
+    from xs.gateway import Gateway, Options
+
+SOCKET = "sock"
+TOKEN = "token"
+_WEB_GRACE = 0.5  # of the time that a store has to end, at most, is for requests from the web
+_VISITORS_SECONDS = 0.5  # for their requests under way, before their connections are to be ended
+
+
+class Room(NamedTuple):
+    """How many connections of each kind a process has room for, and those that it has."""
+
+    most: int
+    api: Connections
+    web: Connections
+
+
+class Web(NamedTuple):
+    """What is to answer the web: on which addresses, and how."""
+
+    addresses: list[str]
+    options: Options
+
+
+class Mount:
+    """One store, mounted. `start` serves it, `stop` ends that."""
+
+    def __init__(
+        self,
+        folder: str,
+        room: Room,
+        log: Callable[[str], None],
+        *,
+        scripts: bool = True,
+        create: bool = True,
+        sockets: Sockets | None = None,
+    ) -> None:
+        """Takes the store in `folder`, and listens on its socket.
+
+        `create`: it is made if there is none. `sockets` has those that were handed down for it.
+        Raises `XsError`, and leaves nothing open then.
+        """
+        self.folder = os.path.abspath(folder)
+        self.socket_path = os.path.join(self.folder, SOCKET)
+        self.exposed: list[str] = []
+        self.web: list[str] = []
+        self._room = room
+        self._connections = Connections(room.most, room.api)
+        self._visitors = Connections(room.most)
+        self._log = log
+        self._sockets = sockets or Sockets()
+        self._others: Others | None = None
+        self._servers: list[Server] = []
+        self._gateway: Gateway | None = None
+        self._scripts: Scripts | None = None
+        self._is_announced = self._has_scripts = self._has_gateway = False
+        self.store = Store(self.folder, exclusive=True, create=create)
+        self._delivery = Delivery(self.store)
+        try:
+            os.chmod(self.folder, 0o700)
+            if scripts:
+                self._scripts = Scripts(self.store, log)
+            self.served = Served(self.store, self._delivery, self._scripts, self._visitors)
+            self._add(self._sockets.listen_unix(self.socket_path), None)
+            for path in self._sockets.unix:
+                self._add(self._sockets.listen_unix(path), None)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, OSError):
+                raise NotAStore(f"can't serve {folder}: {error.strerror or error}") from None
+            raise
+
+    def lead_to(self, others: Others) -> None:
+        """These are reached through this store's addresses, too."""
+        self._others = others
+        for server in self._servers:
+            server.others = others
+
+    def expose(self, host: str, port: int, hosts: list[str]) -> None:
+        """Listens on a TCP address too; `hosts` are further names of this machine."""
+        sock = self._sockets.listen_tcp(host, port)
+        name, number = sock.getsockname()[:2]
+        self.exposed.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
+        names = [host.lower(), *(each.lower() for each in hosts)]
+        self._add(sock, access(owner_token(self.folder), names))
+
+    def _add(self, sock: socket.socket, asked: Access | None) -> None:
+        try:
+            server = Server(sock, self.served, self._connections, asked, self._others, self._log)
+        except BaseException:
+            sock.close()
+            raise
+        self._servers.append(server)
+
+    def open_gateway(self, web: Web) -> None:
+        """Answers the web on these addresses, and on sockets that were handed down for that."""
+        from xs.gateway import Gateway
+
+        room = self._room
+        self._gateway = Gateway(
+            self.store, web.options, self._log, room.most, room.web, self._sockets
+        )
+        for address in web.addresses:
+            self.web.append(self._gateway.listen(address))
+        for address in self._sockets.web:
+            self.web.append(self._gateway.listen(address))
+
+    def start(self) -> None:
+        """Serves it. Raises `XsError`, and leaves nothing open then."""
+        try:
+            self._start()
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, (OSError, RuntimeError)):  # no more files, or threads
+                reason = getattr(error, "strerror", None) or error
+                raise Unavailable(f"can't serve {self.folder} just now: {reason}") from None
+            raise
+
+    def _start(self) -> None:
+        told: dict[str, object] = {"version": VERSION, "expose": self.exposed}
+        if self.web:
+            told["http"] = self.web
+        self.store.runs.end_abandoned()
+        self.store.append(Append("xs.start", meta=as_meta(told)))
+        self._is_announced = True
+        self.store.start_sweeping()
+        for server in self._servers:
+            server.start()
+        if self._scripts is not None:
+            self._scripts.start()
+            self._has_scripts = True
+        if self._gateway is not None:
+            self._gateway.start()
+            self._has_gateway = True
+
+    def abandon(self) -> None:
+        """Gives everything back at once, started or not."""
+        self.stop(0.0)
+
+    def stop(self, seconds: float) -> None:
+        """Ends everything in good order; what clients wait for gets so many seconds."""
+        deadline = time.monotonic() + seconds
+        with contextlib.ExitStack() as then:  # from the last line up, whatever fails on the way
+            then.callback(self.store.close)
+            then.callback(self._remove_socket)
+            then.callback(self._end_connections, deadline)
+            then.callback(self._delivery.stop)
+            then.callback(self.store.refuse_more, Append("xs.stop") if self._is_announced else None)
+            if self._scripts is not None:
+                end = self._scripts.stop if self._has_scripts else self._scripts.abandon
+                then.callback(end)
+            for server in self._servers:
+                then.callback(server.stop)
+            if self._gateway is not None:  # first: answers are appended like anything else
+                if self._has_gateway:
+                    then.callback(self._gateway.stop, seconds * _WEB_GRACE)
+                else:
+                    then.callback(self._gateway.abandon)
+
+    def _end_connections(self, deadline: float) -> None:
+        # A visitor's connection is also for other stores: it is ended only if it has to be.
+        self._visitors.wait(min(max(0.0, deadline - time.monotonic()), _VISITORS_SECONDS))
+        kinds = (self._connections, self._visitors)
+        for connections in kinds:
+            connections.begin_end()
+        for connections in kinds:
+            connections.finish_end(max(0.0, deadline - time.monotonic()))
+
+    def _remove_socket(self) -> None:
+        if self._sockets.is_handed(self.socket_path):
+            return  # who has handed it down goes on with it
+        with contextlib.suppress(OSError):  # somebody has tidied up already
+            os.unlink(self.socket_path)
+
+
+def owner_token(folder: str) -> str:
+    """The owner's token: one line in `DIR/token`, made at the first need."""
+    path = os.path.join(folder, TOKEN)
+    try:
+        with open(path, encoding="ascii") as file:
+            token = file.readline().strip()
+        if token:
+            return token
+    except FileNotFoundError:
+        pass
+    token = secrets.token_urlsafe(32)
+    file_number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file_number, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+    return token
+
+
+def as_meta(value: object) -> str:
+    """A value as a frame's meta."""
+    return meta.compact_meta(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

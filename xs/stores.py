@@ -1,0 +1,566 @@
+"""Further stores in the same process, added and removed by what is on the root store's stream.
+
+`xs.store.add` asks for one and `xs.store.remove` for its end; each is answered on the root stream:
+`xs.store.added`, `xs.store.removed` or `xs.store.error`. What was added and not removed comes back
+when the server starts again; what was asked while none ran is carried out then.
+
+What is served, and which requests are answered, the root store keeps in its table `script`, in the
+transaction of each answer. Frames that look like answers mean nothing.
+
+One that can't be opened disturbs no other: each is opened, and ended, in a thread of its own. What
+the stream asks is done all the same as if it were done one thing after the other: what concerns a
+store that is just being opened, or ended, waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Optional
+
+from xs import frame, ids, times
+from xs.commit import Append, Commit, Work
+from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
+from xs.httpd import Served
+from xs.log import ERROR, WARNING, log_of
+from xs.mount import Mount, as_meta
+from xs.schema import FILENAME as INDEX_FILENAME
+from xs.schema import Script
+from xs.store import Store
+
+STORES_MAX = 1000  # beside the root store, in one process; above it: xs.store.error
+NAME_MAX = 64  # of a store, in characters
+PATH_MAX = 4096  # of its directory, in bytes
+RETRY_SECONDS = 60.0  # before one that could not be opened at the start is tried again
+
+TOPICS = frozenset({"xs.store.add", "xs.store.remove"})
+_ANSWERS = frozenset({"xs.store.added", "xs.store.removed", "xs.store.error"})
+_KIND, _MARK = "store", "stores"  # rows of `script`: one for each store; how far requests are done
+
+_AT_ONCE = 8  # stores that are opened at once …
+_TURN_SECONDS = 2.0  # … unless those take longer: they may be waiting for a lock, or a dead disk
+_ANSWER_SECONDS = 1.0  # before an answer that could not be appended is tried again
+_STOP_SECONDS = 30.0  # for all to end: only what hangs takes so long
+_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{NAME_MAX - 1}}}")
+_OF_A_STORE = frozenset({"cas", "run"})  # folders of a store in which no other one can lie
+
+
+class Asked(NamedTuple):
+    """What is to be served: `path` has no links in it; `http` is a gateway's address, or None."""
+
+    path: str
+    name: str
+    http: Optional[str]
+
+
+def parse_add(meta: Any) -> Asked:
+    """The meta of `xs.store.add`. Raises `Invalid`."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("path"), str):
+        raise Invalid('the meta of xs.store.add is a record with "path": the store\'s directory')
+    path = _real_path(meta["path"])
+    name, http = meta.get("name"), meta.get("http")
+    if name is None:
+        name = _name_of(meta["path"])
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = repr(name)[:80]
+        raise Invalid(
+            f"a store's name has up to {NAME_MAX} letters, digits, _ - and ., and begins with one "
+            f"of the first three: not {shown}"
+        )
+    if http is not None and (not isinstance(http, str) or not http or "\0" in http):
+        raise Invalid("http is the address of a gateway, such as :8080")
+    if http is not None and "/" in http and "://" not in http and not os.path.isabs(http):
+        raise Invalid(f"the path of a gateway's socket is absolute, not {http[:80]!r}")
+    return Asked(path, name, http)
+
+
+def parse_remove(meta: Any) -> tuple[Optional[str], Optional[str]]:
+    """Path and name in the meta of `xs.store.remove`; one may be None. Raises `Invalid`."""
+    if isinstance(meta, dict):
+        path, name = meta.get("path"), meta.get("name")
+        if isinstance(path, str) and (name is None or isinstance(name, str)):
+            return _real_path(path), name
+        if path is None and isinstance(name, str):
+            return None, name
+    raise Invalid('the meta of xs.store.remove is a record with "path", or "name"')
+
+
+def _real_path(path: str) -> str:
+    if not os.path.isabs(path):
+        raise Invalid(f"the path of a store is absolute, not {path[:80]!r}")
+    if "\0" in path or len(os.fsencode(path)) > PATH_MAX:
+        raise Invalid(f"a path has no NUL character in it, and at most {PATH_MAX} bytes")
+    return os.path.realpath(path)
+
+
+def _name_of(path: str) -> str:
+    """What a store is called that was given no name: the last part of its path, as a name."""
+    last = os.path.basename(os.path.normpath(path))
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", last).lstrip("-.")[:NAME_MAX] or "store"
+
+
+def _check_place(path: str) -> None:
+    """Raises `Invalid` for a path in a folder that is another store's own."""
+    parent, name = os.path.split(path)
+    while name:
+        if name in _OF_A_STORE and os.path.exists(os.path.join(parent, INDEX_FILENAME)):
+            raise Invalid(f"{path} lies in {name}, a folder of the store at {parent}")
+        parent, name = os.path.split(parent)
+
+
+class _Entry:
+    """A store that is to be served: from the request for it until its end."""
+
+    __slots__ = ("after", "asked", "ended", "error", "id", "is_kept", "mount", "opened", "since")
+
+    def __init__(self, value: int, asked: Asked, *, is_kept: bool) -> None:
+        self.id = value  # of the frame that added it
+        self.asked = asked
+        self.is_kept = is_kept  # by the root store: it comes back
+        self.after: list[threading.Event] = []  # what has to be over before it is opened
+        self.mount: Mount | None = None
+        self.error: str | None = None
+        self.since: int | None = None
+        self.opened = threading.Event()  # it is open, or can't be opened
+        self.ended = threading.Event()
+
+    @property
+    def script(self) -> Script:
+        """What the root store keeps of it."""
+        source = ids.text(self.id)
+        state = json.dumps(self.asked._asdict(), ensure_ascii=False)
+        return Script(_KIND, self.asked.name, source, True, source, state)
+
+
+class _AnswerWork(Work):
+    """Appends an answer, and keeps what it tells of."""
+
+    __slots__ = ("append", "scripts")
+
+    is_whole = True
+
+    def __init__(self, append: Append, scripts: list[Script]) -> None:
+        super().__init__()
+        self.append = append
+        self.scripts = scripts
+
+    def apply(self, commit: Commit) -> None:
+        commit.append(self.append)
+        for script in self.scripts:
+            commit.writer.keep_script(script)
+
+
+class Stores:
+    """The further stores of a root store."""
+
+    def __init__(
+        self,
+        root: Store,
+        mount: Callable[[Asked, bool], Mount],
+        unmount: Callable[[Mount], None],
+        log: Callable[[str], None],
+    ) -> None:
+        """`mount` opens and starts a store, and makes it if told so; `unmount` ends it."""
+        self._root = root
+        self._mount = mount
+        self._unmount = unmount
+        self._log = log_of(log)
+        self._lock = threading.Lock()  # guards the next five; no other lock is taken under it
+        self._entries: dict[str, _Entry] = {}  # by name
+        self._ending: set[_Entry] = set()  # not among those any more
+        self._threads: set[threading.Thread] = set()
+        self._pending: set[int] = set()  # requests that are not answered
+        self._done: set[int] = set()  # that are, above the first of those
+        self._answering = threading.Lock()  # one answer at a time: each keeps how far all are
+        self._turns = threading.Semaphore(_AT_ONCE)
+        self._position = -1  # requests up to here were read
+        self._try_at = 0.0  # when what could not be opened is tried again
+        self._has_begun = False
+        self._stopping = threading.Event()
+        self._due = threading.Event()
+        self._watch = root.bus.watch(TOPICS.__contains__, self._due.set)
+        self._thread = threading.Thread(target=self._main, name="xs-stores", daemon=True)
+
+    # For requests
+
+    def find(self, name: str) -> Served:
+        """The store of that name. Raises `NotFound`, `Unavailable`."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFound(f"no such store: {name[:NAME_MAX]!r}: see /stores for those there are")
+        mount = entry.mount
+        if mount is None:
+            raise Unavailable(f"the store {name} is not open: {entry.error or 'it is not yet'}")
+        return mount.served
+
+    def status(self) -> list[dict[str, Any]]:
+        """What is served, in order of names (`GET /stores`)."""
+        with self._lock:
+            entries = [entry for _, entry in sorted(self._entries.items())]
+        return [
+            {
+                **_named(entry, entry.mount),
+                "since": None if entry.since is None else times.timestamp(entry.since),
+                "error": entry.error,
+            }
+            for entry in entries
+        ]
+
+    # The stream
+
+    def start(self) -> None:
+        """Serves what was added before, and follows the stream."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends all stores."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        self._stopping.set()
+        self._due.set()
+        self._root.bus.unwatch(self._watch)
+        if self._thread.ident is not None:
+            self._thread.join(_STOP_SECONDS)
+        self._join(deadline)
+        with self._lock:
+            entries = list(self._entries.values())
+        for entry in entries:
+            try:
+                self._begin(self._end, entry, None)
+            except Unavailable:
+                self._end(entry, None)
+        self._join(deadline)
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if not self._has_begun:
+                    self._fold()
+                    self._has_begun = True
+                left = max(0.0, self._try_at - time.monotonic())
+                self._due.wait(left if self._failed() else None)
+                self._due.clear()
+                self._obey_all(self._new_lines())
+                self._try_again()
+            except Exception as error:  # of ours, or of the root store, which goes on serving
+                if not self._stopping.is_set():
+                    what = "what is asked about stores is not heard now"
+                    self._log(f"{what}: {_sentence(error)}", ERROR)
+                    self._stopping.wait(RETRY_SECONDS)
+
+    def _fold(self) -> None:
+        """Starts what is kept, and carries out what was asked since."""
+        kept = [script for script in self._root.index.active_scripts(_KIND) if script.state]
+        marks = self._root.index.scripts(_MARK, "")
+        newest = self._root.newest()
+        position, done = -1, set()
+        for mark in marks:
+            position = ids.parse(mark.position)
+            done = set(map(ids.parse, json.loads(mark.state or "[]")))
+        lines = self._lines(TOPICS, position, newest)
+        if not marks:
+            # No request has been answered here: answers, if there are any, were imported with
+            # what they answer, and all of that is the history of another store.
+            done = self._answered(newest)
+        lines = [line for line in lines if ids.parse(frame.id_of(line)) not in done]
+        self._take(lines, newest)
+        self._done = done
+        for script in kept:
+            asked = Asked(**json.loads(script.state or ""))
+            try:
+                self._add(ids.parse(script.source), asked, is_kept=True)
+            except XsError as error:  # the root store has come to lie where it is, perhaps
+                self._log.for_store(asked.name)(str(error), WARNING)
+        self._obey_all(lines)
+
+    def _answered(self, until: int) -> set[int]:
+        """The requests that frames on the stream say are answered."""
+        found = set()
+        for line in self._lines(_ANSWERS, -1, until):
+            told = json.loads(line)["meta"]
+            source = told.get("source_id") if isinstance(told, dict) else None
+            if isinstance(source, str) and ids.is_id(source):
+                found.add(ids.parse(source))
+        return found
+
+    def _new_lines(self) -> list[bytes]:
+        entries = self._root.bus.after(self._position)
+        if entries is None:
+            newest = self._root.newest()
+            lines = self._lines(TOPICS, self._position, newest)
+        else:
+            newest = entries[-1].id if entries else self._position
+            lines = [entry.line for entry in entries if entry.topic in TOPICS and entry.line]
+        self._take(lines, newest)
+        return lines
+
+    def _lines(self, topics: frozenset[str], after: int, until: int) -> list[bytes]:
+        """Stored frames of these topics; there are few of them."""
+        found: list[bytes] = []
+        while True:
+            page, count = self._root.index.page(after, until, topics, 1000, self._root.clock())
+            if not count:
+                return found
+            found += page.split(b"\n")[:-1]
+            after = ids.parse(frame.id_of(found[-1]))
+
+    def _take(self, lines: list[bytes], position: int) -> None:
+        """Requests up to a position were read: these."""
+        with self._lock:
+            self._pending.update(ids.parse(frame.id_of(line)) for line in lines)
+            self._position = position
+
+    def _obey_all(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if self._stopping.is_set():
+                return  # they are carried out when the server starts again
+            self._obey(line)
+
+    def _obey(self, line: bytes) -> None:
+        value = ids.parse(frame.id_of(line))
+        meta = json.loads(line)["meta"]
+        try:
+            if frame.topic_of(line) == "xs.store.add":
+                self._add(value, parse_add(meta), is_kept=False)
+            else:
+                self._remove(value, *parse_remove(meta))
+        except Exception as error:
+            self._answer("error", value, reason=_sentence(error))
+
+    # Adding
+
+    def _add(self, value: int, asked: Asked, *, is_kept: bool) -> None:
+        """Has a store opened. Raises `Invalid`, `Unavailable`."""
+        if asked.path == os.path.realpath(self._root.folder):
+            raise Invalid(f"{asked.path} is the root store: it is served already")
+        _check_place(asked.path)
+        entry = _Entry(value, asked, is_kept=is_kept)
+        with self._lock:
+            self._check_free(asked)
+            entry.after = [each.ended for each in self._ending if _concerns(each.asked, asked)]
+            self._entries[asked.name] = entry
+        try:
+            self._begin(self._open, entry, is_kept)
+        except BaseException:
+            self._forget(entry)
+            raise
+
+    def _check_free(self, asked: Asked) -> None:
+        for other in self._entries.values():
+            if other.asked.path == asked.path:
+                state = "served" if other.mount is not None else "being opened"
+                if other.error is not None:
+                    raise Invalid(
+                        f"{asked.path} is added already, as {other.asked.name}, and can't be "
+                        f"opened: remove it first to add it anew"
+                    )
+                raise Invalid(f"{asked.path} is {state} already, as {other.asked.name}")
+        if asked.name in self._entries:
+            path = self._entries[asked.name].asked.path
+            raise Invalid(f"the name {asked.name} is taken by {path}: give another name")
+        if len(self._entries) >= STORES_MAX:
+            raise Invalid(f"{STORES_MAX} stores are served already")
+
+    def _open(self, entry: _Entry, again: bool) -> None:
+        try:
+            for event in entry.after:
+                event.wait()
+            with self._turn():
+                if self._stopping.is_set():
+                    return
+                # One that comes back is not made anew: its disk may not be there yet.
+                mount = self._mount(entry.asked, not again)
+        except Exception as error:  # whatever it is: the other stores go on
+            self._fail(entry, _sentence(error), again)
+        else:
+            entry.mount, entry.error, entry.since = mount, None, self._root.clock()
+            if not again:
+                keep = [entry.script]
+                entry.is_kept = self._answer("added", entry.id, keep, **_named(entry, mount))
+        finally:
+            entry.opened.set()
+
+    def _fail(self, entry: _Entry, reason: str, again: bool) -> None:
+        if reason != entry.error:
+            self._log.for_store(entry.asked.name)(reason, WARNING)
+        entry.error = reason
+        if again:
+            self._due.set()  # it is to be tried again
+        else:
+            self._forget(entry)
+            self._answer("error", entry.id, reason=reason, **_named(entry, None))
+
+    def _failed(self) -> list[_Entry]:
+        with self._lock:
+            entries = list(self._entries.values())
+        return [each for each in entries if each.error is not None and each.opened.is_set()]
+
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        if now < self._try_at:
+            return
+        self._try_at = now + RETRY_SECONDS
+        for entry in self._failed():
+            entry.opened.clear()
+            self._begin(self._open, entry, True)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        has_turn = self._turns.acquire(timeout=_TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if has_turn:
+                self._turns.release()
+
+    # Removing
+
+    def _remove(self, value: int, path: Optional[str], name: Optional[str]) -> None:
+        """Has a store closed. Raises `Invalid`, `Unavailable`."""
+        if path is not None and path == os.path.realpath(self._root.folder):
+            raise Invalid(f"{path} is the root store: stop the server to end it")
+        with self._lock:
+            found = [
+                entry
+                for entry in self._entries.values()
+                if path in (None, entry.asked.path) and name in (None, entry.asked.name)
+            ]
+            if not found:
+                raise Invalid(_not_served(path, name))
+            (entry,) = found
+            del self._entries[entry.asked.name]
+            self._ending.add(entry)
+        try:
+            self._begin(self._end, entry, value)
+        except BaseException:
+            with self._lock:
+                self._ending.discard(entry)
+                self._entries[entry.asked.name] = entry
+            raise
+
+    def _end(self, entry: _Entry, value: int | None) -> None:
+        """Ends a store; `value` is the frame that asks for it, None when the server stops."""
+        try:
+            entry.opened.wait()
+            mount, entry.mount = entry.mount, None
+            if mount is not None:
+                try:
+                    self._unmount(mount)
+                except Exception as error:  # it is gone from here in any case
+                    self._log.for_store(entry.asked.name)(_sentence(error), WARNING)
+            if value is None:
+                return
+            if mount is None and not entry.is_kept:  # it could not be opened
+                reason = _not_served(entry.asked.path, None)
+                self._answer("error", value, reason=reason, **_named(entry, None))
+                return
+            gone = entry.script._replace(active=False)
+            source = ids.text(entry.id)
+            self._answer("removed", value, [gone], store_id=source, **_named(entry, None))
+        finally:
+            with self._lock:
+                self._ending.discard(entry)
+            entry.ended.set()
+
+    def _forget(self, entry: _Entry) -> None:
+        with self._lock:
+            if self._entries.get(entry.asked.name) is entry:
+                del self._entries[entry.asked.name]
+
+    # Answers
+
+    def _answer(
+        self, what: str, source: int, keep: list[Script] | None = None, **more: Any
+    ) -> bool:
+        """Answers a request, again and again while the disk is full or the like; whether it could.
+
+        If it can't, because the server stops, the request is carried out by the next one.
+        """
+        told = as_meta({"source_id": ids.text(source), **more})
+        append = Append(f"xs.store.{what}", meta=told)
+        logged = False
+        while True:
+            try:
+                with self._answering:
+                    self._root.run(_AnswerWork(append, [*(keep or []), self._mark(source)]))
+                    with self._lock:
+                        self._pending.discard(source)
+                        self._done.add(source)
+                return True
+            except XsError as error:
+                lasts = not isinstance(error, (Full, Unavailable))
+                if not logged:
+                    self._log(f"{append.topic} can't be appended: {error}", WARNING)
+                logged = True
+                if lasts or self._stopping.wait(_ANSWER_SECONDS):
+                    return False
+
+    def _mark(self, answered: int) -> Script:
+        """How far requests are done, once this one is."""
+        with self._lock:
+            pending = self._pending - {answered}
+            mark = min(pending) - 1 if pending else self._position
+            self._done = {value for value in self._done if value > mark}
+            done = [ids.text(value) for value in sorted({*self._done, answered}) if value > mark]
+        return Script(_MARK, "", "", True, ids.text(mark), json.dumps(done))
+
+    # Threads
+
+    def _begin(self, act: Callable[[_Entry, Any], None], entry: _Entry, argument: Any) -> None:
+        """Does it in a thread of its own. Raises `Unavailable`."""
+
+        def run() -> None:
+            try:
+                act(entry, argument)
+            finally:
+                with self._lock:
+                    self._threads.discard(thread)
+
+        thread = threading.Thread(target=run, name="xs-store", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                self._threads.discard(thread)
+            raise Unavailable("the system has no more threads just now: try again") from None
+
+    def _join(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            with self._lock:
+                threads = list(self._threads)
+            if not threads:
+                return
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _named(entry: _Entry, mount: Mount | None) -> dict[str, Any]:
+    """Name, path and gateway of a store, as frames and `GET /stores` tell of them."""
+    http = mount.web[0] if mount is not None and mount.web else entry.asked.http
+    return {"name": entry.asked.name, "path": entry.asked.path, "http": http}
+
+
+def _concerns(before: Asked, asked: Asked) -> bool:
+    """Whether one has to have ended before the other can be opened."""
+    both_answer = before.http is not None and asked.http is not None
+    return before.path == asked.path or before.name == asked.name or both_answer
+
+
+def _not_served(path: Optional[str], name: Optional[str]) -> str:
+    return f"{path or name} is not served here" + (f" as {name}" if path and name else "")
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, XsError) and text:
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"it can't be served: {error.strerror}"
+    return f"{type(error).__name__}: {text}"
