@@ -45,6 +45,12 @@ def ended(server: Server, number: int = signal.SIGTERM) -> str:
     return server.process.communicate(timeout=DEADLINE)[1].decode()
 
 
+def is_serving(server: Server) -> None:
+    """Waits until the server has said so; its socket answers a little earlier."""
+    assert server.process.stdout is not None
+    assert server.process.stdout.readline().startswith(b"serving ")
+
+
 def eval_(server: Server, script: str) -> None:
     with Wire(server.directory) as wire:
         assert wire.ask("POST", "/eval", script.encode()).status in (200, 204, 400)
@@ -176,6 +182,7 @@ def test_debug_has_each_request_with_its_status(store_dir: str) -> None:
 
 def test_json_on_standard_error_is_nothing_but_json(store_dir: str) -> None:
     server = start_server(store_dir, "--log-json")
+    is_serving(server)
     eval_(server, COMPLAINS)
     events = [json.loads(line) for line in ended(server).splitlines()]
     for event in events:
@@ -194,6 +201,7 @@ def test_a_file_has_the_start_and_the_stop_and_is_its_owner_s_alone(
 ) -> None:
     path = tmp_path / "log"
     server = start_server(store_dir, "--log-file", str(path))
+    is_serving(server)
     eval_(server, COMPLAINS)
     assert ended(server) == ""
     said = [re.sub(f"^{TIME} ", "", line) for line in path.read_text().splitlines()]

@@ -170,12 +170,12 @@ def serve(
 
 
 def _announce(text: str) -> None:
-    """Says on standard output, and to a log of its own, what is served from now on."""
+    """Says in a log of its own, and then on standard output, what is served from now on."""
+    _note(text)
     try:
         os.write(1, f"{text}\n".encode("utf-8", "surrogateescape"))
     except OSError:
         pass  # whoever started it has gone meanwhile, and may not be who uses it
-    _note(text)
 
 
 def _note(text: str, level: int = log.INFO) -> None:
