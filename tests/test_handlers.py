@@ -27,6 +27,7 @@ from xs.commit import Append, Imported, ImportWork, RemoveWork
 from xs.errors import Invalid
 from xs.handlers import ERROR_CHARACTERS, EffectsWork, parse_registration
 from xs.pipes import LINE_BYTES
+from xs.reader import CONTENT_INLINE_MAX
 from xs.schema import Script
 
 
@@ -409,6 +410,15 @@ def test_a_frame_comes_with_its_content_when_that_was_asked_for(
         assert found[n].meta["kind"] == kind, what
 
 
+def test_very_large_content_is_left_to_its_hash(stream: Stream) -> None:
+    stream.register("size", "{|frame| [($frame.content? | describe) ($frame.hash | str length)] }",
+                    topic="in", content=True)  # fmt: skip
+    stream.add("in", b"x" * CONTENT_INLINE_MAX)
+    stream.add("in", b"x" * (CONTENT_INLINE_MAX + 1))
+    stream.wait_for("size", 4)
+    assert stream.contents("size") == ["string", "51", "nothing", "51"]
+
+
 def test_without_asking_there_is_no_content(shared: Stream) -> None:
     shared.register("bare", "{|frame| $frame | columns | str join ' ' }", topic="in.bare")
     shared.add("in.bare", "text")
@@ -566,6 +576,16 @@ def test_every_kind_of_content_can_be_appended(shared: Stream) -> None:
     assert found[-1].ttl == "last:20"
 
 
+@pytest.mark.parametrize("count", [1, 49, 50, 51, 52, 5000])
+def test_any_number_of_frames_can_be_appended(shared: Stream, count: int) -> None:
+    name = f"many{next(numbers)}"
+    closure = f"{{|frame| 1..{count} | each {{|n| $n | .append {name} }} | ignore }}"
+    shared.register(name, closure, topic=f"in.{name}")
+    shared.add_all([(f"in.{name}",)] * 2)
+    shared.wait_for(name, 2 * count)
+    assert shared.contents(name) == [str(n) for n in range(1, count + 1)] * 2
+
+
 def test_what_a_stateful_closure_appends_joins_its_state(shared: Stream) -> None:
     closure = "{|frame, n| $'at ($n)' | .append steps.at; if $n < 3 { {state: ($n + 1)} } }"
     shared.register("steps", closure, topic="in.steps", stateful=True, initial_state=1)
@@ -676,6 +696,11 @@ def test_frames_that_look_like_the_runtimes_own_do_not_fool_it(stream: Stream) -
     stream.wait(lambda: len(stream.causes_of("count", source)) >= len(values), "one more")
     assert stream.causes_of("count", source) == values
     assert stream.state("count") == len(values), "the state is what it was told"
+    # One that names a registration of this very topic counts as its output, whoever made it.
+    stream.add("in", meta={"handler_id": source})
+    values.append(stream.add("in"))
+    stream.finish("count", values[-1])
+    assert stream.causes_of("count", source) == values
 
 
 # ---- Failing -----------------------------------------------------------------------------------
@@ -1485,6 +1510,33 @@ def test_many_frames_are_given_ahead_and_answered_in_order(stream: Stream) -> No
     stream.wait(lambda: len(stream.frames("many")) >= 9000, "9,000 outputs")
     assert stream.contents("many") == [str(n) for n in range(9000)]
     assert stream.causes("many") == [each.id for each in stream.frames("in")]
+
+
+def test_frames_that_cause_much_are_committed_in_order(stream: Stream) -> None:
+    closure = """{|frame, n|
+        {state: ($n + 1), out: (1..3000 | each {|k| $'($frame.meta.n) ($k)' })}
+    }"""
+    stream.register("much", closure, topic="in", stateful=True, initial_state=0)
+    stream.add_all(("in", b"", {"n": n}) for n in range(5))
+    stream.wait(lambda: stream.state("much") == 5, "all five are finished")
+    assert stream.contents("much") == [f"{n} {k}" for n in range(5) for k in range(1, 3001)]
+
+
+def test_a_program_that_is_slow_to_read_is_given_all_in_order(stream: Stream) -> None:
+    text = """
+    import time
+    time.sleep(0.5)
+    for n, given in enumerate(frames()):
+        if n % 10 == 0:
+            time.sleep(0.02)
+        answer({"out": given["frame"]["meta"]["n"]})
+    """
+    stream.register("late", program(text), topic="in")
+    ballast = "y" * 100_000
+    for start in range(0, 60, 10):
+        stream.add_all(("in", b"", {"n": n, "b": ballast}) for n in range(start, start + 10))
+    stream.wait_for("late", 60)
+    assert stream.contents("late") == [str(n) for n in range(60)]
 
 
 def test_frames_with_much_in_them_are_given_in_order(stream: Stream) -> None:

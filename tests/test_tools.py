@@ -297,6 +297,89 @@ def test_all_pythons_are_listed_once_by_version() -> None:
     assert len({tuple(version) for version in versions}) == len(versions) >= 1
 
 
+# ---- tools/nushell -----------------------------------------------------------------------------
+
+# An npm whose registry is the file $REGISTRY: a version of Nushell a line.
+NPM = """#!/bin/sh
+case $1 in
+    view) tail -n 1 "$REGISTRY" ;;
+    install)
+        for word; do
+            [ "$before" = --prefix ] && folder=$word
+            before=$word
+        done
+        version=${word#nushell@}
+        grep -qx "$version" "$REGISTRY" || exit 1
+        mkdir -p "$folder/node_modules/@nushell/this-one/bin"
+        printf '#!/bin/sh\\necho %s\\n' "$version" > "$folder/node_modules/@nushell/this-one/bin/nu"
+        chmod +x "$folder/node_modules/@nushell/this-one/bin/nu" ;;
+esac
+"""
+
+
+class Nushells(NamedTuple):
+    """A clone with nothing but tools/nushell, and a registry."""
+
+    clone: Path
+    registry: Path
+
+    def get(self, version: str) -> subprocess.CompletedProcess[str]:
+        path = f"{self.clone}{os.pathsep}{os.environ['PATH']}"
+        return run(self.clone / "tools/nushell", version, REGISTRY=str(self.registry), PATH=path)
+
+    def path(self, version: str) -> str:
+        return f"{self.clone}/.cache/nu/{version}/node_modules/@nushell/this-one/bin/nu\n"
+
+
+@pytest.fixture
+def nushells(tmp_path: Path) -> Nushells:
+    made = Nushells(tmp_path / "a clone", tmp_path / "registry")
+    (made.clone / "tools").mkdir(parents=True)
+    shutil.copy(ROOT / "tools/nushell", made.clone / "tools/nushell")
+    (made.clone / "npm").write_text(NPM)
+    (made.clone / "npm").chmod(0o755)
+    made.registry.write_text("0.99.1\n0.109.1\n0.115.1\n")
+    return made
+
+
+def test_a_nushell_is_installed_once_and_its_path_printed(nushells: Nushells) -> None:
+    first = nushells.get("0.109.1")
+    assert (first.returncode, first.stdout) == (0, nushells.path("0.109.1")), first.stderr
+    assert first.stderr == "tools/nushell: installing Nushell 0.109.1\n"
+    nushells.registry.unlink()
+    again = nushells.get("0.109.1")
+    assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
+
+
+def test_the_newest_nushell_is_asked_for_once_a_day(nushells: Nushells) -> None:
+    assert nushells.get("newest").stdout == nushells.path("0.115.1")
+    nushells.registry.write_text("0.115.1\n0.116.0\n")
+    assert nushells.get("newest").stdout == nushells.path("0.115.1")
+    os.utime(nushells.clone / ".cache/nu/newest", (0, 0))
+    assert nushells.get("newest").stdout == nushells.path("0.116.0")
+
+
+def test_without_a_network_the_newest_nushell_is_that_of_those_here(nushells: Nushells) -> None:
+    for version in ("0.109.1", "0.99.1"):
+        assert nushells.get(version).returncode == 0
+    nushells.registry.unlink()
+    newest = nushells.get("newest")
+    assert (newest.returncode, newest.stdout, newest.stderr) == (0, nushells.path("0.109.1"), "")
+
+
+def test_a_nushell_that_cannot_be_had_is_told(nushells: Nushells) -> None:
+    none = nushells.get("0.1.0")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert none.stderr.splitlines()[-1] == (
+        "tools/nushell: npm could not install Nushell 0.1.0 (above)"
+    )
+    nushells.registry.unlink()
+    newest = nushells.get("newest")
+    assert (newest.returncode, newest.stdout) == (1, "")
+    assert newest.stderr.startswith("tools/nushell: the newest Nushell can't be found out: ")
+    assert not list((nushells.clone / ".cache/nu").glob("*.1.0*"))
+
+
 # ---- The others --------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ MARK = "XS_MARK"
 def script(text: bytes, input_: str) -> Command:
     """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
     input_at = None if input_ == "none" else INPUT
-    return _command(["run_script.nu"], {"script.nu": text}, {"XS_INPUT": input_}, input_at)
+    return _command("run_script.nu", input_, {"script.nu": text}, {}, input_at)
 
 
 def handler(text: bytes, *, stateful: bool) -> Command:
@@ -40,11 +40,12 @@ def handler(text: bytes, *, stateful: bool) -> Command:
     typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
-    return _command(["run_handler.nu", kind], files, {GATHER: "1"}, INPUT)
+    return _command("run_handler.nu", kind, files, {GATHER: "1"}, INPUT)
 
 
 def _command(
-    runner: list[str],
+    runner: str,
+    argument: str,
     files: dict[str, bytes],
     variables: dict[str, str],
     input_at: Optional[int],
@@ -52,8 +53,7 @@ def _command(
     mark = secrets.token_hex(16)
     path, version = _find()
     pipefail = ["--experimental-options", "[pipefail]"] if version < _PIPEFAIL else []
-    name, *arguments = runner
-    words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, name), *arguments]
+    words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, runner), argument]
     return Command(words, files, {MARK: mark, **variables}, input_at, mark.encode())
 
 

@@ -18,7 +18,7 @@ def xs-values [] {
       "string" => { let text = ($value | to json --raw); $"($env.XS_MARK)S($text)\n" }
       _ => { let text = ($value | to json --raw); $"($env.XS_MARK)J($text)\n" }
     }
-  } | str join
+  } | str join | print --raw --no-newline
 }
 
 def xs-answer [] {
@@ -33,13 +33,15 @@ def xs-by-kind [kind: string] {
   if $kind == "nothing" { } else if $kind == "byte stream" { tee {} } else { xs-values }
 }
 
-print $"($env.XS_MARK)start"
-
-# No `main`: in 0.109 the status of an external command would be lost behind it.
-if $env.XS_INPUT == "frame" {
-  open --raw /dev/fd/3 | from json | xs-script | xs-answer
-} else if $env.XS_INPUT == "bytes" {
-  open --raw /dev/fd/3 | xs-script | xs-answer
-} else {
-  xs-script | xs-answer
+def main [input: string] {
+  print $"($env.XS_MARK)start"
+  if $input == "frame" {
+    open --raw /dev/fd/3 | from json | xs-script | xs-answer
+  } else if $input == "bytes" {
+    open --raw /dev/fd/3 | xs-script | xs-answer
+  } else {
+    xs-script | xs-answer
+  }
+  # As what `main` yields, an external command's output would hide from 0.109 that it has failed.
+  null
 }

@@ -296,11 +296,18 @@ def milliseconds [value: any] {
 
 # Fields of an append. A head has plain text in one line: other JSON goes as base64.
 def fields [meta: any, key: any] {
+  if $meta == null { return (known [[idempotency-key $key]]) }
   let text = $meta | to json --raw
-  [
-    [xs-meta (if $text =~ '^[ -~]*$' { $text } else { $text | encode base64 })]
-    [idempotency-key $key]
-  ] | where $it.1 not-in [null "null"] | into record
+  let text = if $text =~ '^[ -~]*$' { $text } else { $text | encode base64 }
+  known [[xs-meta $text] [idempotency-key $key]]
+}
+
+# A record of those pairs that have a value. (`where`, `each` and `items` would take ten times as
+# long for so few, since each of them makes its closure a world of its own.)
+def known [pairs: list<any>] {
+  mut found = {}
+  for pair in $pairs { if $pair.1 != null { $found = ($found | insert $pair.0 $pair.1) } }
+  $found
 }
 
 # Leaves a frame to the handler, or the .step, in which this runs; the job is the one with this id.
@@ -312,11 +319,11 @@ def gather [frame: list<any>, refused: list<any>, at: record] {
       + "input causes"
     ) "in this append" $at
   }
-  $frame | append [(match ($content | describe) {
+  known ($frame | append [(match ($content | describe) {
     "string" | "nothing" => [content $content]
     "binary" => [content_base64 ($content | encode base64)]
     _ => [content ($content | to json --raw)]
-  })] | where $it.1 != null | into record | job send (($env.XS_GATHER | into int) - 1) --tag 7
+  })]) | job send (($env.XS_GATHER | into int) - 1) --tag 7
 }
 
 def step [handler: closure, stateful: bool, initial_state: any, at: record] {
@@ -364,7 +371,7 @@ def post [path: list<any>, parameters: record, addr: any, at: record, fields: re
 
 def by-kind [tag: int, lines: bool, send: closure] {
   tee { describe --no-collect | job send (job id) --tag $tag }
-  | match [(job recv --tag $tag | str replace --regex ' ?[(]?stream[)]?' '') $lines] {
+  | match [(job recv --tag $tag | split row " " | first) $lines] {
     [nothing _] => ("" | do $send)
     [string _] | [binary _] | [byte _] => { do $send }
     [_ true] => { each {|frame| frame-line $frame } | str join | do $send }
@@ -408,26 +415,24 @@ def exchange [
 ] {
   # Not `try`, which would wait for the end of a stream.
   do --ignore-errors { transmit $method $door $target $fields } | metadata access {|meta|
-    match [$meta.http_response?.status? (kind $meta) $form] {
+    match [$meta.http_response?.status? (type-of $meta) $form] {
       [null ..] => { unreachable $door $at }
-      [200 json true] => { from json | with-bytes }
-      [200 json _] => { from json }
-      [200 x-ndjson lines] => { lines }
-      [200 x-ndjson true] => { from json --objects | each { with-bytes } }
-      [200 x-ndjson _] => { from json --objects }
-      [200 octet-stream text] => { text-or-bytes }
-      [200 octet-stream _] => { skip 0 }
-      [200 plain _] => { collect }
+      [200 application/json true] => { from json | with-bytes }
+      [200 application/json _] => { from json }
+      [200 application/x-ndjson lines] => { lines }
+      [200 application/x-ndjson true] => { from json --objects | each { with-bytes } }
+      [200 application/x-ndjson _] => { from json --objects }
+      [200 application/octet-stream text] => { text-or-bytes }
+      [200 application/octet-stream _] => { skip 0 }
+      [200 ..] => { collect } # text
       [204 ..] => { ignore }
       _ => { refuse $meta.http_response $at }
     }
   }
 }
 
-# The kind of an answer: what follows the / in its type.
-def kind [meta: record] {
-  $meta.http_response?.headers? | default [] | where name == content-type
-  | get --optional 0.value | default "" | str replace --regex '^.*/([a-z-]+).*$' '$1'
+def type-of [meta: record] {
+  ($meta.http_response?.headers? | default [] | transpose -rd).content-type?
 }
 
 # Text, if the bytes are UTF-8.
@@ -438,19 +443,28 @@ def text-or-bytes [] {
 }
 
 def target [path: list<any>, parameters: record] {
-  let query = $parameters | transpose name value | where value not-in [null false] | each {|it|
-    $"($it.name)=($it.value | quote)"
+  mut target = ""
+  for part in $path { if $part != null { $target += $"/(quote $part)" } }
+  mut before = "?"
+  for name in ($parameters | columns) {
+    let value = $parameters | get $name
+    if $value not-in [null false] {
+      $target += $"($before)($name)=(quote $value)"
+      $before = "&"
+    }
   }
-  $"/($path | compact | each { quote } | str join /)?($query | str join '&')"
+  if $path == [] { $"/($target)" } else { $target }
 }
 
 # Text for one part of a path, or for a value in a query (RFC 3986, 2.1).
-def quote [] {
-  match ($in | describe) {
-    "duration" => $"($in // 1ms)ms"
-    "datetime" => ($in | format date "%+")
-    _ => $"($in)"
-  } | url encode --all | str replace --regex '^((%2E)*)$' '$1%20' # dots alone would lead elsewhere
+def quote [value: any] {
+  match ($value | describe) {
+    "duration" => $"($value // 1ms)ms"
+    "datetime" => ($value | format date "%+" | url encode --all)
+    # What is dots alone, or nothing, would lead elsewhere: it gets a blank.
+    "string" if $value in ["" "." ".."] => $"($value)%20"
+    _ => ($value | into string | url encode --all)
+  }
 }
 
 def transmit [method: string, door: record, target: string, fields: any] {
