@@ -198,7 +198,8 @@ def behind_pieces(where: str, report: Report) -> None:
     run.write(b"x")
     pieces = [small(b"x")] * 10_000
     for _ in range(PIECES // len(pieces)):
-        store.run(RunWork(run.append, store.runs.token, run.first, pieces))
+        work = RunWork(run.append, run.writer, run.first, run.last, pieces)
+        run.last = store.run(work).last
     run.end()
     store.close()
     with server(path) as running, server(os.path.join(where, "short")) as other:

@@ -265,7 +265,8 @@ def _environment(folder: Path, *, with_tools: bool) -> dict[str, str]:
         subprocess.run([ROOT / "tools" / "xs", "--version"], capture_output=True, timeout=300)
     if nu := os.environ.get("XS_NU"):
         (programs / "nu").symlink_to(nu)
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("XS_")}
+    elsewhere = ("XS_", "XDG_")  # the user's own settings, and where they are besides HOME
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(elsewhere)}
     environ.update(
         HOME=str(folder),
         PATH=f"{programs}{os.pathsep}{environ.get('PATH', os.defpath)}",

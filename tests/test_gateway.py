@@ -1312,13 +1312,8 @@ def test_who_waits_is_answered_before_the_server_stops(store_dir: str, tmp_path:
     assert [f.meta for f in gone] == [{"request_id": run.meta["request_id"]}]
 
 
-def test_who_waits_in_vain_is_told_that_the_server_stops(
-    store_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from xs import server as module
-
-    monkeypatch.setattr(module, "_STOP_SECONDS", 0.2)
-    running = Running(store_dir, [], [], Web([str(tmp_path / "web")], Options()))
+def test_who_waits_in_vain_is_told_that_the_server_stops(store_dir: str, tmp_path: Path) -> None:
+    running = Running(store_dir, [], [], Web([str(tmp_path / "web")], Options()), grace=0.4)
     handler = Handler(store_dir, nothing)
     with Wire(running.root.web[0]) as wire:
         wire.send(request("GET", "/"))

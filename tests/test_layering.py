@@ -49,32 +49,41 @@ ARCHITECTURE = {
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
     "chunked":     "errors ids frame records cas schema commit runs store",
+    # the log, which all that serves may write to
+    "log":         "errors records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
     "process":     "errors records",
     "pipes":       "errors process terminal",
     "nu":          "errors process",
     "evaluation":  "errors nu pipes process",
-    "runner":      "errors ids frame meta records schema commit store process pipes",
-    "generators":  "errors ids frame records schema commit process runner nu",
-    "handlers":    "errors ids frame records cas schema commit reader process runner nu",
-    "scripts":     "errors ids frame times bus store process runner generators handlers evaluation",
+    "runner":      "errors ids frame meta records log schema commit store process pipes",
+    "generators":  "errors ids frame records log schema commit process runner nu",
+    "handlers":    "errors ids frame records log cas schema commit reader process runner nu",
+    "scripts":     "errors ids frame times log bus store process runner generators handlers "
+                   "evaluation",
     # requests, and what answers them
     "api":         "errors ids frame times query commit store reader version | meta batch chunked "
                    "process (scripts)",
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",
-    "listener":    "http1",
-    "httpd":       "errors http1 commit store reader scripts api sockets access delivery listener",
+    "activation":  "errors records sockets",
+    "listener":    "http1 log",
+    "httpd":       "errors http1 log commit store reader scripts api sockets access delivery "
+                   "listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
     "answers":     "errors ids frame schema bus commit store exchange",
-    "gateway":     "errors ids frame http1 cas commit store sockets address listener hangups "
-                   "exchange answers",
-    "mount":       "errors meta commit store scripts sockets access delivery listener httpd "
+    "gateway":     "errors ids frame http1 log cas commit store sockets activation address "
+                   "listener hangups exchange answers",
+    "mount":       "errors meta commit store scripts activation access delivery listener httpd "
                    "version | gateway",
-    "stores":      "errors ids frame times schema commit store httpd mount",
-    "server":      "errors listener httpd gateway mount stores | address",
+    "stores":      "errors ids frame times log schema commit store httpd mount",
+    "notify":      "log",
+    "signals":     "",
+    "liveness":    "errors commit store transport",
+    "server":      "errors log activation listener httpd gateway mount stores notify signals "
+                   "liveness | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
@@ -88,12 +97,14 @@ ARCHITECTURE = {
     "help":        "(arguments)",
     "completion":  "errors (arguments)",
     "idfields":    "errors ids",
+    "service":     "errors records terminal",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer storing autoload completion server mount "
+                   "version idfields ndjson transfer storing autoload completion service log "
+                   "activation server mount "
                    "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
@@ -119,9 +130,9 @@ THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
-    decimal difflib errno fcntl functools gc hashlib heapq hmac ipaddress itertools json os
-    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat
-    struct subprocess sys tempfile threading time typing
+    decimal difflib errno faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools
+    json os plistlib re resource secrets select selectors shutil signal socket socketserver sqlite3
+    ssl stat struct subprocess sys tempfile threading time traceback typing
     """.split()  # noqa: SIM905
 )
 

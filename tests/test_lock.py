@@ -108,7 +108,7 @@ def test_a_second_server_says_who_serves(store_dir: str) -> None:
         env=environment(),
         timeout=DEADLINE,
     )
-    assert done.returncode == 1 and done.stdout == b""
+    assert done.returncode == 3 and done.stdout == b""
     assert f"is served by process {server.process.pid}" in done.stderr.decode()
     assert b"store locked: " in done.stderr
     server.stop()

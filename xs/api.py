@@ -316,26 +316,27 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
 def _append_step(store: Store, request: Request, append: Append, step: str) -> Answer:
     """For a command on the files that goes on with its run through this server (`forward`).
 
-    `step` is: the first frame's id, or `new`; the command's claim; `more`, or `whole`, or `broken`
-    and percent-encoded why.
+    `step` is: `more`, `whole` or `broken`; the run's writer; the ids of its first frame and of the
+    last one that the command knows of, unless it is to begin; percent-encoded, why it broke off.
     """
     from xs import chunked
 
-    first, writer, state, reason = f"{step}   ".split(" ")[:4]
+    state, writer, first, last, reason = f"{step}    ".split(" ")[:5]
     if state not in ("more", "whole", "broken"):
         raise Invalid(f"xs-run: {step[:64]!r}: that is for commands that go on through a server")
-    line, value = chunked.go_on(
+    result = chunked.go_on(
         store,
         append,
-        None if first == "new" else ids.parse(first),
         writer,
+        ids.parse(first) if first else None,
+        ids.parse(last) if last else None,
         request.body,
         ended=state != "more",
         error_text=decode(reason) if state == "broken" else None,
     )
-    found = _frame(line + b"\n") if line else Answer(204)
-    if value is not None:
-        found.fields.append(("xs-run", ids.text(value)))
+    found = _frame(result.line + b"\n") if result.line else Answer(204)
+    if result.first is not None and result.last is not None:
+        found.fields.append(("xs-run", f"{ids.text(result.first)} {ids.text(result.last)}"))
     return found
 
 

@@ -70,17 +70,18 @@ def append(store: Store, append: Append, body: Iterable[bytes]) -> bytes:
 def go_on(
     store: Store,
     append: Append,
-    first: int | None,
     writer: str,
+    first: int | None,
+    last: int | None,
     body: Iterable[bytes],
     *,
     ended: bool,
     error_text: str | None,
 ) -> RunResult:
-    """A step of a run that another process writes, which holds the claim `writer`.
+    """A step of a run that another process writes, which holds the claim in `writer`.
 
-    That process has begun on the store's files, and this one has taken them over as a server.
-    Without `first` the run begins here.
+    That process has begun on the store's files, and this one has taken them over as a server. The
+    step is as `RunWork` has it.
     """
     if store.runs.is_own(writer) or store.runs.is_gone(writer):
         raise Invalid("no other process on this machine writes to this store under that claim")
@@ -91,7 +92,7 @@ def go_on(
         if len(data) > COMMIT_MAX:
             raise TooLarge(f"too much for one step: at most {COMMIT_MAX} bytes")
     contents = [small(piece) for piece in pieces(data)]
-    work = RunWork(append, writer, first, contents, ended=ended, error_text=error_text)
+    work = RunWork(append, writer, first, last, contents, ended=ended, error_text=error_text)
     result: RunResult = store.run(work)
     return result
 

@@ -89,37 +89,45 @@ def _post_input(
 # Running a server
 
 
+_SERVE = [
+    Option("--expose --api", "a TCP address to serve on too (repeatable)", "ADDR",
+           is_repeated=True),
+    Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
+           is_repeated=True),
+    Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
+    Option("--http", "an address for requests from the web, which become events (repeatable)",
+           "ADDR", is_repeated=True),
+    Option("--http-timeout", "how long one of them waits for its answer (30)", "SECONDS",
+           is_number=True),
+    Option("--http-max", "how many may wait at once (1024)", "N", is_number=True),
+    Option("--http-body", "the largest body of one (1073741824)", "BYTES", is_number=True),
+    Option("--http-ttl", "how long they are kept: forever, ephemeral, time:<ms>, last:<n>",
+           "TTL"),
+    Option("--tls-cert", "a certificate, with which --http speaks TLS", "FILE"),
+    Option("--tls-key", "its key, if it is in another file", "FILE"),
+    Option("--grace", "how long what is under way may take when it is to stop (10)",
+           "SECONDS", is_number=True),
+    Option("--log", "what to log: error, warning, info (the default) or debug", "LEVEL"),
+    Option("--log-json", "log as JSON, an object a line"),
+    Option("--log-file", "log to this file, which SIGHUP opens anew", "FILE"),
+]  # fmt: skip
+_FILES = ("tls-cert", "tls-key", "log-file")  # of these options, those whose values are paths
+
+
 @command(
     "serve",
     "DIR",
     "serve a store, on its socket and wherever else it is asked to",
-    options=[
-        Option("--expose --api", "a TCP address to serve on too (repeatable)", "ADDR",
-               is_repeated=True),
-        Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
-               is_repeated=True),
-        Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
-        Option("--http", "an address for requests from the web, which become events (repeatable)",
-               "ADDR", is_repeated=True),
-        Option("--http-timeout", "how long one of them waits for its answer (30)", "SECONDS",
-               is_number=True),
-        Option("--http-max", "how many may wait at once (1024)", "N", is_number=True),
-        Option("--http-body", "the largest body of one (1073741824)", "BYTES", is_number=True),
-        Option("--http-ttl", "how long they are kept: forever, ephemeral, time:<ms>, last:<n>",
-               "TTL"),
-        Option("--tls-cert", "a certificate, with which --http speaks TLS", "FILE"),
-        Option("--tls-key", "its key, if it is in another file", "FILE"),
-    ],
+    options=_SERVE,
     examples=[
         "xs serve ./store",
         "xs serve ./store --expose :8080",
         "xs serve ./store --http 0.0.0.0:443 --tls-cert site.pem --tls-key site.key",
     ],
-)  # fmt: skip
+)
 def _serve(arguments: Arguments) -> int:
-    directory = arguments.rest[0]
-    if directory.startswith("~"):
-        raise errors.Usage(f"{directory} has a literal ~: the shell expands it when not quoted")
+    directory = _directory(arguments.rest[0])
+    from xs.log import options_of
     from xs.server import serve
 
     return serve(
@@ -128,12 +136,29 @@ def _serve(arguments: Arguments) -> int:
         hosts=arguments.options.get("host", []),
         scripts=not arguments.has("no-scripts"),
         web=_web(arguments),
+        grace=_grace(arguments),
+        log_options=options_of(arguments.get, is_json=arguments.has("log-json")),
     )
 
 
+def _directory(path: str) -> str:
+    if path.startswith("~"):
+        raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
+    return path
+
+
+def _grace(arguments: Arguments) -> int:
+    from xs.server import GRACE_SECONDS
+
+    grace = arguments.get("grace")
+    return GRACE_SECONDS if grace is None else int(grace[:9])
+
+
 def _web(arguments: Arguments) -> Web | None:
+    from xs.activation import expects_web
+
     addresses = arguments.options.get("http", [])
-    if not addresses:
+    if not addresses and not expects_web(os.environ):
         for name in ("http-timeout", "http-max", "http-body", "http-ttl", "tls-cert", "tls-key"):
             if arguments.has(name):
                 raise errors.Usage(f"--{name} goes with --http ADDR")
@@ -142,6 +167,72 @@ def _web(arguments: Arguments) -> Web | None:
     from xs.mount import Web
 
     return Web(addresses, options_of(arguments.get))
+
+
+@command(
+    "service",
+    "ACTION DIR",
+    "have the system serve a store: install, status, or remove its service",
+    options=[
+        Option("--name", "what to call it; if not given, after the directory", "NAME"),
+        Option("--kind", "systemd or launchd; if not given, what this system has", "KIND"),
+        Option("--print", "print what install would write"),
+        Option("--now", "with install: start it, too"),
+        *_SERVE,
+    ],
+    examples=[
+        "xs service install ./store --expose :8080",
+        "xs service install ./store --now",
+        "xs service status ./store",
+    ],
+)
+def _service(arguments: Arguments) -> int:
+    from xs import service
+
+    action, store = arguments.rest[0], os.path.abspath(_directory(arguments.rest[1]))
+    manager = service.manager_of(arguments.get("kind"))
+    name = arguments.get("name")
+    if action == "install":
+        options, grace = _checked(arguments), _grace(arguments)
+        if arguments.has("print"):
+            stdio.write(service.printed(manager, store, name, options, grace))
+            return 0
+        now = arguments.has("now")
+        lines, status = service.install(manager, store, name, options, grace, now=now), 0
+    elif action not in ("status", "remove"):
+        raise errors.Usage(f"service takes install, status or remove, not {action!r}")
+    elif wrong := [each for each in arguments.options if each not in ("name", "kind")]:
+        raise errors.Usage(f"--{wrong[0]} goes with install")
+    elif action == "status":
+        lines, status = service.status(manager, store, name)
+    else:
+        lines, status = service.remove(manager, store, name), 0
+    stdio.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    return status
+
+
+def _checked(arguments: Arguments) -> list[str]:
+    """The options for `xs serve`, in the words that it takes anywhere. Raises `Usage`.
+
+    What it would refuse is refused here: nobody reads a service's standard error.
+    """
+    from xs.log import options_of
+    from xs.server import exposed_address
+
+    for address in arguments.options.get("expose", []):
+        exposed_address(address)
+    _web(arguments)
+    options_of(arguments.get, is_json=arguments.has("log-json"))
+    words = []
+    for option in _SERVE:
+        for value in arguments.options.get(option.name, []):
+            is_path = option.name == "http" and "/" in value and "://" not in value
+            if is_path or option.name in _FILES:
+                value = os.path.abspath(value)
+            words.append(f"--{option.name}={value}")
+        if not option.value and arguments.has(option.name):
+            words.append(f"--{option.name}")
+    return words
 
 
 # Writing

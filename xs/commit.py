@@ -195,15 +195,20 @@ class RunWork(Work):
     Without `first` it begins one, with the first of `contents`; each further content is a frame.
     With `ended` the last frame says so: whole, or with `error_text` what it broke off for. The
     result is `RunResult`.
+
+    Done again it does nothing: `writer` is of this run alone, and `last` is the id of the last
+    frame that the writer knows of. So a step that a server has taken, and then died without an
+    answer, can be repeated.
     """
 
-    __slots__ = ("append", "contents", "ended", "error_text", "first", "writer")
+    __slots__ = ("append", "contents", "ended", "error_text", "first", "last", "writer")
 
     def __init__(
         self,
         append: Append,
         writer: str,
         first: int | None,
+        last: int | None,
         contents: list[Content],
         *,
         ended: bool = False,
@@ -213,26 +218,32 @@ class RunWork(Work):
         self.append = append
         self.writer = writer
         self.first = first
+        self.last = last
         self.contents = contents
         self.ended = ended
         self.error_text = error_text
 
     def apply(self, commit: Commit) -> RunResult:
+        done = commit.done_before(self)
+        if done is not None:
+            return done
         contents = list(self.contents)
         first, line = self.first, b""
         if first is None:
             begun = self.append._replace(content=contents.pop(0) if contents else None)
             line, is_new = commit.begin_run(begun, self.writer)
             if not is_new:
-                return RunResult(line, None)
+                return RunResult(line, None, None)
             first = ids.parse(frame.id_of(line))
         is_whole = self.ended and self.error_text is None
-        last = contents.pop() if is_whole and contents else None
+        at_the_end = contents.pop() if is_whole and contents else None
+        lines = [line]
         if contents:
-            commit.extend_run(first, self.writer, contents)
+            lines += commit.extend_run(first, self.writer, contents)
         if self.ended:
-            commit.end_run(first, self.writer, last, self.error_text)
-        return RunResult(line, first)
+            lines.append(commit.end_run(first, self.writer, at_the_end, self.error_text))
+        last = ids.parse(frame.id_of(lines[-1])) if lines[-1] else self.last
+        return RunResult(line, first, last)
 
     def discard(self) -> None:
         for content in self.contents:
@@ -240,13 +251,14 @@ class RunWork(Work):
 
 
 class RunResult(NamedTuple):
-    """The line of a run's first frame, if it was begun, and its id.
+    """The line of a run's first frame, if it was begun, its id, and that of the run's last frame.
 
-    No id, where the idempotency key had made a frame before: then the line is of that one.
+    No ids, where the idempotency key had made a frame before: then the line is of that one.
     """
 
     line: bytes
     first: Optional[int]
+    last: Optional[int]
 
 
 class EndRunsWork(Work):
@@ -491,6 +503,23 @@ class Commit:
             except NotFound:
                 pass  # it has expired: the sweep takes it
         return living
+
+    def done_before(self, step: RunWork) -> RunResult | None:
+        """What came of a step that was done before; None if it was not."""
+        if step.first is None:
+            begun = self.writer.run_written_by(step.writer)
+            if begun is None:
+                return None
+            line = self.writer.find(begun) or b""
+            return RunResult(line, begun, self.writer.last_of_run(begun))
+        last = self.writer.last_of_run(step.first)
+        if last is None or step.last is None or last <= step.last:
+            return None
+        ended = self.writer.how_it_ended(step.first)
+        is_so = GOES_ON if not step.ended else WHOLE if step.error_text is None else BROKEN
+        if ended != is_so:  # it was somebody else's step
+            raise Conflict(f"the content {ids.text(step.first)} is not being written any more")
+        return RunResult(b"", step.first, last)
 
     def _run_of(self, first: int, writer: str) -> Run:
         run = self.writer.run(first)

@@ -70,7 +70,11 @@ def _words(command: Command) -> list[str]:
     return [*_SUBWORDS.get(command.name, ()), *flags, "--help"]
 
 
-_SUBWORDS = {"completion": ("bash", "zsh", "fish"), "scru128": ("pack", "unpack")}
+_SUBWORDS = {
+    "completion": ("bash", "zsh", "fish"),
+    "scru128": ("pack", "unpack"),
+    "service": ("install", "status", "remove"),
+}
 
 
 def _bash(commands: Sequence[Command]) -> str:

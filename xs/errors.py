@@ -115,6 +115,10 @@ class Locked(Unavailable):
     """Another process holds the store."""
 
 
+class NoAddress(Unavailable):
+    """An address can't be listened on: it is taken, or not this machine's."""
+
+
 class NoStore(XsError):
     """There is no store at that address."""
 

@@ -76,16 +76,19 @@ def _forward_run(transport: HttpTransport, work: RunWork) -> RunResult:
         if_last=if_last if begins else None,
         key=key if begins else None,
     )
-    state = "more"
-    if work.ended:
-        state = "whole" if work.error_text is None else f"broken {quote(work.error_text)}"
-    first = "new" if work.first is None else ids.text(work.first)
-    fields.append(("xs-run", f"{first} {work.writer} {state}"))
+    state = "more" if not work.ended else "whole" if work.error_text is None else "broken"
+    step = [state, work.writer]
+    if work.first is not None and work.last is not None:
+        step += [ids.text(work.first), ids.text(work.last), quote(work.error_text or "")]
+    fields.append(("xs-run", " ".join(step).strip()))
     body = b"".join([block for content in work.contents for block in _blocks(content)])
     answer = ask(transport, "POST", target, fields, body)
     made = answer.get("xs-run")
     line = answer.read().rstrip(b"\n")
-    return RunResult(line, None if made is None else ids.parse(made))
+    if made is None:
+        return RunResult(line, None, None)
+    first, last = made.split(" ")
+    return RunResult(line, ids.parse(first), ids.parse(last))
 
 
 def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:

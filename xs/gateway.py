@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from xs import exchange, frame, http1, ids
+from xs.activation import Sockets
 from xs.address import parse_host
 from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
 from xs.cas import Content
@@ -28,7 +29,8 @@ from xs.errors import BrokenBody, Full, Invalid, TooLarge, Unavailable, Usage, X
 from xs.exchange import NotHttp
 from xs.hangups import Hangups
 from xs.listener import Connections, Listener
-from xs.sockets import listen_tcp, listen_unix_for_all, set_timeout
+from xs.log import DEBUG, ERROR, WARNING, log_of
+from xs.sockets import set_timeout
 from xs.store import Store
 
 if TYPE_CHECKING:
@@ -303,6 +305,7 @@ class Connection(socketserver.BaseRequestHandler):
         keep = head.keep_alive and not self._ending
         framed = exchange.framed(response, size, head, time.time(), more=part.more, keep=keep)
         first = next(blocks, b"")  # what is damaged shows here, unless it is large
+        self._note(head, response.status)
         return part, framed, _chained(first, blocks)
 
     def _send(
@@ -347,13 +350,22 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _log(self, head: http1.RequestHead, found: Found, what: str) -> None:
         self.server.log(
-            f"gateway: {head.method} {head.path[:128]}: the answer {ids.text(found.id)} {what}"
+            f"gateway: {head.method} {head.path[:128]}: the answer {ids.text(found.id)} {what}",
+            WARNING,
         )
+
+    def _note(self, head: http1.RequestHead | None, status: int, why: str = "") -> None:
+        # Whatever it is that clients from the web do, only who looks for it wants to be told.
+        if self.server.log.is_debug:
+            who = _ip(self.client_address) or "socket"
+            what = f"{head.method} {head.target}" if head is not None else "no request"
+            self.server.log(f"gateway: {who}: {what}: {status}{why}", DEBUG)
 
     def _say(
         self, head: http1.RequestHead | None, status: int, sentence: str, *, keep: bool = True
     ) -> bool:
         """Answers for itself, with one sentence; whether the connection goes on."""
+        self._note(head, status, f": {sentence}")
         body = f"{sentence}\n".encode("utf-8", "replace")
         keep = keep and head is not None and head.keep_alive and not self._ending
         fields = [
@@ -503,7 +515,7 @@ class Door(Listener):
         tls: Optional[ssl.SSLContext],
         path: Optional[str],
     ) -> None:
-        """`path`: that of a Unix socket, which goes with the listener."""
+        """`path`: that of a Unix socket which goes with the listener."""
         super().__init__(sock, Connection, gateway.connections, gateway.log)
         self.gateway = gateway
         self.tls = tls
@@ -539,19 +551,21 @@ class Gateway:
         log: Callable[[str], None],
         room: int,
         within: Connections | None = None,
+        sockets: Optional[Sockets] = None,
     ) -> None:
         """`room`: connections that the system has room for; `within` are all that count for that.
 
-        Raises `Usage` for what can't be.
+        `sockets` has those that were handed down to this process. Raises `Usage` for what can't be.
         """
         self.store = store
         self.options = options
-        self.log = log
+        self.log = log_of(log)
         self.connections = Connections(room, within)
         self.answers = Answers(store, options.most)
         self.hangups: Hangups  # from the start on
         self._tls = None if options.certificate is None else _tls(options.certificate, options.key)
         self._doors: list[Door] = []
+        self._sockets = sockets or Sockets()
 
     def listen(self, address: str) -> str:
         """Opens a door, and gives its address as a client may write it. Raises `XsError`.
@@ -560,8 +574,9 @@ class Gateway:
         just that; or a path, for a Unix socket.
         """
         if "/" in address and "://" not in address:
-            sock = listen_unix_for_all(address)
-            self._doors.append(Door(sock, self, None, os.path.abspath(address)))
+            sock = self._sockets.listen_unix_for_all(address)
+            path = None if self._sockets.is_handed(address) else os.path.abspath(address)
+            self._doors.append(Door(sock, self, None, path))
             return address
         # :0 lets the system choose a port.
         any_port = address.endswith(":0")
@@ -575,7 +590,7 @@ class Gateway:
         if is_tls and self._tls is None:
             raise Usage(f"{address} needs a certificate: give --tls-cert, and --tls-key")
         host = "127.0.0.1" if host == "localhost" else host
-        sock = listen_tcp(host, 0 if any_port else port[0])
+        sock = self._sockets.listen_tcp(host, 0 if any_port else port[0])
         self._doors.append(Door(sock, self, self._tls if is_tls else None, None))
         name, number = sock.getsockname()[:2]
         scheme = "https" if is_tls else "http"
@@ -624,7 +639,7 @@ class Gateway:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise Full("the disk is full: nothing of this request was stored") from None
-            self.log(f"gateway: a request's body can't be stored: {error}")
+            self.log(f"gateway: a request's body can't be stored: {error}", ERROR)
             raise Unavailable("the request can't be stored just now") from None
 
     def submit(self, work: RequestWork) -> None:
@@ -658,7 +673,7 @@ class Gateway:
 
     def _log_error(self, work: Work) -> None:
         if work.error is not None:
-            self.log(f"gateway: {exchange.DISCONNECT} can't be appended: {work.error}")
+            self.log(f"gateway: {exchange.DISCONNECT} can't be appended: {work.error}", WARNING)
 
 
 _GOODBYE_SECONDS = 1.0  # for what is said at the end

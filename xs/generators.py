@@ -19,6 +19,7 @@ import time
 from xs import frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Commit, Work
 from xs.errors import Failed, Invalid, NotFound, Unavailable, XsError
+from xs.log import WARNING
 from xs.process import Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
@@ -182,7 +183,7 @@ class Generator(Runner):
 
     def _tell_error(self, source: int, reason: str) -> None:
         self.last_error = reason
-        self.log(f"can't be started: {reason.splitlines()[0]}")
+        self.log(f"can't be started: {reason.splitlines()[0]}", WARNING)
         self.persist(BatchWork([self.refusal(self.name, source, reason)]))
 
     @classmethod
@@ -376,7 +377,7 @@ class Generator(Runner):
             try:
                 block = next(self._input, None)
             except XsError as error:
-                self.log(f"left out the rest of {ids.text(self._position)}: {error}")
+                self.log(f"left out the rest of {ids.text(self._position)}: {error}", WARNING)
                 continue
             if block is not None:
                 pipes.send(block)
@@ -394,7 +395,7 @@ class Generator(Runner):
             try:
                 found, blocks = self.store.content_of(self._position)
             except XsError as error:
-                self.log(f"left out {ids.text(self._position)}: {error}")
+                self.log(f"left out {ids.text(self._position)}: {error}", WARNING)
                 continue
             contents.append(blocks)
             size += found

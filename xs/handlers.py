@@ -31,6 +31,7 @@ from xs import frame, ids, nu, runner
 from xs.cas import INLINE_MAX
 from xs.commit import Append, BatchWork, Commit, Work
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
+from xs.log import WARNING
 from xs.process import Command
 from xs.reader import PULSE, Form, write
 from xs.records import NamedTuple
@@ -285,7 +286,7 @@ class Handler(Runner):
         # It may be anything that a script says: text that JSON can't have, and of any length.
         error = error.encode("utf-8", "replace").decode()[:ERROR_CHARACTERS]
         self.last_error = error
-        self.log(f"out of service: {error}")
+        self.log(f"out of service: {error}", WARNING)
         assert self.source is not None
         cause = self._waiting[0] if self._waiting else self.source
         self._leave_service(cause, error, for_good=for_good)
@@ -388,7 +389,7 @@ class Handler(Runner):
 
     def _restart(self, error: str, seconds: float) -> None:
         self.last_error = error
-        self.log(f"{error}: it is started again")
+        self.log(f"{error}: it is started again", WARNING)
         self.close_process()
         self._forget_process()
         self._restart_at = time.monotonic() + seconds

@@ -22,6 +22,7 @@ from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Listener
+from xs.log import DEBUG, WARNING
 from xs.reader import Reader
 from xs.scripts import Scripts
 from xs.sockets import is_gone, set_timeout
@@ -199,10 +200,13 @@ class Connection(socketserver.BaseRequestHandler):
         refused = refusal(head, self.server.access)
         if refused is not None:
             found = api.error_answer(refused)
+            self.server.log(f"{self._who}: {head.method} {head.path}: {refused}", WARNING)
         else:
             if head.method in ("GET", "HEAD"):
                 self._settle()  # it reads what the requests before it have appended
             found = self._ask(head, body)
+        if self.server.log.is_debug and found.work is None:
+            self._note(head, found.status)
         keep = head.keep_alive and not self._ending
         if not body.is_read and found.blocks is None:
             keep = body.drain() and keep
@@ -237,8 +241,17 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             return api.answer(self._served.store, request)
         except Exception as error:  # a defect of ours: this request fails, the server goes on
-            self.server.log(f"{head.method} {head.path}: {type(error).__name__}: {error}")
+            self.server.log.defect(f"{head.method} {head.path}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    def _note(self, head: http1.RequestHead, status: int) -> None:
+        self.server.log(f"{self._who}: {head.method} {head.target}: {status}", DEBUG)
+
+    @property
+    def _who(self) -> str:
+        """The client, for the log."""
+        address = self.client_address
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "socket"
 
     def _find_store(self, path: str) -> str:
         """Finds the store that a path is about; the path within it. Raises `NotFound`, …
@@ -305,7 +318,7 @@ class Connection(socketserver.BaseRequestHandler):
             # The head is out: a body that breaks off is all that can still be said.
             if start:
                 self._write(start)
-            self.server.log(f"{head.method} {head.path}: broke off: {error}")
+            self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
             return False
         self._write(start + (http1.LAST_CHUNK if chunked else b""))
         return True
@@ -316,7 +329,10 @@ class Connection(socketserver.BaseRequestHandler):
         finish = found.finish
 
         def done(work: Work) -> None:
-            self._deliver(_whole(head, finish(work), keep))
+            answer = finish(work)
+            self._deliver(_whole(head, answer, keep))
+            if self.server.log.is_debug:
+                self._note(head, answer.status)
 
         with self._out_lock:
             while self._pending >= Limits.answers_waiting or self._draining:
@@ -383,6 +399,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.sock.sendall(data)
 
     def _refuse(self, status: int, sentence: str) -> None:
+        self.server.log(f"{self._who}: no request: {status}: {sentence}", DEBUG)
         self._settle()
         found = api.Answer(status, api.TEXT, f"{sentence}\n".encode())
         data = http1.response_head(
@@ -426,7 +443,7 @@ class Connection(socketserver.BaseRequestHandler):
             else:
                 self._end_body()
         except XsError as error:
-            self.server.log(f"{head.method} {head.path}: broke off: {error}")
+            self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
 
     def _catch_up(self, follower: Follower) -> bool:
         """Writes what the follower has missed, until it is parked (True), or finished (False).

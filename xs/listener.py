@@ -6,6 +6,8 @@ What is spoken on a connection, its handler class knows: `httpd` (the API), `gat
 from __future__ import annotations
 
 import errno
+import os
+import select
 import socket
 import socketserver
 import threading
@@ -14,10 +16,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from xs import http1
+from xs.log import WARNING, log_of
 
 _TOO_MANY = http1.response_head(
     503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
 )
+_REFUSED_SECONDS = 10.0  # between two lines in the log about a crowd
 
 
 class Connection(Protocol):
@@ -48,9 +52,14 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """`sock` is bound."""
         socketserver.BaseServer.__init__(self, sock.getsockname(), handler)
         self.socket = sock
-        self.log = log
+        self.log = log_of(log)
         self._connections = connections
+        self._refused_at = -_REFUSED_SECONDS
         self._has_started = False
+        self._thread = threading.Thread(target=self._accept, name="xs-accept", daemon=True)
+        # A client that has gone by the time it is accepted must not hold up those behind it, nor
+        # does one whom another process has accepted that shares the socket.
+        sock.setblocking(False)
         self.server_activate()
 
     @property
@@ -69,43 +78,42 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         sock.send(_TOO_MANY, socket.MSG_DONTWAIT)
 
     def start(self) -> None:
-        # Without a poll interval it waits for a connection, and for nothing else.
-        threading.Thread(
-            target=self.serve_forever, args=(None,), name="xs-accept", daemon=True
-        ).start()
+        self._stopped, self._stopping = os.pipe()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._stopped)
+            os.close(self._stopping)
+            raise
         self._has_started = True
 
+    def _accept(self) -> None:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        poll.register(self._stopped, select.POLLIN)
+        while all(number != self._stopped for number, _ in poll.poll()):
+            self._handle_request_noblock()  # type: ignore[attr-defined]
+
     def stop(self) -> None:
-        """Accepts no more, if it has begun to, and closes the socket."""
+        """Accepts no more, if it has begun to, and closes the socket.
+
+        Whoever calls from now on is left to those with whom the socket is shared, if it is: so it
+        is neither shut down nor called from here.
+        """
         if not self._has_started:
             self.socket.close()
             return
-        stopping = threading.Thread(target=self.shutdown, daemon=True)
-        stopping.start()
-        deadline = time.monotonic() + 2.0
-        while stopping.is_alive() and time.monotonic() < deadline:
-            self._wake()
-            stopping.join(0.05)
+        os.close(self._stopping)
+        self._thread.join()
+        os.close(self._stopped)
         self.socket.close()
-
-    def _wake(self) -> None:
-        """A connection of our own ends the wait for one."""
-        with socket.socket(self.socket.family, socket.SOCK_STREAM) as waker:
-            waker.setblocking(False)
-            try:
-                waker.connect(self.socket.getsockname())
-            except OSError:
-                try:  # a socket's file may be gone, or its name too long: see `sockets`
-                    self.socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # a connection is under way, which ends the wait as well
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             sock, address = self.socket.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(0.05)  # until something is closed: the listener stays readable
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                time.sleep(0.05)  # until something is closed, mostly: the listener stays readable
             raise
         self.prepare(sock)
         return sock, address
@@ -113,6 +121,11 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if self._connections.has_room(self.most):
             return True
+        now = time.monotonic()
+        if now - self._refused_at >= _REFUSED_SECONDS:
+            self._refused_at = now
+            count = self._connections.count
+            self.log(f"too many connections: {count} are open, and no more are accepted", WARNING)
         try:
             self.refuse(request)
         except OSError:
@@ -124,7 +137,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # no more threads
-            self.log("no thread for another connection")
+            self.log("no thread for another connection", WARNING)
             request.close()
 
     def shutdown_request(self, request: Any) -> None:
@@ -133,7 +146,9 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         import sys
 
-        self.log(f"a connection ended with {sys.exc_info()[1]!r}")
+        error = sys.exc_info()[1]
+        if error is not None:
+            self.log.defect("a connection ended", error)
         request.close()
 
     def opened(self, connection: Connection) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from xs import api, errors, frame, ids
-from xs.commit import BatchWork, ImportWork, Work
+from xs.commit import BatchWork, ImportWork, RunWork, Work
 from xs.lock import WRITE, Served
 from xs.reader import Reader
 from xs.store import Store
@@ -144,14 +144,20 @@ class _Files(Store):
         while True:
             transport = _server(self.folder)
             if transport is not None:
-                break
-            if not self._is_served():
+                if self._is_forwarded(work, transport) or time.monotonic() > deadline:
+                    break
+            elif not self._is_served():
                 self._commit([work])  # it has ended again
                 return
-            if time.monotonic() > deadline:
+            elif time.monotonic() > deadline:
                 super()._shut_out([work], served)
                 return
             time.sleep(_LOOK_SECONDS)
+        work.discard()
+        work.finish()
+
+    def _is_forwarded(self, work: Work, transport: HttpTransport) -> bool:
+        """Sends work to the server; False if it is to be tried again."""
         from xs.forward import forward
 
         work.error = None
@@ -159,10 +165,12 @@ class _Files(Store):
             work.result = forward(transport, work)
         except errors.XsError as error:
             work.error = error
+            # A server that ends, or was killed: whether it has done it, a run's step can tell.
+            is_lost = isinstance(error, (errors.Unavailable, errors.BrokenBody))
+            return not (is_lost and isinstance(work, RunWork))
         finally:
             transport.close()
-        work.discard()
-        work.finish()
+        return True
 
     def _is_served(self) -> bool:
         """Whether a server has the lock still."""

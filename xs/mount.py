@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xs import meta
 from xs.access import Access, access
+from xs.activation import Sockets
 from xs.commit import Append
 from xs.delivery import Delivery
 from xs.errors import NotAStore, Unavailable
 from xs.httpd import Others, Served, Server
 from xs.listener import Connections
 from xs.scripts import Scripts
-from xs.sockets import listen_tcp, listen_unix
 from xs.store import Store
 from xs.version import VERSION
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SOCKET = "sock"
 TOKEN = "token"
+_WEB_GRACE = 0.5  # of the time that a store has to end, at most, is for requests from the web
 _VISITORS_SECONDS = 0.5  # for their requests under way, before their connections are to be ended
 
 
@@ -63,10 +64,12 @@ class Mount:
         *,
         scripts: bool = True,
         create: bool = True,
+        sockets: Sockets | None = None,
     ) -> None:
         """Takes the store in `folder`, and listens on its socket.
 
-        `create`: it is made if there is none. Raises `XsError`, and leaves nothing open then.
+        `create`: it is made if there is none. `sockets` has those that were handed down for it.
+        Raises `XsError`, and leaves nothing open then.
         """
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, SOCKET)
@@ -76,6 +79,7 @@ class Mount:
         self._connections = Connections(room.most, room.api)
         self._visitors = Connections(room.most)
         self._log = log
+        self._sockets = sockets or Sockets()
         self._others: Others | None = None
         self._servers: list[Server] = []
         self._gateway: Gateway | None = None
@@ -88,7 +92,9 @@ class Mount:
             if scripts:
                 self._scripts = Scripts(self.store, log)
             self.served = Served(self.store, self._delivery, self._scripts, self._visitors)
-            self._add(listen_unix(self.socket_path), None)
+            self._add(self._sockets.listen_unix(self.socket_path), None)
+            for path in self._sockets.unix:
+                self._add(self._sockets.listen_unix(path), None)
         except BaseException as error:
             self.abandon()
             if isinstance(error, OSError):
@@ -103,7 +109,7 @@ class Mount:
 
     def expose(self, host: str, port: int, hosts: list[str]) -> None:
         """Listens on a TCP address too; `hosts` are further names of this machine."""
-        sock = listen_tcp(host, port)
+        sock = self._sockets.listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.exposed.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
         names = [host.lower(), *(each.lower() for each in hosts)]
@@ -118,12 +124,16 @@ class Mount:
         self._servers.append(server)
 
     def open_gateway(self, web: Web) -> None:
-        """Answers the web on these addresses."""
+        """Answers the web on these addresses, and on sockets that were handed down for that."""
         from xs.gateway import Gateway
 
         room = self._room
-        self._gateway = Gateway(self.store, web.options, self._log, room.most, room.web)
+        self._gateway = Gateway(
+            self.store, web.options, self._log, room.most, room.web, self._sockets
+        )
         for address in web.addresses:
+            self.web.append(self._gateway.listen(address))
+        for address in self._sockets.web:
             self.web.append(self._gateway.listen(address))
 
     def start(self) -> None:
@@ -160,10 +170,11 @@ class Mount:
 
     def stop(self, seconds: float) -> None:
         """Ends everything in good order; what clients wait for gets so many seconds."""
+        deadline = time.monotonic() + seconds
         with contextlib.ExitStack() as then:  # from the last line up, whatever fails on the way
             then.callback(self.store.close)
             then.callback(self._remove_socket)
-            then.callback(self._end_connections, seconds)
+            then.callback(self._end_connections, deadline)
             then.callback(self._delivery.stop)
             then.callback(self.store.refuse_more, Append("xs.stop") if self._is_announced else None)
             if self._scripts is not None:
@@ -173,14 +184,13 @@ class Mount:
                 then.callback(server.stop)
             if self._gateway is not None:  # first: answers are appended like anything else
                 if self._has_gateway:
-                    then.callback(self._gateway.stop, seconds)
+                    then.callback(self._gateway.stop, seconds * _WEB_GRACE)
                 else:
                     then.callback(self._gateway.abandon)
 
-    def _end_connections(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def _end_connections(self, deadline: float) -> None:
         # A visitor's connection is also for other stores: it is ended only if it has to be.
-        self._visitors.wait(min(seconds, _VISITORS_SECONDS))
+        self._visitors.wait(min(max(0.0, deadline - time.monotonic()), _VISITORS_SECONDS))
         kinds = (self._connections, self._visitors)
         for connections in kinds:
             connections.begin_end()
@@ -188,6 +198,8 @@ class Mount:
             connections.finish_end(max(0.0, deadline - time.monotonic()))
 
     def _remove_socket(self) -> None:
+        if self._sockets.is_handed(self.socket_path):
+            return  # who has handed it down goes on with it
         with contextlib.suppress(OSError):  # somebody has tidied up already
             os.unlink(self.socket_path)
 

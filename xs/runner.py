@@ -17,6 +17,7 @@ from collections.abc import Callable
 from xs import frame, ids, meta, process
 from xs.commit import Append, Work
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
+from xs.log import ERROR, INFO, WARNING, log_of
 from xs.pipes import Pipes
 from xs.process import SCRIPT_BYTES, Command, Processes
 from xs.records import NamedTuple
@@ -76,6 +77,7 @@ class Runner:
         self.context = context
         self.store = context.store
         self.name = name
+        self._log = log_of(context.log).for_script(name)
         self.finished_frames = 0
         self.last_error: str | None = None
         self.pipes: Pipes | None = None
@@ -123,10 +125,8 @@ class Runner:
     def has_orders(self) -> bool:
         return bool(self._orders)
 
-    def log(self, text: str) -> None:
-        for line in text.splitlines():
-            if line.strip():
-                self.context.log(f"{self.name}: {line}")
+    def log(self, text: str, level: int = INFO) -> None:
+        self._log(text, level)
 
     def status(self) -> dict[str, Any]:
         """What `xs ps` shows of it."""
@@ -154,13 +154,13 @@ class Runner:
             except Exception as error:  # a defect of ours, or a store that is closing
                 if not self._stopping.is_set():
                     self.last_error = f"{type(error).__name__}: {error}"
-                    self.log(self.last_error)
+                    self.log(self.last_error, ERROR)
                 self.close_process()
                 self._stopping.wait(RESTART_SECONDS)
         try:
             self.leave()
         except XsError as error:
-            self.log(f"could not end in good order: {error}")
+            self.log(f"could not end in good order: {error}", WARNING)
         finally:
             self.close_process()
             self.selector.close()
@@ -240,7 +240,7 @@ class Runner:
                 if self._stopping.is_set():
                     raise
                 if not told:
-                    self.log(f"waits: {error}")
+                    self.log(f"waits: {error}", WARNING)
                 told = True
             self._stopping.wait(RESTART_SECONDS)
 

@@ -37,13 +37,16 @@ STOPPED = "the server stopped"
 class Run:
     """One content that is being written. One thread at a time may call it.
 
-    `first` is the id of its first frame, and `line` that frame, once `write` or `end` has made it.
-    `is_answered`: its idempotency key had made that frame before, and nothing is to be written.
+    `first` is the id of its first frame, and `line` that frame, once `write` or `end` has made it;
+    `last` is the id of the last one. `is_answered`: its idempotency key had made that frame before,
+    and nothing is to be written.
     """
 
-    def __init__(self, runs: Runs, append: Append) -> None:
+    def __init__(self, runs: Runs, append: Append, writer: str) -> None:
         self.append = append
+        self.writer = writer
         self.first: int | None = None
+        self.last: int | None = None
         self.line = b""
         self.is_answered = False
         self._runs = runs
@@ -59,10 +62,12 @@ class Run:
 
     def end(self, data: bytes = b"") -> bytes:
         """Adds what is left, and ends the run: it is whole. Answers the line of its first frame."""
-        *parts, last = _parts(data)
+        *parts, rest = _parts(data)
         for part in parts:
             self._do(part)
-        self._do(last, ended=True)
+        if self.first is None and not rest:
+            self._do([])  # a step by itself, so that it can be told whether it was done
+        self._do(rest, ended=True)
         return self.line
 
     def break_off(self, reason: str) -> None:
@@ -81,8 +86,9 @@ class Run:
         contents = [small(piece) for piece in part]
         work = RunWork(
             self.append,
-            self._runs.token,
+            self.writer,
             self.first,
+            self.last,
             contents,
             ended=ended,
             error_text=error_text,
@@ -93,9 +99,13 @@ class Run:
             self._is_open = False
             raise
         self._is_open = not ended
-        if self.first is None:
-            self.line, self.first = result
-            self.is_answered = self.first is None
+        self.line = self.line or result.line
+        self.first, self.last = result.first, result.last
+        self.is_answered = self.first is None
+
+
+def _claim_of(writer: str) -> str:
+    return writer.partition(".")[0]
 
 
 def first_of(append: Append) -> Append:
@@ -152,7 +162,8 @@ class Runs:
         self._folder = folder
         self._lock = threading.Condition(threading.Lock())  # guards all below; taken last
         self._claim: Claim | None = None
-        self._others: set[str] = set()  # writers in other processes, to be looked at
+        self._begun = 0  # runs, to tell them apart
+        self._others: set[str] = set()  # claims of other processes, to be looked at
         self._unended: dict[Run, str] = {}  # runs whose end could not be written
         self._read: dict[int, Shared] = {}  # by the first frames' ids
         self._watch: threading.Thread | None = None
@@ -163,11 +174,13 @@ class Runs:
 
         Nothing is written yet. Raises `Invalid` for meta or a ttl that a run can't have.
         """
-        return Run(self, first_of(append))
+        return Run(self, first_of(append), self.new_writer())
 
-    @property
-    def token(self) -> str:
-        """This process's claim, made at the first need."""
+    def new_writer(self) -> str:
+        """What a run of this process has for its writer: the process's claim, and a number.
+
+        The claim is made at the first need.
+        """
         with self._lock:
             if self._claim is None:
                 from xs.claim import Claim
@@ -176,32 +189,34 @@ class Runs:
                     self._claim = Claim(self._folder)
                 except OSError as error:
                     raise Unavailable(f"the store can't be written: {error.strerror}") from None
-            return self._claim.token
+            self._begun += 1
+            return f"{self._claim.token}.{self._begun}"
 
-    def is_own(self, token: str) -> bool:
-        return self._claim is not None and token == self._claim.token
+    def is_own(self, writer: str) -> bool:
+        """Whether it is a writer of this process."""
+        return self._claim is not None and _claim_of(writer) == self._claim.token
 
-    def is_gone(self, token: str) -> bool:
-        """Whether the writer with that claim lives no more."""
-        if self.is_own(token):
+    def is_gone(self, writer: str) -> bool:
+        """Whether the process of that writer lives no more."""
+        if self.is_own(writer):
             return False
         from xs.claim import is_held
 
-        return not is_held(self._folder, token)
+        return not is_held(self._folder, _claim_of(writer))
 
     def end_abandoned(self) -> None:
         """Ends the runs whose writers are gone, and looks after those of other living ones."""
         from xs.claim import remove_stale
 
-        for token in self.do(EndRunsWork(self.is_gone, KILLED)):
-            if not self.is_own(token):
-                self.look_after(token)
+        for writer in self.do(EndRunsWork(self.is_gone, KILLED)):
+            if not self.is_own(writer):
+                self.look_after(writer)
         remove_stale(self._folder)
 
-    def look_after(self, token: str) -> None:
+    def look_after(self, writer: str) -> None:
         """From now on the runs of another process are ended as soon as it is gone."""
         with self._lock:
-            self._others.add(token)
+            self._others.add(_claim_of(writer))
             self._start_watching()
 
     def end_later(self, run: Run, reason: str) -> None:
@@ -245,8 +260,8 @@ class Runs:
                     self._watch = None
                     return
                 others, unended = set(self._others), dict(self._unended)
-            gone = {token for token in others if self.is_gone(token)}
-            if gone and self._try(EndRunsWork(gone.__contains__, KILLED)):
+            gone = {claim for claim in others if self.is_gone(claim)}
+            if gone and self._try(EndRunsWork(lambda w: _claim_of(w) in gone, KILLED)):  # noqa: B023
                 with self._lock:
                     self._others -= gone
             for run, reason in unended.items():

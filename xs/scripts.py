@@ -19,6 +19,7 @@ from xs.errors import Unavailable, XsError
 from xs.evaluation import Evaluation
 from xs.generators import Generator, name_of
 from xs.handlers import Handler
+from xs.log import WARNING, log_of
 from xs.process import Processes
 from xs.runner import RESTART_SECONDS, Context, Order, Runner
 from xs.store import Store
@@ -43,7 +44,7 @@ class Scripts:
 
     def __init__(self, store: Store, log: Callable[[str], None]) -> None:
         self._store = store
-        self._log = log
+        self._log = log_of(log)
         variables = {**os.environ, "XS_ADDR": os.path.abspath(store.folder)}
         self.processes = Processes(os.path.join(store.folder, FOLDER), variables)
         self._context = Context(store, self.processes, log, self._is_gone)
@@ -99,9 +100,7 @@ class Scripts:
         if not self._evaluations.acquire(blocking=False):
             raise Unavailable(f"{EVALUATIONS_MAX} scripts are being run already: try again")
 
-        def log(said: str) -> None:
-            self._log(f"eval: {said}")
-
+        log = self._log.for_script("eval")
         release = self._evaluations.release
         return Evaluation(self.processes, log, text, line, is_wanted, release)
 
@@ -121,7 +120,7 @@ class Scripts:
                 act()
                 return
             except XsError as error:
-                self._log(f"scripts wait: {error}")
+                self._log(f"scripts wait: {error}", WARNING)
             time.sleep(RESTART_SECONDS)
 
     # What the stream says
@@ -194,7 +193,7 @@ class Scripts:
         else:
             key = (Handler.kind, topic[: -len(_UNREGISTER)])
         if len(key[1]) + _LONGEST_SUFFIX > frame.TOPIC_MAX:
-            self._log(f"{key[1]}: too long for the name of a {key[0]}")
+            self._log.for_script(key[1])(f"too long for the name of a {key[0]}", WARNING)
             return None
         return key, Order(topic.endswith((_SPAWN, _REGISTER)), value)
 
@@ -216,7 +215,7 @@ class Scripts:
             runner.start()
             return
         reason = f"{SCRIPTS_MAX} scripts are in service already"
-        self._log(f"{name}: not started: {reason}")
+        self._log.for_script(name)(f"not started: {reason}", WARNING)
         with contextlib.suppress(XsError):  # it is in the log
             self._store.append(_KINDS[kind].refusal(name, order.id, reason))
 

@@ -5,21 +5,32 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable
+import time
 
-from xs.errors import Usage
+from xs import liveness, log
+from xs.activation import Sockets, handed_down
+from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
 from xs.gateway import Options
 from xs.httpd import Limits
 from xs.listener import Connections
+from xs.log import Log
 from xs.mount import Mount, Room, Web
+from xs.notify import Manager, Watchdog
+from xs.signals import Signals
 from xs.stores import STORES_MAX, Asked, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
 _STORE_FILES = 16  # of each further store: 10 when it is idle
 _GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
-_STOP_SECONDS = 5.0  # for requests under way, when the server stops
+GRACE_SECONDS = 10  # for what is under way when the server stops, unless --grace says otherwise
+_STORES_GRACE = 0.5  # of it, at most, is for further stores, which end before the root store
+
+# Exit statuses of a server that can't start, for whoever has to decide whether to try again.
+_EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
+_TO_STANDARD_ERROR = log.Options()
+
+_log = Log()  # of this process; `serve` says where it goes
 
 
 class Running:
@@ -33,17 +44,27 @@ class Running:
         web: Web | None = None,
         *,
         scripts: bool = True,
+        grace: float = GRACE_SECONDS,
+        sockets: Sockets | None = None,
     ) -> None:
-        """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open."""
+        """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open.
+
+        `grace`: seconds for what is under way in a store that ends. `sockets` has those that were
+        handed down to this process; they are the root store's.
+        """
+        sockets = sockets or Sockets()
+        self._grace = grace
         self._room = _make_room(web is not None)
         self._scripts = scripts
         self._options = web.options if web is not None else Options()
-        addresses = [_host_and_port(each) for each in expose]
-        self.root = Mount(folder, self._room, _log, scripts=scripts)
+        addresses = [exposed_address(each) for each in expose]
+        self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets)
         try:
             self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
             self.root.lead_to(self.stores)
             for host, port in addresses:
+                self.root.expose(host, port, hosts)
+            for host, port in sockets.exposed:
                 self.root.expose(host, port, hosts)
             if web is not None:
                 self.root.open_gateway(web)
@@ -53,16 +74,26 @@ class Running:
         self.root.start()  # whatever was asked of its stream so far waits for the next line
         self.stores.start()
 
+    def check(self, seconds: float) -> None:
+        """Looks whether it can commit and answer. Raises `XsError`, or hangs, if it can't.
+
+        It is the root store that is looked at: what is wrong with another disturbs no other.
+        """
+        liveness.check_commit(self.root.store)
+        liveness.check_answer(self.root.socket_path, seconds)
+
     def stop(self) -> None:
-        """Ends everything in good order."""
+        """Ends everything in good order. What is under way when the grace is over is broken off."""
+        deadline = time.monotonic() + self._grace
+        self._grace *= _STORES_GRACE
         self.stores.stop()
-        self.root.stop(_STOP_SECONDS)
+        self.root.stop(max(0.0, deadline - time.monotonic()))
 
     def _mount(self, asked: Asked, create: bool) -> Mount:
         mount = Mount(
             asked.path,
             self._room,
-            _named_log(asked.name),
+            _log.for_store(asked.name),
             scripts=self._scripts,
             create=create,
         )
@@ -76,7 +107,7 @@ class Running:
         return mount
 
     def _unmount(self, mount: Mount) -> None:
-        mount.stop(_STOP_SECONDS)
+        mount.stop(self._grace)
 
 
 def serve(
@@ -86,45 +117,87 @@ def serve(
     hosts: list[str] | None = None,
     scripts: bool = True,
     web: Web | None = None,
+    grace: float = GRACE_SECONDS,
+    log_options: log.Options = _TO_STANDARD_ERROR,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; answers the exit status. Raises `XsError` on starting."""
-    # A signal that comes just before a lock is waited for would not end the wait (CPython looks for
-    # signals before and after). A pipe has no such moment: its byte, the signal's number, stays.
-    received, sender = os.pipe()
-    os.set_blocking(sender, False)
-    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    running = Running(folder, expose or [], hosts or [], web, scripts=scripts)
+    """Serves until a signal ends it; answers the exit status. Raises `XsError` on starting.
+
+    SIGTERM and SIGINT let what is under way come to its end, for `grace` seconds.
+    """
+    signals = Signals()
+    manager = Manager(os.environ, _log)
+    try:
+        _log.output.open(log_options)
+        _log.catch_threads()
+        sockets = Sockets(handed_down(os.environ))
+        for warning in sockets.warnings:
+            _log(warning, log.WARNING)
+        running = Running(
+            folder,
+            expose or [],
+            hosts or [],
+            web,
+            scripts=scripts,
+            grace=grace,
+            sockets=sockets,
+        )
+    except XsError as error:
+        error.exit = next((exit for kind, exit in _EXITS if isinstance(error, kind)), error.exit)
+        manager.failed(str(error))
+        _note(f"can't start: {error}", log.ERROR)
+        if _log.output.options.is_json and _log.output.options.path is None:
+            return error.exit  # standard error has it, as it wants it
+        raise
     root = running.root
     where = ", ".join([root.socket_path, *(f"http://{each}" for each in root.exposed)])
-    print(f"serving {folder} at {where}", flush=True)
+    serving = f"serving {folder} at {where}"
+    _announce(serving)
     if root.web:
-        print(f"answering the web at {', '.join(root.web)}", flush=True)
-    first = os.read(received, 1)[0]
+        _announce(f"answering the web at {', '.join(root.web)}")
+    manager.ready(serving)
+    watchdog = Watchdog(manager, running.check, _log)
+    watchdog.start()
+    while not signals.ends(number := signals.wait()):
+        manager.reloading()
+        _log.reopen()
+        manager.ready(serving)
+    watchdog.let_stop()
+    manager.stopping(f"stopping, within {grace:g} s")
+    _note(f"stopping, within {grace:g} s: {signal.Signals(number).name}")
     running.stop()
-    return 130 if first == signal.SIGINT else 0
+    _note("stopped")
+    return 0 if number == signal.SIGTERM else 128 + number
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def _announce(text: str) -> None:
+    """Says in a log of its own, and then on standard output, what is served from now on."""
+    _note(text)
+    try:
+        os.write(1, f"{text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # whoever started it has gone meanwhile, and may not be who uses it
+
+
+def _note(text: str, level: int = log.INFO) -> None:
+    """Logs what a person at a terminal is told anyhow."""
+    if not _log.output.is_plain:
+        _log(text, level)
+
+
+def exposed_address(address: str) -> tuple[str, int]:
+    """Host and port of an address that was given to `--expose`. Raises `Usage`."""
     from xs.address import parse_host
 
     # :0 lets the system choose a port; the line that the server prints says which.
     any_port = address.endswith(":0")
-    place, token = parse_host(address[:-1] + "1" if any_port else address)
+    try:
+        place, token = parse_host(address[:-1] + "1" if any_port else address)
+    except Invalid as error:
+        raise Usage(f"can't expose {address!r}: {error}") from None
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
     return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
-
-
-def _log(text: str) -> None:
-    text = text.replace("\n", "\nxs: ")  # each line says whose it is
-    print(f"xs: {text}", file=sys.stderr, flush=True)
-
-
-def _named_log(name: str) -> Callable[[str], None]:
-    return lambda text: _log(f"{name}: {text}")
 
 
 def _make_room(for_the_web: bool) -> Room:

@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 
-from xs.errors import Invalid, Unavailable
+from xs.errors import NoAddress
 
 
 def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
@@ -63,7 +63,7 @@ def listen_unix(path: str) -> socket.socket:
 
 
 def listen_unix_for_all(path: str) -> socket.socket:
-    """A socket at `path`, for everybody who can reach its folder. Raises `Unavailable`.
+    """A socket at `path`, for everybody who can reach its folder. Raises `NoAddress`.
 
     What is there already is replaced only if it is a socket on which nobody listens any more.
     """
@@ -77,7 +77,7 @@ def listen_unix_for_all(path: str) -> socket.socket:
             sock.close()
             raise
     except OSError as error:
-        raise Unavailable(f"can't listen on {path}: {error.strerror or error}") from None
+        raise NoAddress(f"can't listen on {path}: {error.strerror or error}") from None
     return sock
 
 
@@ -85,14 +85,14 @@ def _remove_dead_socket(path: str) -> None:
     if not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise Unavailable(f"can't listen on {path}: a file is there already")
+        raise NoAddress(f"can't listen on {path}: a file is there already")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         try:
             caller.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
-    raise Unavailable(f"can't listen on {path}: a server listens there already")
+    raise NoAddress(f"can't listen on {path}: a server listens there already")
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:
@@ -121,11 +121,11 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A socket at a TCP address. Raises `Unavailable` or `Invalid`."""
+    """A socket at a TCP address. Raises `NoAddress`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise Invalid(f"no such host: {host}: {error.strerror}") from None
+        raise NoAddress(f"no such host: {host}: {error.strerror}") from None
     family, _, _, _, address = found[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -133,5 +133,5 @@ def listen_tcp(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror}") from None
+        raise NoAddress(f"can't listen on {host}:{port}: {error.strerror}") from None
     return sock

@@ -27,6 +27,7 @@ from xs import frame, ids, times
 from xs.commit import Append, Commit, Work
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.httpd import Served
+from xs.log import ERROR, WARNING, log_of
 from xs.mount import Mount, as_meta
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Script
@@ -168,7 +169,7 @@ class Stores:
         self._root = root
         self._mount = mount
         self._unmount = unmount
-        self._log = log
+        self._log = log_of(log)
         self._lock = threading.Lock()  # guards the next five; no other lock is taken under it
         self._entries: dict[str, _Entry] = {}  # by name
         self._ending: set[_Entry] = set()  # not among those any more
@@ -247,7 +248,8 @@ class Stores:
                 self._try_again()
             except Exception as error:  # of ours, or of the root store, which goes on serving
                 if not self._stopping.is_set():
-                    self._log(f"what is asked about stores is not heard now: {_sentence(error)}")
+                    what = "what is asked about stores is not heard now"
+                    self._log(f"{what}: {_sentence(error)}", ERROR)
                     self._stopping.wait(RETRY_SECONDS)
 
     def _fold(self) -> None:
@@ -272,7 +274,7 @@ class Stores:
             try:
                 self._add(ids.parse(script.source), asked, is_kept=True)
             except XsError as error:  # the root store has come to lie where it is, perhaps
-                self._log(f"{asked.name}: {error}")
+                self._log.for_store(asked.name)(str(error), WARNING)
         self._obey_all(lines)
 
     def _answered(self, until: int) -> set[int]:
@@ -385,7 +387,7 @@ class Stores:
 
     def _fail(self, entry: _Entry, reason: str, again: bool) -> None:
         if reason != entry.error:
-            self._log(f"{entry.asked.name}: {reason}")
+            self._log.for_store(entry.asked.name)(reason, WARNING)
         entry.error = reason
         if again:
             self._due.set()  # it is to be tried again
@@ -450,7 +452,7 @@ class Stores:
                 try:
                     self._unmount(mount)
                 except Exception as error:  # it is gone from here in any case
-                    self._log(f"{entry.asked.name}: {_sentence(error)}")
+                    self._log.for_store(entry.asked.name)(_sentence(error), WARNING)
             if value is None:
                 return
             if mount is None and not entry.is_kept:  # it could not be opened
@@ -493,7 +495,7 @@ class Stores:
             except XsError as error:
                 lasts = not isinstance(error, (Full, Unavailable))
                 if not logged:
-                    self._log(f"{append.topic} can't be appended: {error}")
+                    self._log(f"{append.topic} can't be appended: {error}", WARNING)
                 logged = True
                 if lasts or self._stopping.wait(_ANSWER_SECONDS):
                     return False

@@ -368,7 +368,7 @@ class HttpTransport:
     def _connected(self) -> _Connection:
         connect = self._connect
         if len(connect) == 2:
-            return _Connection(_unix(connect[1], self._timeout), self._timeout, self.who)
+            return _Connection(connect_unix(connect[1], self._timeout), self._timeout, self.who)
         sock = _tcp(connect[1], connect[2], self._timeout)
         connection = _Connection(sock, self._timeout, self.who)
         if connect[0] == "tls":
@@ -504,7 +504,8 @@ def _chunked(head: bytes, body: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]
 # Sockets
 
 
-def _unix(path: str, timeout: float | None) -> _socket.socket:
+def connect_unix(path: str, timeout: float | None) -> _socket.socket:
+    """A connection to the socket at `path`, whatever its length. Raises `OSError`."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)

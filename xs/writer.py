@@ -30,6 +30,7 @@ from xs.scan import (
 )
 from xs.schema import (
     BROKEN,
+    GOES_ON,
     LARGE_JSON,
     ORDER_BITS,
     ORDER_MAX,
@@ -507,6 +508,31 @@ class Writer:
     def end_of(self, run: Run) -> int | None:
         """The id of the piece that ends a run; None while none does."""
         return end_of(self._connection, run.number)
+
+    def run_written_by(self, writer: str) -> int | None:
+        """The id of the first frame of the run that this writer has begun and not ended."""
+        self.flush()
+        found = self._execute("SELECT row FROM run WHERE writer = ?", (writer,)).fetchone()
+        return None if found is None else id_at(self._connection, found[0])
+
+    def last_of_run(self, first: int) -> int | None:
+        """The id of a run's last frame so far; None if there is no such run."""
+        run = self.run(first)
+        if run is None:
+            return None
+        row = self._execute("SELECT max(row) FROM piece WHERE run = ?", (run.number,)).fetchone()[0]
+        return first if row is None else id_at(self._connection, row, "piece")
+
+    def how_it_ended(self, first: int) -> int:
+        """GOES_ON while a run has no end, else how its first piece that ends it does."""
+        run = self.run(first)
+        found = None
+        if run is not None:
+            found = self._execute(
+                "SELECT ends FROM piece WHERE run = ? AND ends > 0 ORDER BY row LIMIT 1",
+                (run.number,),
+            ).fetchone()
+        return GOES_ON if found is None else int(found[0])
 
     def runs_being_written(self) -> list[tuple[int, str]]:
         """The first frame's id of each run that is not ended, and its writer."""
