@@ -84,7 +84,7 @@ def test_each_parameter_of_a_read_is_in_the_protocol() -> None:
 
 
 UNITS = {
-    "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "levels": 1,
+    "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "levels": 1, "characters": 1,
     "ms": 1, "s": 1, "days": 86_400,
 }  # fmt: skip
 LIMITS = rows("Limits")[1:]
