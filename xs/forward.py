@@ -101,9 +101,12 @@ def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[byte
             line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
             yield f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
 
-    answers = ask(transport, "POST", "/append?each", [NDJSON], lines()).read().splitlines()
+    try:
+        answers = ask(transport, "POST", "/append?each", [NDJSON], lines()).read().splitlines()
+    except errors.BrokenBody:
+        answers = []
     if len(answers) != len(wanted):
-        raise errors.Unavailable("the server went away before it had answered everything")
+        raise errors.Unavailable("the server went away before it answered everything")
     given = iter(answers)
     return [
         each if isinstance(each, errors.XsError) else _line_or_error(next(given))
