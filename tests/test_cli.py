@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 import json
 import os
@@ -407,6 +408,16 @@ def test_ctrl_c_ends_with_130_and_says_nothing(scripted):
     process = start("cat", server.path, "--follow")
     assert process.stdout.readline() == b"x\n"
     process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_ctrl_c_ends_a_live_read_whichever_thread_hears_it(scripted):
+    server = scripted(streaming(b"x\n", then=b""))
+    process = start("cat", server.path, "--follow")
+    assert process.stdout.readline() == b"x\n"
+    (other,) = {int(name) for name in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
+    ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGINT)
     out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out, err) == (130, b"", b"")
 

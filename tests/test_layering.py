@@ -129,7 +129,7 @@ THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
 # What of it xs uses; a new name here is a decision.
 STANDARD_LIBRARY = frozenset(
     """
-    __future__ _json _socket _thread binascii bisect codecs collections contextlib datetime
+    __future__ _json _signal _socket _thread binascii bisect codecs collections contextlib datetime
     decimal difflib errno faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools
     json os plistlib re resource secrets select selectors shutil signal socket socketserver sqlite3
     ssl stat struct subprocess sys tempfile threading time traceback typing

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from xs.transport import Body
 
 
+_INTERRUPTED = 130  # the exit status, as a shell has it: 128 + SIGINT
+
+
 class ClosedPipe(Exception):
     """Whoever read standard output reads no more."""
 
@@ -68,18 +71,26 @@ def _with_newline(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def leave_with_reader() -> None:
-    """From now on the process ends when nobody reads its output any more.
+    """From now on the process ends when nobody reads its output any more, and at Ctrl-C.
 
-    A live read may have nothing to write for hours, and only a write would notice.
+    A live read may have nothing to write for hours, and only a write would notice. And the
+    interpreter looks for signals before it waits for the server, not while it does: one that comes
+    in between, or to another thread than the main one, would be heard with the next frame.
     """
+    import _signal  # `signal` would bring `enum`: 3 ms
     import _thread
     import select
+
+    interrupted, interrupting = os.pipe()
+    os.set_blocking(interrupting, False)
+    _signal.set_wakeup_fd(interrupting)
 
     def watch() -> None:
         poll = select.poll()
         poll.register(1, 0)  # POLLERR and POLLHUP are told unasked
-        poll.poll()
-        os._exit(0)
+        poll.register(interrupted, select.POLLIN)
+        ready = {number for number, _ in poll.poll()}
+        os._exit(_INTERRUPTED if interrupted in ready else 0)
 
     _thread.start_new_thread(watch, ())
 
