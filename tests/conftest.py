@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -87,6 +88,19 @@ def answers(path: str) -> bool:
             return sock.recv(12) == b"HTTP/1.1 200"
         except OSError:
             return False
+
+
+def open_files(pid: int, directory: str) -> int:
+    """A process's open files, but for those of the index in `directory`.
+
+    Of an index's readers as many stay as were ever needed at once, up to a bound of theirs.
+    """
+    found = 0
+    index = os.path.join(os.path.realpath(directory), "xs.db")
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += not os.readlink(f"/proc/{pid}/fd/{name}").startswith(index)
+    return found
 
 
 @pytest.fixture

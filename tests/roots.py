@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-from conftest import DEADLINE, Server, start_server
+from conftest import DEADLINE, Server, open_files, start_server
 from wire import Wire
 
 ANSWERS = "xs.store.added,xs.store.removed,xs.store.error"
@@ -119,7 +119,7 @@ class Root:
     # What it costs
 
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return open_files(self.pid, self.directory)
 
     def number(self, name: str) -> int:
         """A number in /proc/PID/status, such as Threads, or VmRSS in KiB."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, Server, environment, open_files, start_server
 from wire import Wire, chunked, request
 
 from xs.httpd import Limits
@@ -65,7 +65,7 @@ def high_water(server: Server) -> int:
 
 
 def descriptors(server: Server) -> int:
-    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+    return open_files(server.process.pid, server.directory)
 
 
 def let_one_follow(server: Server) -> None:
