@@ -55,7 +55,6 @@ VALUES = pick(200_000, 50_000)
 SINGLE = pick(600, 200)  # appends of which each waits for its output, in a round
 APPENDS = pick(200, 100)  # at a Nushell prompt, in a round
 ROUNDS = pick(5, 3)
-INPUT_FRAMES = 500  # frames in a line to Nushell, as xs/handlers.py gives them
 
 if "XS_NU" in os.environ:
     ENVIRON["XS_NU"] = os.environ["XS_NU"]
@@ -219,18 +218,11 @@ def lines_of(count: int) -> list[str]:
     return [json_line(n) for n in range(1, count)] + [json_line(count, "end")]
 
 
-def nushell_input(kind: Kind, count: int) -> bytes:
-    lines = lines_of(count)
-    found = [json.dumps([{"state": 0}])] if kind.is_stateful else []
-    for start in range(0, count, INPUT_FRAMES):
-        part = lines[start : start + INPUT_FRAMES]
-        found.append("[" + ",".join(f'{{"frame":{line}}}' for line in part) + "]")
-    return "\n".join(found).encode() + b"\n"
-
-
-def python_input(kind: Kind, count: int) -> bytes:
-    state = ',"state":0' if kind.is_stateful else ""
-    return "".join(f'{{"frame":{line}{state}}}\n' for line in lines_of(count)).encode()
+def input_of(kind: Kind, count: int, *, is_nushell: bool) -> bytes:
+    """What a handler's process is given: to Nushell the state goes once, ahead of the frames."""
+    first = '{"state":0}\n' if kind.is_stateful and is_nushell else ""
+    state = ',"state":0' if kind.is_stateful and not is_nushell else ""
+    return (first + "".join(f'{{"frame":{line}{state}}}\n' for line in lines_of(count))).encode()
 
 
 # What is measured
@@ -243,12 +235,10 @@ def waiting(report: Report, store: Store, where: str, last: str) -> None:
         for kind in KINDS:
             is_nu = language == "Nushell"
             script = kind.nushell if is_nu else kind.python
-            if is_nu:
-                command = nu.handler(script, stateful=kind.is_stateful)
-                given = nushell_input(kind, FRAMES)
-            else:
-                command = command_of(script)
-                given = python_input(kind, FRAMES)
+            command = (
+                nu.handler(script, stateful=kind.is_stateful) if is_nu else command_of(script)
+            )
+            given = input_of(kind, FRAMES, is_nushell=is_nu)
             full, empty = Process(command, where, given), Process(command, where)
 
             def rate(kind: Kind = kind, script: bytes = script) -> float:

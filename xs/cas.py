@@ -79,6 +79,12 @@ class Cas:
                 return self._spill(head, source)
         return small(b"".join(head)) if size else None
 
+    def take_whole(self, data: bytes) -> Content | None:
+        """As `take`, of content that is in memory as it is."""
+        if len(data) > INLINE_MAX:
+            return self.take((data,))
+        return small(data) if data else None
+
     def place(self, content: Content) -> None:
         """Gives the temporary file its name, durably. What had that name is replaced whole."""
         if content.path is None:

@@ -319,7 +319,7 @@ class Generator(Runner):
 
     def _add(self, value: bytes) -> None:
         try:
-            content = self.store.cas.take([value])
+            content = self.store.cas.take_whole(value)
         except OSError as error:
             raise Failed(f"a value could not be stored: {error.strerror}") from None
         self._values.append(Append(f"{self.name}.recv", content, self._meta))

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from typing import Any, Optional
 
 AHEAD_FRAMES = 1000  # frames that a process may have been given and not have answered
-INPUT_FRAMES = 500  # in one line to Nushell
+INPUT_FRAMES = 500  # that are read and written to it at a time
+REST_SECONDS = 0.001  # between two looks at what it has answered, while it has many frames …
+FEW_ANSWERS = 100  # … and fewer answers than this come in that time
 INPUT_BYTES = 1 << 20  # so much is written to a process before it is seen what it does
 COMMIT_FRAMES = 1000  # answers in one transaction
 COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
@@ -119,9 +121,13 @@ def _short(value: Any) -> str:
 
 
 class Answer(NamedTuple):
-    """What one frame is to cause: frames, and the new state as JSON (None: as it was)."""
+    """What one frame is to cause: frames, and the new state as JSON (None: as it was).
 
-    id: int
+    Ids of frames under way are text, as the frames have them: text sorts as numbers do, and making
+    one of the other, twice a frame, was a sixth of what a handler costs (bench/scripts.py).
+    """
+
+    id: str
     appends: list[Append]
     state: Optional[str]
 
@@ -158,6 +164,7 @@ class Handler(Runner):
         super().__init__(context, name)
         self._asked: Registration
         self._command: Command
+        self._source_text = ""
         self._is_program = False
         self._registered = False
         self._position = -1  # the last frame whose effects are stored
@@ -182,12 +189,13 @@ class Handler(Runner):
         """Nothing is under way: what was given and is not stored is to be given again."""
         self._given = self._position  # frames up to here were given, or are none of ours
         self._ready = False
-        self._waiting: collections.deque[int] = collections.deque()  # ids given, not answered
+        self._waiting: collections.deque[str] = collections.deque()  # ids given, not answered
         for answer in self._answers:
             BatchWork([*answer.appends]).discard()
         self._answers.clear()
         self._appends_waiting = 0  # in the answers
         self._has_effects = False  # … with something to be seen among them
+        self._came = 0  # answers, when they were last taken
         self._latest_state = self._state
         self._committing: EffectsWork | None = None
         self._committed = threading.Event()  # no commit is under way
@@ -222,11 +230,12 @@ class Handler(Runner):
             if script.source == ids.text(source):
                 kept = script
             elif script.active:  # it was replaced while no server ran
-                told = self._unregistered(script, source, {})
+                told = self._unregistered(script, ids.text(source), {})
                 self.persist(EffectsWork([told], script._replace(active=False)))
         if kept is not None and not kept.active:
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
+        self._source_text = ids.text(source)
         self.finished_frames = 0
         self._registrations[ids.text(source)] = True
         self._position, self._state = source, "null"
@@ -264,7 +273,7 @@ class Handler(Runner):
             self._finish_before(frame_id)
         if self.source is not None:
             self._flush()
-            self._leave_service(frame_id)
+            self._leave_service(ids.text(frame_id))
 
     def _finish_before(self, frame_id: int) -> None:
         """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
@@ -288,11 +297,11 @@ class Handler(Runner):
         self.last_error = error
         self.log(f"out of service: {error}", WARNING)
         assert self.source is not None
-        cause = self._waiting[0] if self._waiting else self.source
+        cause = self._waiting[0] if self._waiting else ids.text(self.source)
         self._leave_service(cause, error, for_good=for_good)
 
     def _leave_service(
-        self, cause: int, error: Optional[str] = None, *, for_good: bool = True
+        self, cause: str, error: Optional[str] = None, *, for_good: bool = True
     ) -> None:
         more = {} if error is None else {"error": error}
         tail = self.end_process()
@@ -304,8 +313,8 @@ class Handler(Runner):
         self.source = None
         self._patterns = frozenset()
 
-    def _unregistered(self, script: Script, cause: int, more: dict[str, str]) -> Append:
-        told = {"handler_id": script.source, "frame_id": ids.text(max(cause, 0))}
+    def _unregistered(self, script: Script, cause: str, more: dict[str, str]) -> Append:
+        told = {"handler_id": script.source, "frame_id": cause}
         told = {**told, "position": script.position, **more}
         return Append(f"{self.name}.unregistered", meta=runner.json_text(told))
 
@@ -327,9 +336,12 @@ class Handler(Runner):
             return
         try:
             self._give()
+            self._rest()
             self.select(self._timeout(now))
             self._take()
             self._check_time()
+            if self._answers:
+                self._give()  # so that the process goes on while those are committed
         except Failed as error:
             if self._flush():
                 self._fail(str(error))
@@ -354,7 +366,7 @@ class Handler(Runner):
         if self._is_program:
             self._on_ready()
         elif self._asked.stateful:
-            pipes.send(b'[{"state":' + self._state.encode() + b"}]\n")
+            pipes.send(b'{"state":' + self._state.encode() + b"}\n")
 
     def _on_ready(self) -> None:
         assert self.source is not None
@@ -373,7 +385,7 @@ class Handler(Runner):
         if not self._flush():
             return
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        given = ids.text(self._waiting[0]) if self._waiting else ""
+        given = self._waiting[0] if self._waiting else ""
         error = f"its process {how}" + (f" while it had frame {given}" if given else "")
         place = given or ("idle" if self._ready else "start")
         if place != self._died_at:
@@ -409,6 +421,14 @@ class Handler(Runner):
             times.append(self._until_at)
         return max(0.0, min(times) - now) if times else None
 
+    def _rest(self) -> None:
+        """Lets answers gather while the process has enough to do, if it is slower than we are.
+
+        Woken for each of them, this thread took from the process what it needs itself.
+        """
+        if len(self._waiting) > AHEAD_FRAMES - INPUT_FRAMES and self._came < FEW_ANSWERS:
+            time.sleep(REST_SECONDS)
+
     def _check_time(self) -> None:
         late = time.monotonic() - self._since
         if not self._ready and late > runner.START_SECONDS:
@@ -417,22 +437,28 @@ class Handler(Runner):
         if self._ready and self._waiting and timeout is not None and late > timeout:
             assert self.pipes is not None
             self.pipes.kill()
-            given = ids.text(self._waiting[0])
+            given = self._waiting[0]
             raise Failed(f"it took longer than its timeout of {timeout * 1000:.0f} ms for {given}")
 
     # Frames in
+
+    @property
+    def _is_one_by_one(self) -> bool:
+        """Whether the next frame has to wait for the last one's answer: the state goes with it."""
+        return self._is_program and self._asked.stateful
 
     def _give(self) -> None:
         """Gives the process what comes next, as much as it may be ahead."""
         pipes = self.pipes
         assert pipes is not None
-        one_by_one = self._is_program and self._asked.stateful
+        # Many at a time: it is refilled when there is room for as many again.
+        most = 1 if self._is_one_by_one else INPUT_FRAMES
+        left = 0 if self._is_one_by_one else AHEAD_FRAMES - INPUT_FRAMES
         while self._ready and not pipes.has_unsent:
-            room = (1 if one_by_one else AHEAD_FRAMES) - len(self._waiting)
-            if room <= 0 or len(self._answers) > COMMIT_FRAMES:
+            if len(self._waiting) > left or len(self._answers) > COMMIT_FRAMES:
                 return
             before = self._given
-            lines = self._next_lines(min(room, INPUT_FRAMES))
+            lines = self._next_lines(most)
             if not lines:
                 if self._given == before:
                     self._give_pulse()
@@ -440,7 +466,7 @@ class Handler(Runner):
                 continue
             if not self._waiting:
                 self._since = time.monotonic()
-            self._waiting.extend(ids.parse(frame.id_of(line)) for line in lines)
+            self._waiting.extend(map(frame.id_of, lines))
             pipes.send(self._input(lines))
 
     def _give_pulse(self) -> None:
@@ -454,14 +480,15 @@ class Handler(Runner):
         if first or self.pipes is None:
             return
         self._since = now
-        self._waiting.append(self._given)
-        line = frame.encode(PULSE, ids.text(max(self._given, 0)), None, "null", frame.EPHEMERAL)
+        position = ids.text(max(self._given, 0))
+        self._waiting.append(position)
+        line = frame.encode(PULSE, position, None, "null", frame.EPHEMERAL)
         self.pipes.send(self._input([line.encode()]))
 
     def _input(self, lines: list[bytes]) -> bytes:
-        if not self._is_program:
-            return b'[{"frame":' + b'},{"frame":'.join(lines) + b"}]\n"
-        state = b',"state":' + self._latest_state.encode() if self._asked.stateful else b""
+        state = b""
+        if self._is_one_by_one:
+            state = b',"state":' + self._latest_state.encode()
         return b"".join([b'{"frame":' + line + state + b"}\n" for line in lines])
 
     def _next_lines(self, most: int) -> list[bytes]:
@@ -498,7 +525,11 @@ class Handler(Runner):
             rows = store.index.rows(self._given, bound, self._patterns, most, now)
         else:
             page, _ = store.index.page(self._given, bound, self._patterns, most, now)
-            rows = [Stored(line, None, False) for line in page.split(b"\n")[:-1]]
+            found = page.split(b"\n")[:-1]
+            if found and self._is_all_to_be_given(page):
+                self._given = ids.parse(frame.id_of(found[-1]))
+                return found
+            rows = [Stored(line, None, False) for line in found]
         lines: list[bytes] = []
         size = 0
         for stored in rows:
@@ -522,6 +553,14 @@ class Handler(Runner):
             self._given = max(self._given, bound)
         return lines
 
+    def _is_all_to_be_given(self, page: bytes) -> bool:
+        """Whether no frame of a page needs to be looked at: as good as all history is such."""
+        return (
+            len(page) <= INPUT_BYTES
+            and b'"handler_id"' not in page
+            and not any(start in page for start in self._order_starts)
+        )
+
     def _hears(self, value: int, topic: str) -> bool:
         """Whether a frame puts another registration in this one's place, or takes it out.
 
@@ -542,7 +581,7 @@ class Handler(Runner):
             except Damaged as error:
                 if lines or self._waiting:
                     return False
-                self._waiting.append(value)
+                self._waiting.append(ids.text(value))
                 raise Failed(f"frame {ids.text(value)} can't be given: {error}") from None
         lines.append(line)
         return True
@@ -575,6 +614,7 @@ class Handler(Runner):
         """Takes what the process has answered. Raises `Failed`."""
         pipes = self.pipes
         assert pipes is not None
+        before = self.finished_frames
         for line in pipes.lines():
             said = pipes.ours(line)
             if said is None:
@@ -586,8 +626,7 @@ class Handler(Runner):
                 continue
             if not self._waiting:
                 raise Failed(f"it wrote a line that no frame asked for: {_text(said)}")
-            value = self._waiting[0]
-            answer = self._answer(value, said)
+            answer = self._answer(self._waiting[0], said)
             self._waiting.popleft()
             self._answers.append(answer)
             self._appends_waiting += len(answer.appends)
@@ -597,18 +636,19 @@ class Handler(Runner):
             self._since = time.monotonic()
             self._died_at = ""
             self.finished_frames += 1
+        self._came = self.finished_frames - before
         is_ahead = len(self._answers) > 2 * COMMIT_FRAMES
         is_ahead = is_ahead or self._appends_waiting > 2 * COMMIT_APPENDS
         pipes.pause(is_ahead)
         if is_ahead:
             self._since = time.monotonic()  # it waits for us
 
-    def _answer(self, value: int, said: bytes) -> Answer:
+    def _answer(self, value: str, said: bytes) -> Answer:
         if said.strip() == b"null":
-            return _NOTHING._replace(id=value)
+            return Answer(value, [], None)
         try:
             runner.check_levels(said, ANSWER_LEVELS)
-            found = json.loads(said, parse_constant=_refuse)
+            found = _DECODER.decode(said.decode())
             if not isinstance(found, dict) or not _ANSWER_KEYS.issuperset(found):
                 raise Invalid(
                     'an answer is null or {"out": …, "state": …, "append": […]}, one line of JSON'
@@ -623,9 +663,9 @@ class Handler(Runner):
             raise
         except (ValueError, RecursionError, XsError) as error:
             detail = f"{error}" if isinstance(error, XsError) else f"not JSON: {_text(said)}"
-            raise Failed(f"its answer to frame {ids.text(value)} is wrong: {detail}") from None
+            raise Failed(f"its answer to frame {value} is wrong: {detail}") from None
 
-    def _appends(self, value: int, found: dict[str, Any]) -> list[Append]:
+    def _appends(self, value: str, found: dict[str, Any]) -> list[Append]:
         appended = found.get("append") or []
         out = found.get("out")
         if not isinstance(appended, list):
@@ -644,13 +684,17 @@ class Handler(Runner):
                     and ("content" in each or "content_base64" in each)
                     and _OUTPUT_KEYS.issuperset(each)
                 )
-                appends.append(self._append_of(value, each if is_directed else {"content": each}))
+                if is_directed:
+                    appends.append(self._append_of(value, each))
+                else:  # the most of what comes here needs no more
+                    content = self.store.cas.take_whole(_bytes_of(each))
+                    appends.append(Append(self.name, content, self._meta(value, None)))
         except BaseException:
             BatchWork([*appends]).discard()
             raise
         return appends
 
-    def _append_of(self, value: int, given: dict[str, Any]) -> Append:
+    def _append_of(self, value: str, given: dict[str, Any]) -> Append:
         """One frame that a frame causes. Raises `Invalid`."""
         topic = given.get("topic")
         if topic is None:
@@ -665,11 +709,10 @@ class Handler(Runner):
         if len(data) > INLINE_MAX and ttl == frame.EPHEMERAL:
             raise Invalid("the content is too large for an ephemeral frame")
         # Last, and of what is right: large content is a file by then.
-        return Append(topic, self.store.cas.take([data]) if data else None, meta, ttl)
+        return Append(topic, self.store.cas.take_whole(data), meta, ttl)
 
-    def _meta(self, value: int, given: Any) -> str:
-        assert self.source is not None
-        cause = f'"handler_id":"{ids.text(self.source)}","frame_id":"{ids.text(max(value, 0))}"}}'
+    def _meta(self, value: str, given: Any) -> str:
+        cause = f'"handler_id":"{self._source_text}","frame_id":"{value}"}}'
         if not given:
             return "{" + cause
         if not isinstance(given, dict):
@@ -704,17 +747,20 @@ class Handler(Runner):
         changed = next((a for a in reversed(answers) if a.state is not None), None)
         if changed is not None and changed.state is not None:
             state = changed.state
-            content = self.store.cas.take([state.encode()])
+            content = self.store.cas.take_whole(state.encode())
             meta = self._meta(changed.id, None)
             appends.append(Append(f"{self.name}.state", content, meta, "last:1"))
-        position = max(self._position, answers[-1].id)
+        position = max(ids.text(max(self._position, 0)), answers[-1].id)
         work = EffectsWork(appends, self._script(position, state), len(answers))
         work.done = self._on_commit
         self._committing = work
         self._committed.clear()
         self._noted = time.monotonic()
         try:
-            self.store.submit(work)
+            if self._is_one_by_one and self._waiting:
+                self.store.start(work)  # led here, it would keep the process waiting
+            else:
+                self.store.submit(work)
         except XsError:  # it is closing: nobody will do it
             self._committing = None
             self._committed.set()
@@ -761,7 +807,7 @@ class Handler(Runner):
         return True
 
     def _script(
-        self, position: Optional[int] = None, state: Optional[str] = None, *, active: bool = True
+        self, position: Optional[str] = None, state: Optional[str] = None, *, active: bool = True
     ) -> Script:
         assert self.source is not None
         return Script(
@@ -769,18 +815,20 @@ class Handler(Runner):
             self.name,
             ids.text(self.source),
             active,
-            ids.text(max(self._position if position is None else position, 0)),
+            ids.text(max(self._position, 0)) if position is None else position,
             self._state if state is None else state,
         )
 
 
 _NEVER = 1 << 128  # above every id
-_NOTHING = Answer(0, [], None)
 _WITH_CONTENT = Form(content=True)
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _content_of(given: dict[str, Any]) -> bytes:
@@ -797,11 +845,13 @@ def _content_of(given: dict[str, Any]) -> bytes:
             return data
         raise Invalid("content_base64 is not base64")
     content = given.get("content")
-    if content is None:
-        return b""
-    if isinstance(content, str):
-        return content.encode()  # a lone surrogate is a ValueError: not JSON, to us
-    return _json(content).encode()
+    return b"" if content is None else _bytes_of(content)
+
+
+def _bytes_of(value: Any) -> bytes:
+    """What a value is as content: a text's bytes, or JSON. Raises `ValueError`."""
+    # A lone surrogate is a ValueError: not JSON, to us.
+    return value.encode() if isinstance(value, str) else _json(value).encode()
 
 
 def _json(value: Any) -> str:

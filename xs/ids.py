@@ -129,9 +129,10 @@ class Sequence:
         number = high + 1
         while len(texts) < count:
             head = text(number * _STEP)[:16]
-            texts += [head + pair + end for pair in _PAIRS[number % 1296 :]]
-            number += 1296 - number % 1296
-        del texts[count:]
+            first = number % 1296
+            last = min(1296, first + count - len(texts))
+            texts += [head + pair + end for pair in _PAIRS[first:last]]
+            number += last - first
         return values, texts
 
     def skip_millisecond(self) -> None:
