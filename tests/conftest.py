@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is installed
     sys.path.insert(0, str(ROOT))
+
+# Under nohup it is ignored, and so it would be in every process that is started here.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DEADLINE = 20.0  # seconds that anything in a test may take
 
