@@ -269,7 +269,11 @@ class Server:
             raise
 
 
-ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("XS_")}
+ENVIRON = {  # without the user's own settings of xs, but for which Nushell it is
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith("XS_") or name == "XS_NU"
+}
 
 
 @contextmanager

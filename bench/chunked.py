@@ -185,7 +185,6 @@ def whole(running: Server, report: Report) -> None:
 
 
 def behind_pieces(where: str, report: Report) -> None:
-    from xs import frame
     from xs.cas import small
     from xs.commit import Append, RunWork
     from xs.store import Store
@@ -194,7 +193,7 @@ def behind_pieces(where: str, report: Report) -> None:
     store = Store(path, exclusive=True, create=True)
     store.append(Append("short.one", small(CONTENT)))
     store.append(Append("long.one", small(CONTENT)))
-    run = store.runs.begin(Append("long.run", None, frame.first_meta("null")))
+    run = store.runs.begin(Append("long.run"))
     run.write(b"x")
     pieces = [small(b"x")] * 10_000
     for _ in range(PIECES // len(pieces)):

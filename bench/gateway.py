@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import shutil
 import signal
 import statistics
 import sys
@@ -252,8 +251,6 @@ def main() -> None:
     report = Report("gateway", "Requests from the web, through the stream and back (Unix sockets)")
     with folder() as where:
         for name, script in (("Nushell", NUSHELL), ("Python", PYTHON)):
-            if name == "Nushell" and shutil.which("nu") is None:
-                continue
             web = f"{where}/{name}.sock"
             with server(f"{where}/{name}", "--http", web) as running:
                 register(running.socket_path, script)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -55,10 +54,6 @@ VALUES = pick(200_000, 50_000)
 SINGLE = pick(600, 200)  # appends of which each waits for its output, in a round
 APPENDS = pick(200, 100)  # at a Nushell prompt, in a round
 ROUNDS = pick(5, 3)
-
-if "XS_NU" in os.environ:
-    ENVIRON["XS_NU"] = os.environ["XS_NU"]
-
 
 class Kind:
     """A handler that is measured: its script in both languages, and what it aims at."""
@@ -397,8 +392,6 @@ def generators(report: Report, store: Store, where: str) -> None:
 
 def prompt(report: Report, store: Store) -> None:
     """`.append` in a Nushell that runs."""
-    if not shutil.which(nu.find()):
-        raise SystemExit("there is no Nushell: set XS_NU")
     ours = '"0123456789" | .append prompt'
     bare = (
         f'http post --unix-socket "{store.running.socket_path}" '
