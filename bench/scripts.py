@@ -55,6 +55,7 @@ SINGLE = pick(600, 200)  # appends of which each waits for its output, in a roun
 APPENDS = pick(200, 100)  # at a Nushell prompt, in a round
 ROUNDS = pick(5, 3)
 
+
 class Kind:
     """A handler that is measured: its script in both languages, and what it aims at."""
 
@@ -230,9 +231,7 @@ def waiting(report: Report, store: Store, where: str, last: str) -> None:
         for kind in KINDS:
             is_nu = language == "Nushell"
             script = kind.nushell if is_nu else kind.python
-            command = (
-                nu.handler(script, stateful=kind.is_stateful) if is_nu else command_of(script)
-            )
+            command = nu.handler(script, stateful=kind.is_stateful) if is_nu else command_of(script)
             given = input_of(kind, FRAMES, is_nushell=is_nu)
             full, empty = Process(command, where, given), Process(command, where)
 

@@ -58,7 +58,8 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors ids frame meta records log schema commit store process pipes",
     "generators":  "errors ids frame records log schema commit process runner nu",
-    "handlers":    "errors ids frame records log cas schema commit reader process runner nu",
+    "effects":     "errors ids frame records cas schema commit runs runner",
+    "handlers":    "errors ids frame records log schema commit reader process runner effects nu",
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them

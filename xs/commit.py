@@ -468,14 +468,25 @@ class Commit:
         _discard(append.content)
         return answered, False
 
-    def extend_run(self, first: int, writer: str, contents: list[Content]) -> list[bytes]:
+    def run_written_by(self, writer: str) -> int | None:
+        """The first frame's id of the run that `writer` goes on with, if there is one."""
+        first = self.writer.run_written_by(writer)
+        run = None if first is None else self.writer.run(first)
+        if run is not None and run.expires is not None and run.expires <= self.now:
+            self.writer.end_writing(run, BROKEN)  # nobody can read it any more
+            return None
+        return first
+
+    def extend_run(
+        self, first: int, writer: str, contents: list[Content], cause: str = ""
+    ) -> list[bytes]:
         """Adds frames to a run that `writer` has begun, and answers their lines.
 
-        Raises `NotFound` when the run was removed, or has expired; `Conflict` when it has ended, or
-        is another's.
+        `cause` is what their meta has besides, as JSON's members. Raises `NotFound` when the run
+        was removed, or has expired; `Conflict` when it has ended, or is another's.
         """
         run = self._run_of(first, writer)
-        return [self._add_piece(run, first, content, GOES_ON) for content in contents]
+        return [self._add_piece(run, first, content, GOES_ON, cause=cause) for content in contents]
 
     def end_run(
         self,
@@ -483,11 +494,12 @@ class Commit:
         writer: str,
         content: Content | None = None,
         error_text: str | None = None,
+        cause: str = "",
     ) -> bytes:
         """Adds the last frame of a run: the content is whole, or broke off for that reason."""
         run = self._run_of(first, writer)
         ends = WHOLE if error_text is None else BROKEN
-        line = self._add_piece(run, first, content, ends, error_text)
+        line = self._add_piece(run, first, content, ends, error_text, cause)
         self.writer.end_writing(run, ends)
         return line
 
@@ -538,8 +550,10 @@ class Commit:
         content: Content | None,
         ends: int,
         error_text: str | None = None,
+        cause: str = "",
     ) -> bytes:
-        meta = frame.piece_meta(ids.text(first), more=ends == GOES_ON, error=error_text)
+        more = ends == GOES_ON
+        meta = frame.piece_meta(ids.text(first), more=more, error=error_text, cause=cause)
         hash_ = data = digest = None
         if content is not None:
             digest, data = content.digest, content.data

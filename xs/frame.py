@@ -149,13 +149,17 @@ def first_meta(meta: str) -> str:
     return meta[:-1] + ',"more":true}'
 
 
-def piece_meta(first: str, *, more: bool, error: str | None = None) -> str:
-    """The meta of a frame that continues the run whose first frame has that id."""
+def piece_meta(first: str, *, more: bool, error: str | None = None, cause: str = "") -> str:
+    """The meta of a frame that continues the run whose first frame has that id.
+
+    `cause` is more members, as JSON.
+    """
     if error is not None:
         import json
 
         return f'{{"chunk":"{first}","more":false,"error":{json.dumps(error, ensure_ascii=False)}}}'
-    return f'{{"chunk":"{first}","more":{"true" if more else "false"}}}'
+    comma = "," if cause else ""
+    return f'{{"chunk":"{first}","more":{"true" if more else "false"}{comma}{cause}}}'
 
 
 class Continuation(NamedTuple):

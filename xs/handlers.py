@@ -19,17 +19,15 @@ process nothing that lies behind one.
 
 from __future__ import annotations
 
-import binascii
 import collections
 import functools
-import json
 import threading
 import time
 from itertools import islice
 
 from xs import frame, ids, nu, runner
-from xs.cas import INLINE_MAX
-from xs.commit import Append, BatchWork, Commit, Work
+from xs.commit import Append, BatchWork, Work
+from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
 from xs.log import WARNING
 from xs.process import Command
@@ -40,7 +38,7 @@ from xs.schema import Script, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from typing import Any, Optional, Union
 
 AHEAD_FRAMES = 1000  # frames that a process may have been given and not have answered
 INPUT_FRAMES = 500  # that are read and written to it at a time
@@ -52,13 +50,9 @@ COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
 NOTE_SECONDS = 1.0  # after which a position is stored though nothing was caused
 FINISH_SECONDS = 1.0  # for the frames before the one that takes a handler out of service
 DEATHS_MAX = 5  # of the process by signals, all on one frame: then it has failed
-ANSWER_LEVELS = 500  # to which arrays and objects may be nested in an answer
 ERROR_CHARACTERS = 8192  # of an error, in the frame that tells of it
 
 REGISTRATIONS_CACHED = 10_000  # ids of which a handler knows whether they are its registrations
-
-_OUTPUT_KEYS = frozenset({"topic", "meta", "ttl", "content", "content_base64"})
-_ANSWER_KEYS = frozenset({"state", "out", "append", "error"})
 
 
 class Registration(NamedTuple):
@@ -120,41 +114,6 @@ def _short(value: Any) -> str:
     return runner.json_text(value)[:64]
 
 
-class Answer(NamedTuple):
-    """What one frame is to cause: frames, and the new state as JSON (None: as it was).
-
-    Ids of frames under way are text, as the frames have them: text sorts as numbers do, and making
-    one of the other, twice a frame, was a sixth of what a handler costs (bench/scripts.py).
-    """
-
-    id: str
-    appends: list[Append]
-    state: Optional[str]
-
-
-class EffectsWork(Work):
-    """Commits what some frames have caused, and how far their handler is by that."""
-
-    __slots__ = ("appends", "frames", "script")
-
-    is_whole = True  # all of it with the position, or nothing: or it would be done twice
-
-    def __init__(self, appends: list[Append], script: Script, frames: int = 0) -> None:
-        super().__init__()
-        self.appends = appends
-        self.script = script
-        self.frames = frames
-
-    def apply(self, commit: Commit) -> None:
-        for result in BatchWork([*self.appends]).apply(commit):
-            if isinstance(result, XsError):
-                raise result
-        commit.writer.keep_script(self.script)
-
-    def discard(self) -> None:
-        BatchWork([*self.appends]).discard()
-
-
 class Handler(Runner):
     """The handler of one topic."""
 
@@ -164,7 +123,7 @@ class Handler(Runner):
         super().__init__(context, name)
         self._asked: Registration
         self._command: Command
-        self._source_text = ""
+        self._reads: Answers
         self._is_program = False
         self._registered = False
         self._position = -1  # the last frame whose effects are stored
@@ -191,9 +150,9 @@ class Handler(Runner):
         self._ready = False
         self._waiting: collections.deque[str] = collections.deque()  # ids given, not answered
         for answer in self._answers:
-            BatchWork([*answer.appends]).discard()
+            discard(answer.effects)
         self._answers.clear()
-        self._appends_waiting = 0  # in the answers
+        self._effects_waiting = 0  # in the answers
         self._has_effects = False  # … with something to be seen among them
         self._came = 0  # answers, when they were last taken
         self._latest_state = self._state
@@ -235,7 +194,6 @@ class Handler(Runner):
         if kept is not None and not kept.active:
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
-        self._source_text = ids.text(source)
         self.finished_frames = 0
         self._registrations[ids.text(source)] = True
         self._position, self._state = source, "null"
@@ -258,6 +216,7 @@ class Handler(Runner):
             # A Nushell that is missing is no fault of the script: the next start tries again.
             self._fail(str(error), for_good=not isinstance(error, NoNushell))
             return
+        self._reads = Answers(self.store.cas, self.name, ids.text(source), stateful=asked.stateful)
         self._position = asked.start if kept is None else ids.parse(kept.position)
         self._state = asked.state if kept is None else kept.state or "null"
         self._patterns = None if asked.patterns is None else asked.patterns | self._order_topics
@@ -309,7 +268,11 @@ class Handler(Runner):
             more["stderr"] = tail
         script = self._script(active=False)
         unregistered = self._unregistered(script, cause, more)
-        self.persist(EffectsWork([unregistered], script) if for_good else BatchWork([unregistered]))
+        if for_good:
+            reason = f"its handler is out of service{'' if error is None else f': {error}'}"
+            self.persist(EffectsWork([unregistered], script, reason=reason))
+        else:
+            self.persist(BatchWork([unregistered]))
         self.source = None
         self._patterns = frozenset()
 
@@ -621,16 +584,16 @@ class Handler(Runner):
                 continue
             if not self._ready:
                 if not runner.is_start(said):
-                    raise Failed(f"it said {_text(said)} before it began")
+                    raise Failed(f"it said {excerpt(said)} before it began")
                 self._on_ready()
                 continue
             if not self._waiting:
-                raise Failed(f"it wrote a line that no frame asked for: {_text(said)}")
-            answer = self._answer(self._waiting[0], said)
+                raise Failed(f"it wrote a line that no frame asked for: {excerpt(said)}")
+            answer = self._reads.read(self._waiting[0], said)
             self._waiting.popleft()
             self._answers.append(answer)
-            self._appends_waiting += len(answer.appends)
-            if answer.appends or answer.state is not None:
+            self._effects_waiting += len(answer.effects)
+            if answer.effects or answer.state is not None:
                 self._has_effects = True
                 self._latest_state = answer.state or self._latest_state
             self._since = time.monotonic()
@@ -638,87 +601,10 @@ class Handler(Runner):
             self.finished_frames += 1
         self._came = self.finished_frames - before
         is_ahead = len(self._answers) > 2 * COMMIT_FRAMES
-        is_ahead = is_ahead or self._appends_waiting > 2 * COMMIT_APPENDS
+        is_ahead = is_ahead or self._effects_waiting > 2 * COMMIT_APPENDS
         pipes.pause(is_ahead)
         if is_ahead:
             self._since = time.monotonic()  # it waits for us
-
-    def _answer(self, value: str, said: bytes) -> Answer:
-        if said.strip() == b"null":
-            return Answer(value, [], None)
-        try:
-            runner.check_levels(said, ANSWER_LEVELS)
-            found = _DECODER.decode(said.decode())
-            if not isinstance(found, dict) or not _ANSWER_KEYS.issuperset(found):
-                raise Invalid(
-                    'an answer is null or {"out": …, "state": …, "append": […]}, one line of JSON'
-                )
-            if found.get("error") is not None:
-                raise Failed(str(found["error"]))
-            if "state" in found and not self._asked.stateful:
-                raise Invalid("it answered with a state, and is not registered as stateful")
-            state = _json(found["state"]) if "state" in found else None
-            return Answer(value, self._appends(value, found), state)
-        except Failed:
-            raise
-        except (ValueError, RecursionError, XsError) as error:
-            detail = f"{error}" if isinstance(error, XsError) else f"not JSON: {_text(said)}"
-            raise Failed(f"its answer to frame {value} is wrong: {detail}") from None
-
-    def _appends(self, value: str, found: dict[str, Any]) -> list[Append]:
-        appended = found.get("append") or []
-        out = found.get("out")
-        if not isinstance(appended, list):
-            raise Invalid("append is a list of records")
-        appends: list[Append] = []
-        try:
-            for each in appended:
-                if not isinstance(each, dict) or not {"topic"} <= set(each) <= _OUTPUT_KEYS:
-                    raise Invalid("each of append is a record with topic, and meta, ttl, content")
-                appends.append(self._append_of(value, each))
-            for each in out if isinstance(out, list) else [out]:
-                if each is None:
-                    continue
-                is_directed = (
-                    isinstance(each, dict)
-                    and ("content" in each or "content_base64" in each)
-                    and _OUTPUT_KEYS.issuperset(each)
-                )
-                if is_directed:
-                    appends.append(self._append_of(value, each))
-                else:  # the most of what comes here needs no more
-                    content = self.store.cas.take_whole(_bytes_of(each))
-                    appends.append(Append(self.name, content, self._meta(value, None)))
-        except BaseException:
-            BatchWork([*appends]).discard()
-            raise
-        return appends
-
-    def _append_of(self, value: str, given: dict[str, Any]) -> Append:
-        """One frame that a frame causes. Raises `Invalid`."""
-        topic = given.get("topic")
-        if topic is None:
-            topic = self.name
-        if not isinstance(topic, str):
-            raise Invalid(f"topic is text, not {_short(topic)}")
-        if topic != self.name:
-            frame.check_client_topic(topic)
-        ttl = frame.parse_ttl(given.get("ttl"))
-        meta = self._meta(value, given.get("meta"))
-        data = _content_of(given)
-        if len(data) > INLINE_MAX and ttl == frame.EPHEMERAL:
-            raise Invalid("the content is too large for an ephemeral frame")
-        # Last, and of what is right: large content is a file by then.
-        return Append(topic, self.store.cas.take_whole(data), meta, ttl)
-
-    def _meta(self, value: str, given: Any) -> str:
-        cause = f'"handler_id":"{self._source_text}","frame_id":"{value}"}}'
-        if not given:
-            return "{" + cause
-        if not isinstance(given, dict):
-            raise Invalid(f"the meta of a handler's frame is a record, not {_short(given)}")
-        given = {k: v for k, v in given.items() if k not in ("handler_id", "frame_id")}
-        return f"{runner.json_text(given)[:-1]}{',' if given else ''}{cause}"
 
     # Commits
 
@@ -737,21 +623,19 @@ class Handler(Runner):
     def _submit(self) -> None:
         """Hands what was answered to the store."""
         answers: list[Answer] = []
-        appends: list[Append] = []
+        effects: list[Union[Append, Piece]] = []
         for answer in islice(self._answers, COMMIT_FRAMES):
-            if answers and len(appends) + len(answer.appends) > COMMIT_APPENDS:
+            if answers and len(effects) + len(answer.effects) > COMMIT_APPENDS:
                 break
             answers.append(answer)
-            appends += answer.appends
+            effects += answer.effects
         state = self._state
         changed = next((a for a in reversed(answers) if a.state is not None), None)
         if changed is not None and changed.state is not None:
             state = changed.state
-            content = self.store.cas.take_whole(state.encode())
-            meta = self._meta(changed.id, None)
-            appends.append(Append(f"{self.name}.state", content, meta, "last:1"))
+            effects.append(self._reads.of_state(changed.id, state))
         position = max(ids.text(max(self._position, 0)), answers[-1].id)
-        work = EffectsWork(appends, self._script(position, state), len(answers))
+        work = EffectsWork(effects, self._script(position, state), len(answers))
         work.done = self._on_commit
         self._committing = work
         self._committed.clear()
@@ -787,8 +671,8 @@ class Handler(Runner):
         self._state = work.script.state or "null"
         self._backoff = Backoff()
         for _ in range(work.frames):
-            self._appends_waiting -= len(self._answers.popleft().appends)
-        self._has_effects = any(a.appends or a.state is not None for a in self._answers)
+            self._effects_waiting -= len(self._answers.popleft().effects)
+        self._has_effects = any(a.effects or a.state is not None for a in self._answers)
         return True
 
     def _settle(self) -> bool:
@@ -822,44 +706,3 @@ class Handler(Runner):
 
 _NEVER = 1 << 128  # above every id
 _WITH_CONTENT = Form(content=True)
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-
-
-def _content_of(given: dict[str, Any]) -> bytes:
-    encoded = given.get("content_base64")
-    if encoded is not None:
-        if not isinstance(encoded, str) or given.get("content") is not None:
-            raise Invalid("content_base64 is text in base64, and goes without content")
-        try:
-            data = binascii.a2b_base64(encoded)
-        except ValueError:
-            data = b""
-        # It passes over what is no base64 at all; and text that is, is made again from its bytes.
-        if binascii.b2a_base64(data, newline=False).decode() == encoded:
-            return data
-        raise Invalid("content_base64 is not base64")
-    content = given.get("content")
-    return b"" if content is None else _bytes_of(content)
-
-
-def _bytes_of(value: Any) -> bytes:
-    """What a value is as content: a text's bytes, or JSON. Raises `ValueError`."""
-    # A lone surrogate is a ValueError: not JSON, to us.
-    return value.encode() if isinstance(value, str) else _json(value).encode()
-
-
-def _json(value: Any) -> str:
-    """A value that came as JSON, as JSON. Raises `ValueError` for what only looks like it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text.encode()  # a lone surrogate is none
-    return text
-
-
-def _text(said: bytes) -> str:
-    return repr(said[:80].decode("utf-8", "replace"))

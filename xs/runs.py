@@ -6,7 +6,7 @@ killed can be told from one that goes on slowly: the first is ended as broken of
 has the store's lock, the second by nobody else.
 
 `chunked` fills runs from bodies as they arrive; handlers, whose frames belong in one transaction,
-have `begin_run`, `extend_run` and `end_run` of `commit.Commit`.
+have `begin_run`, `extend_run` and `end_run` of `commit.Commit` (see `effects`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PIECE_MAX = INLINE_MAX  # bytes of one frame's piece: each lies in the index, beside its frame
 COMMIT_MAX = 1024 * 1024  # bytes of pieces that one commit takes
 LOOK_SECONDS = 0.2  # between two looks whether another process's run is still being written
+
+SCRIPT_WRITER = "script-"  # begins the names of writers that are scripts (`effects`)
 
 KILLED = "its writer was killed, or went away"
 STOPPED = "the server stopped"
@@ -197,8 +199,8 @@ class Runs:
         return self._claim is not None and _claim_of(writer) == self._claim.token
 
     def is_gone(self, writer: str) -> bool:
-        """Whether the process of that writer lives no more."""
-        if self.is_own(writer):
+        """Whether the process of that writer lives no more. A script goes on in the next one."""
+        if self.is_own(writer) or writer.startswith(SCRIPT_WRITER):
             return False
         from xs.claim import is_held
 
@@ -209,7 +211,7 @@ class Runs:
         from xs.claim import remove_stale
 
         for writer in self.do(EndRunsWork(self.is_gone, KILLED)):
-            if not self.is_own(writer):
+            if not self.is_own(writer) and not writer.startswith(SCRIPT_WRITER):
                 self.look_after(writer)
         remove_stale(self._folder)
 

@@ -77,7 +77,8 @@ def leave_with_reader() -> None:
     interpreter looks for signals before it waits for the server, not while it does: one that comes
     in between, or to another thread than the main one, would be heard with the next frame.
     """
-    import _signal  # `signal` would bring `enum`: 3 ms
+    # `signal`, which wraps it, would bring `enum`: 3 ms.
+    import _signal  # type: ignore[import-not-found]
     import _thread
     import select
 
