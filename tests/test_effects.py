@@ -16,8 +16,8 @@ from handling import Stream, program, until
 
 import xs
 from xs import chunked, ids
-from xs.commit import RemoveWork
-from xs.errors import BrokenBody
+from xs.commit import Append, RemoveWork
+from xs.errors import BrokenBody, Invalid
 
 WRITER = "{|frame| {content: $frame.content?, more: $frame.meta.more} }"
 WRITER_IN_PYTHON = """
@@ -165,6 +165,19 @@ def test_who_leaves_service_breaks_off_what_it_was_writing(stream: Stream, how: 
         content(stream, first)
     assert metas(stream, "w")[-1]["error"].startswith("its handler is out of service")
     assert stream.frames("w")[-1].id > stream.frames("w.unregistered")[0].id
+
+
+def test_nobody_can_go_on_with_it_in_the_handler_s_place(stream: Stream) -> None:
+    source = stream.register("w", WRITER, topic="in", content=True)
+    stream.finish("w", feed(stream, "part", last=False))
+    first = ids.parse(firsts(stream, "w")[0])
+    with pytest.raises(Invalid, match="no other process"):
+        chunked.go_on(
+            stream.store, Append("w"), f"script-{source}.w", first, first, [b"x"],
+            ended=False, error_text=None,
+        )  # fmt: skip
+    stream.finish("w", feed(stream, "."))
+    assert content(stream, ids.text(first)) == b"part."
 
 
 def test_a_content_that_was_removed_is_begun_anew(stream: Stream) -> None:

@@ -20,7 +20,7 @@ from xs.cas import small
 from xs.commit import Append, RunResult, RunWork
 from xs.errors import BrokenBody, Invalid, NotFound, TooLarge, Unavailable, XsError
 from xs.records import NamedTuple
-from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, pieces
+from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
 from xs.store import Store
 
@@ -83,7 +83,7 @@ def go_on(
     That process has begun on the store's files, and this one has taken them over as a server. The
     step is as `RunWork` has it.
     """
-    if store.runs.is_own(writer) or store.runs.is_gone(writer):
+    if is_script(writer) or store.runs.is_own(writer) or store.runs.is_gone(writer):
         raise Invalid("no other process on this machine writes to this store under that claim")
     store.runs.look_after(writer)
     data = b""

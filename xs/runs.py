@@ -106,6 +106,11 @@ class Run:
         self.is_answered = self.first is None
 
 
+def is_script(writer: str) -> bool:
+    """Whether that writer is a script's registration, which outlives processes."""
+    return writer.startswith(SCRIPT_WRITER)
+
+
 def _claim_of(writer: str) -> str:
     return writer.partition(".")[0]
 
@@ -200,7 +205,7 @@ class Runs:
 
     def is_gone(self, writer: str) -> bool:
         """Whether the process of that writer lives no more. A script goes on in the next one."""
-        if self.is_own(writer) or writer.startswith(SCRIPT_WRITER):
+        if self.is_own(writer) or is_script(writer):
             return False
         from xs.claim import is_held
 
@@ -211,7 +216,7 @@ class Runs:
         from xs.claim import remove_stale
 
         for writer in self.do(EndRunsWork(self.is_gone, KILLED)):
-            if not self.is_own(writer) and not writer.startswith(SCRIPT_WRITER):
+            if not self.is_own(writer) and not is_script(writer):
                 self.look_after(writer)
         remove_stale(self._folder)
 
