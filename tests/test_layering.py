@@ -35,6 +35,7 @@ ARCHITECTURE = {
     "terminal":    "",
     # what lies on the disk, and what is live
     "lock":        "errors",
+    "place":       "",
     "cas":         "errors frame",
     "schema":      "errors records",
     "scan":        "frame records schema",
@@ -44,7 +45,8 @@ ARCHITECTURE = {
     "commit":      "errors ids frame records cas schema writer bus (scan)",
     "claim":       "",
     "runs":        "errors frame cas commit | meta claim",
-    "store":       "errors ids frame lock cas schema index writer bus commit runs",
+    "store":       "errors ids frame lock place cas schema index writer bus commit "
+                   "runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
     "batch":       "errors ids frame meta cas commit store",
@@ -132,8 +134,8 @@ STANDARD_LIBRARY = frozenset(
     """
     __future__ _json _signal _socket _thread binascii bisect codecs collections contextlib datetime
     decimal difflib errno faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools
-    json os plistlib re resource secrets select selectors shutil signal socket socketserver sqlite3
-    ssl stat struct subprocess sys tempfile threading time traceback typing
+    json os plistlib pwd re resource secrets select selectors shutil signal socket socketserver
+    sqlite3 ssl stat struct subprocess sys tempfile threading time traceback typing
     """.split()  # noqa: SIM905
 )
 

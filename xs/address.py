@@ -127,7 +127,8 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
     except (FileNotFoundError, NotADirectoryError):
         if create and os.path.basename(addr) != "sock":
             return _NotYet(addr, timeout)
-        raise _no_store(addr) from None
+        folder, name = os.path.split(addr)
+        raise _no_store(addr, folder or "." if name == "sock" else None) from None
     except OSError as error:
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
     if kind == _SOCKET:
@@ -157,6 +158,10 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
         return HttpTransport(("unix", os.path.join(addr, "sock")), None, timeout).open()
     except (FileNotFoundError, ConnectionRefusedError):
         pass  # no server, or one that has died and left its socket behind
+    except PermissionError:
+        raise errors.NoStore(
+            f"can't open {addr}: Permission denied: a store is for the user who made it, alone"
+        ) from None
     except OSError as error:
         raise errors.Unavailable(
             f"can't connect to the server of {addr}: {error.strerror or error}"

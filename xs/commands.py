@@ -126,7 +126,9 @@ _FILES = ("tls-cert", "tls-key", "log-file")  # of these options, those whose va
     ],
 )
 def _serve(arguments: Arguments) -> int:
-    directory = _directory(arguments.rest[0])
+    directory = _path(arguments.rest[0])
+    for name in _FILES:
+        _path(arguments.get(name) or "")
     from xs.log import options_of
     from xs.server import serve
 
@@ -141,7 +143,8 @@ def _serve(arguments: Arguments) -> int:
     )
 
 
-def _directory(path: str) -> str:
+def _path(path: str) -> str:
+    """That path. Raises `Usage` if a shell was meant to expand it and has not: it'd be a name."""
     if path.startswith("~"):
         raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
     return path
@@ -189,7 +192,7 @@ def _web(arguments: Arguments) -> Web | None:
 def _service(arguments: Arguments) -> int:
     from xs import service
 
-    action, store = arguments.rest[0], os.path.abspath(_directory(arguments.rest[1]))
+    action, store = arguments.rest[0], os.path.abspath(_path(arguments.rest[1]))
     manager = service.manager_of(arguments.get("kind"))
     name = arguments.get("name")
     if action == "install":
@@ -573,7 +576,7 @@ def _store(arguments: Arguments) -> int:
     ],
 )
 def _import(arguments: Arguments) -> None:
-    source = arguments.rest[0] if arguments.rest else "-"
+    source = _path(arguments.rest[0]) if arguments.rest else "-"
     if source != "-" and os.path.isdir(source):
         from xs import transfer
 
@@ -593,7 +596,7 @@ def _import(arguments: Arguments) -> None:
 def _export(arguments: Arguments) -> None:
     from xs import transfer
 
-    transfer.export(arguments, arguments.rest[0])
+    transfer.export(arguments, _path(arguments.rest[0]))
 
 
 # Care

@@ -195,7 +195,10 @@ def _as_error(error: sqlite3.Error) -> XsError:
     if "not a database" in text:
         return NotAStore("not a store: xs.db is not an SQLite database")
     if "malformed" in text or "corrupt" in text:
-        return Damaged(f"the index is damaged: {text}")
+        return Damaged(
+            f"the index is damaged: {text} (a copy of a store that was in use may be so: make one "
+            "with xs export)"
+        )
     if "locked" in text or "busy" in text:
         return Unavailable("another process is writing to the store: try again")
     if "closed" in text:

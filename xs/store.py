@@ -40,6 +40,7 @@ from xs.commit import (
 from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index, Unfinished
 from xs.lock import SERVE, WRITE, Lock
+from xs.place import why_not_written
 from xs.runs import KILLED, STOPPED, Runs
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
@@ -84,11 +85,14 @@ class Store:
         self.exclusive = exclusive
         self.clock = clock
         _check_folder(folder, create=create)
-        self._lock = _open_lock(folder, needed=exclusive or create)
+        self._unwritable = why_not_written(folder)
+        read_only = self._unwritable is not None
+        if self._unwritable is not None and (exclusive or create):
+            raise NotAStore(self._unwritable)
+        self._lock = None if read_only else Lock(folder)
         try:
             if exclusive or (create and not _has_index(folder)):
                 self._with_lock_held_once(create=create)
-            read_only = not os.access(folder, os.W_OK)
             try:
                 self.index = Index(folder, create=exclusive or create, read_only=read_only)
             except Unfinished:
@@ -276,6 +280,8 @@ class Store:
             work.finish()
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
+        if self._unwritable is not None:
+            raise NotAStore(self._unwritable)
         if self._writer is None:
             self._writer = self.index.writer()
         writer = self._writer
@@ -453,7 +459,7 @@ class Store:
         Answers how many contents went, and their bytes.
         """
         removed, size = self.run(UnpinWork(self.clock() - int(age_seconds * 1000)))
-        for digest in list(self.cas.digests()):
+        for digest in self.cas.digests():
             if self.cas.age(digest) >= age_seconds and not self.index.names_file(
                 digest, self.clock()
             ):
@@ -580,6 +586,9 @@ def _check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(f"not a store: {folder} is not a directory")
     if not create:
         raise NoStore(f"no store at: {folder}: {hint}")
+    reason = why_not_written(folder)
+    if reason is not None:
+        raise NotAStore(reason)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token", "run"}
@@ -589,12 +598,3 @@ def _check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(
             f"not a store: {folder} has other files in it: name an empty or a new directory"
         )
-
-
-def _open_lock(folder: str, *, needed: bool) -> Lock | None:
-    try:
-        return Lock(folder)
-    except OSError as error:
-        if needed:
-            raise NotAStore(f"can't write to the store at {folder}: {error.strerror}") from None
-        return None

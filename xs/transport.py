@@ -388,6 +388,7 @@ class HttpTransport:
             else:
                 connection.send_while_reading(_chunked(head, body))
             answer = self._answer(connection, method)
+            self._check_is_ours(answer)
         except BaseException:
             connection.close()
             raise
@@ -409,6 +410,14 @@ class HttpTransport:
                 if connection.buffer:
                     raise errors.BrokenBody(f"the answer of {self.who} broke off in its head")
                 raise _Closed
+
+    def _check_is_ours(self, answer: http1.ResponseHead) -> None:
+        """Raises `Unavailable` for an answer such as web sites give and no xs does."""
+        kind = dict(answer.fields).get("content-type", "")
+        if 300 <= answer.status < 400 or kind.startswith("text/html"):
+            raise errors.Unavailable(
+                f"no xs server is at {self.who}: what answers there is a web site"
+            )
 
     def _keep(self, connection: _Connection) -> None:
         if len(self._idle) < _KEPT_CONNECTIONS:

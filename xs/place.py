@@ -1,0 +1,81 @@
+"""Where a store lies: whose its folder is, and on what kind of file system.
+
+A store has one writer at a time, and that hangs on its machine: a lock, and memory that SQLite's
+processes share. And what one user writes the next one can't. So both are looked at before anything
+is written, and told in one sentence; who only reads is let through.
+"""
+
+from __future__ import annotations
+
+import os
+
+MOUNTS = "/proc/self/mountinfo"  # proc(5); only Linux has it, and elsewhere no kind is known
+
+# Kinds of file systems that another machine may have mounted, too. Those of a virtual machine's own
+# host (9p, virtiofs) are not among them.
+NETWORKED = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph"))
+NETWORKED |= {"lustre", "beegfs", "gpfs", "pvfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph"}
+NETWORKED |= {"fuse.davfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"}
+
+
+def why_not_written(folder: str) -> str | None:
+    """The sentence that says why nothing may be written to a store in `folder`; None if it may.
+
+    A folder that is not there yet is judged by the one in which it would be made.
+    """
+    place = folder
+    while not os.path.exists(place):
+        place = os.path.dirname(os.path.abspath(place))
+    reason = _network(place)
+    if reason is None and place == folder:
+        reason = _foreign(place) or _refused(place)
+    return None if reason is None else f"can't write to the store at {folder}: {reason}"
+
+
+def kind_of_file_system(path: str) -> str | None:
+    """The kind of file system that `path` is on, as Linux names it; None if that isn't known."""
+    device = os.stat(path).st_dev
+    mark = f" {os.major(device)}:{os.minor(device)} "
+    try:
+        with open(MOUNTS, encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                if mark in line.partition("/")[0]:  # ID PARENT MAJOR:MINOR ROOT …
+                    return line.rpartition(" - ")[2].split(" ", 1)[0]
+    except OSError:
+        pass
+    return None
+
+
+def _network(place: str) -> str | None:
+    kind = kind_of_file_system(place)
+    if kind not in NETWORKED:
+        return None
+    return (
+        f"it is on a network file system ({kind}), where a second machine could write at the same "
+        "time and damage it: keep it on a disk of the machine that writes, and reach it from "
+        "others by `xs serve --expose`"
+    )
+
+
+def _foreign(place: str) -> str | None:
+    """What root writes into a user's store, that user can neither read nor remove."""
+    owner, user = os.stat(place).st_uid, os.geteuid()
+    if owner == user:
+        return None
+    return f"it is {_name(owner)}'s, and this runs as {_name(user)}: run it as {_name(owner)}"
+
+
+def _refused(place: str) -> str | None:
+    if os.access(place, os.W_OK):
+        return None
+    is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    return "Read-only file system" if is_read_only else "Permission denied"
+
+
+def _name(user: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
