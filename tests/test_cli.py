@@ -245,6 +245,7 @@ HASH = "sha256-" + base64.b64encode(bytes(range(224, 256))).decode()
         (FRAME.replace(b"null", b'"%b"' % HASH.encode(), 1), HASH),
         (FRAME, None),
         (b'{"hash": "%b", "topic": "t"}' % HASH.encode(), HASH),
+        (b'{"topic": "t", "id": "x", "hash": "%b"}' % HASH.encode(), HASH),
         (b'{"topic":"t","id":"x","hash":"../../../etc/passwd"}', None),
         (b'{"topic":"t","id":"x","hash":"sha256-%b="}' % (b"." * 43), None),
         (b'{"topic":"t","id":"x","hash":7}', None),

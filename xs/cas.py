@@ -168,7 +168,7 @@ class Cas:
         removed = 0
         for name in _names(self._folder):
             path = os.path.join(self._folder, name)
-            if name.startswith("new-") and time.time() - os.stat(path).st_mtime > STALE_SECONDS:
+            if _is_arriving(name) and time.time() - os.stat(path).st_mtime > STALE_SECONDS:
                 _unlink(path)
                 removed += 1
         return removed
@@ -196,6 +196,13 @@ class Cas:
             _unlink(path)
             raise
         return Content(digest.digest(), size, None, path)
+
+
+def _is_arriving(name: str) -> bool:
+    """Whether a file is named as `_spill` does: `cas/` may be a link to where others lie, too."""
+    new, _, rest = name.partition("-")
+    pid, _, random = rest.partition("-")
+    return new == "new" and pid.isdigit() and len(random) == 16 and random.isalnum()
 
 
 def _verified(file: int, digest: bytes) -> Iterator[bytes]:

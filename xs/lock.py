@@ -30,7 +30,9 @@ class Lock:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._path = os.path.join(folder, FILENAME)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Not through a link: the file is emptied, and may be anybody's in a store that was sent.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(self._path, flags, 0o600)
         self._is_held = False
 
     def acquire(self, purpose: str, *, wait: float = WAIT_SECONDS) -> None:

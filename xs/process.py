@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from xs.errors import Invalid
+from xs.errors import Invalid, NotAStore
 from xs.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -148,9 +148,12 @@ class Processes:
         self._counter = 0
         self._counter_lock = threading.Lock()
         self._has_started = False
+        if os.path.islink(folder):  # whatever lies there would be cleared away
+            raise NotAStore(f"not a store: {folder} is a link")
         os.makedirs(folder, 0o700, exist_ok=True)
         path = os.path.join(folder, "lock")
-        self._lock = _high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._lock = _high(os.open(path, flags, 0o600))
         reading, self._lifeline = os.pipe()
         self._watched = _high(reading)
 

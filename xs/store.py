@@ -86,10 +86,17 @@ class Store:
         self.clock = clock
         _check_folder(folder, create=create)
         self._unwritable = why_not_written(folder)
-        read_only = self._unwritable is not None
+        self._lock: Lock | None = None
+        if self._unwritable is None:
+            try:
+                self._lock = Lock(folder)
+            except OSError as error:
+                self._unwritable = (
+                    f"can't write to the store at {folder}: its lock: {error.strerror}"
+                )
         if self._unwritable is not None and (exclusive or create):
             raise NotAStore(self._unwritable)
-        self._lock = None if read_only else Lock(folder)
+        read_only = self._unwritable is not None
         try:
             if exclusive or (create and not _has_index(folder)):
                 self._with_lock_held_once(create=create)

@@ -145,8 +145,11 @@ def _hash_in(line: bytes) -> str | None:
     """The hash in a frame's line of JSON; None without one, or if the line is no frame."""
     parts = line.split(b'"', 12)
     value: Any = None
-    if len(parts) > 11 and parts[1] == b"topic" and parts[5] == b"id" and parts[9] == b"hash":
-        value = parts[11].decode("latin-1") if parts[10] == b":" else None
+    is_ours = len(parts) > 11 and (parts[1], parts[5], parts[9]) == (b"topic", b"id", b"hash")
+    if is_ours and parts[10].startswith(b":null,"):
+        return None
+    if is_ours and parts[10] == b":":
+        value = parts[11].decode("latin-1")
     else:  # written by another hand: spaces, another order
         try:
             value = json.loads(line)["hash"]
