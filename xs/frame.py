@@ -207,7 +207,7 @@ def check_topic(topic: str) -> str:
         or ".." in topic
     ):
         raise Invalid(
-            f"not a topic: {topic!r}: use a-z A-Z 0-9 _ - and single dots between words, "
+            f"not a topic: {topic[:80]!r}: use a-z A-Z 0-9 _ - and single dots between words, "
             "and begin with a letter or _"
         )
     return topic
@@ -216,7 +216,9 @@ def check_topic(topic: str) -> str:
 def check_client_topic(topic: str) -> str:
     """`check_topic`, and not one of the runtime's own names. Raises `Invalid` otherwise."""
     if topic.startswith(RUNTIME_PREFIX) and topic not in APPENDABLE_RUNTIME_TOPICS:
-        raise Invalid(f"topic {topic!r} belongs to the runtime: choose one that isn't under xs.")
+        raise Invalid(
+            f"topic {topic[:80]!r} belongs to the runtime: choose one that isn't under xs."
+        )
     return check_topic(topic)
 
 
@@ -238,7 +240,7 @@ def parse_patterns(text: str) -> Patterns:
             check_topic(name[:-2] if name.endswith(".*") else name)
         except Invalid:
             raise Invalid(
-                f"not a topic pattern: {name!r}: use a topic, prefix.* or *, "
+                f"not a topic pattern: {name[:80]!r}: use a topic, prefix.* or *, "
                 "or several of them with commas between"
             ) from None
     return None if "*" in names else frozenset(names)

@@ -36,10 +36,8 @@ class ReadOptions(NamedTuple):
 
 
 PULSE_MIN = 10  # milliseconds
-_READ_PARAMETERS = (
-    "here one can give: follow, new, after, from, until, topic, last, limit, with-timestamp, "
-    "with-content, no-chunks"
-)
+_FLAGS = ("with-timestamp", "with-content", "no-chunks")
+_KNOWN = ("follow", "new", "after", "from", "until", "topic", "last", "limit", *_FLAGS)
 _READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
 _COUNT_MAX = 10**15
 
@@ -49,6 +47,9 @@ def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOp
     given: dict[str, str] = {}
     for raw, value in parameters:
         name = _READ_NAMES.get(raw, raw)
+        if name not in _KNOWN:
+            known = ", ".join(_KNOWN)
+            raise Invalid(f"unknown parameter: {raw[:64]!r}; here one can give: {known}")
         if name in given:
             raise Invalid(f"{raw} is given twice")
         given[name] = value
@@ -58,7 +59,7 @@ def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOp
             options["follow"], options["pulse"] = _parse_follow(value)
         elif name == "new":
             options["new"] = parse_flag(name, value)
-        elif name in ("with-timestamp", "with-content", "no-chunks"):
+        elif name in _FLAGS:
             options[name.replace("-", "_")] = parse_flag(name, value)
         elif name == "topic":
             options["patterns"] = parse_patterns(value)
@@ -69,10 +70,8 @@ def parse_read_options(parameters: list[tuple[str, str]], now_ms: int) -> ReadOp
         elif name == "from":
             start = _parse_position(name, value, now_ms, end=False) - 1
             options["after"] = max(start, options.get("after", -1))
-        elif name == "until":
-            options["until"] = _parse_position(name, value, now_ms, end=True)
         else:
-            raise Invalid(f"unknown parameter: {name[:64]!r}; {_READ_PARAMETERS}")
+            options["until"] = _parse_position(name, value, now_ms, end=True)
     if "after" in given and "from" in given:
         raise Invalid("after and from can't go together: give one of them")
     if options.get("new"):
