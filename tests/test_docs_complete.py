@@ -84,8 +84,8 @@ def test_each_parameter_of_a_read_is_in_the_protocol() -> None:
 
 
 UNITS = {
-    "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "levels": 1, "characters": 1,
-    "ms": 1, "s": 1, "days": 86_400,
+    "": 1, "bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "GiB": 1 << 30, "levels": 1,
+    "characters": 1, "ms": 1, "s": 1, "days": 86_400,
 }  # fmt: skip
 LIMITS = rows("Limits")[1:]
 
@@ -107,6 +107,50 @@ def test_each_limit_of_a_server_is_in_the_protocol(module: ModuleType) -> None:
     for name in vars(module.Limits):
         if not name.startswith("_"):
             assert f"{module.__name__[3:]}.Limits.{name}" in documented
+
+
+# Numbers that are named like limits and are none of a client's: of formats, and of waiting.
+NO_LIMITS = {"ids.MAX_MS", "schema.ROW_MAX", "http1.HEAD_LIMIT", "runner.SELECT_SECONDS_MAX"}
+
+
+def test_each_limit_in_the_code_is_in_the_protocol() -> None:
+    documented = {row[2].strip("`") for row in LIMITS}
+    for path in (ROOT / "xs").glob("*.py"):
+        names = re.findall(r"^([A-Z_]+_(?:MAX|LIMIT)) = ", path.read_text("utf-8"), re.MULTILINE)
+        for name in names:
+            if not name.startswith("_") and f"{path.stem}.{name}" not in NO_LIMITS:
+                assert f"{path.stem}.{name}" in documented
+
+
+# What a client can make a server spend, and the limits of each.
+SPENT = {
+    "connections": "httpd.Limits.connections gateway.Limits.connections",
+    "the size of a head": "httpd.Limits.head_bytes httpd.Limits.head_bytes_tcp "
+    "gateway.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT http1.TRAILER_LIMIT",
+    "the size of a body": "cas.CONTENT_MAX gateway.Limits.body_bytes process.SCRIPT_BYTES",
+    "the rate of a body": "gateway.Limits.body_seconds gateway.Limits.body_rate",
+    "the time of a head": "httpd.Limits.head_seconds httpd.Limits.idle_seconds "
+    "gateway.Limits.head_seconds gateway.Limits.idle_seconds gateway.Limits.handshake_seconds",
+    "meta": "meta.META_MAX meta.META_DEPTH frame.KEY_MAX frame.TOPIC_MAX",
+    "lines": "batch.EVERY_LINE batch.BATCH_LINES batch.ATOMIC_LINES batch.ATOMIC_BYTES",
+    "patterns": "frame.PATTERNS_MAX query.PULSE_MIN",
+    "what followers are behind": "bus.RING_FRAMES bus.RING_BYTES index.PAGE_ROWS "
+    "scan.LARGE_PAGE_BYTES",
+    "requests from the web that wait": "gateway.Limits.waiting gateway.Limits.answer_seconds",
+    "answers that are not read": "httpd.Limits.answers_waiting gateway.Limits.written_bytes "
+    "gateway.Limits.written_seconds answers.KEPT_FRAMES answers.KEPT_BYTES",
+    "the output of scripts": "pipes.LINE_BYTES pipes.TAIL_BYTES handlers.AHEAD_FRAMES "
+    "handlers.ERROR_CHARACTERS handlers.COMMIT_FRAMES",
+    "processes": "scripts.EVALUATIONS_MAX scripts.SCRIPTS_MAX runner.START_SECONDS "
+    "runner.RESTART_SECONDS handlers.DEATHS_MAX",
+    "stores": "stores.STORES_MAX",
+}
+
+
+@pytest.mark.parametrize("resource", SPENT)
+def test_what_a_client_can_make_a_server_spend_has_its_limits(resource: str) -> None:
+    documented = {row[2].strip("`") for row in LIMITS}
+    assert set(SPENT[resource].split()) <= documented
 
 
 def test_each_module_is_in_the_architecture() -> None:

@@ -66,7 +66,7 @@ ARCHITECTURE = {
                    "evaluation",
     # requests, and what answers them
     "api":         "errors ids frame times query commit store reader version | meta batch chunked "
-                   "process (scripts)",
+                   "process (scripts cas)",
     "sockets":     "errors",
     "access":      "errors http1",
     "delivery":    "errors frame bus http1 sockets store reader",

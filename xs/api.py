@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
+    from xs.cas import Content
     from xs.scripts import Scripts
 
 NDJSON = "application/x-ndjson"
@@ -285,11 +286,17 @@ def _content(store: Store, request: Request, rest: str) -> Answer:
 
 def _put_content(store: Store, request: Request, _: str) -> Answer:
     request.options()
-    content = store.cas.take(request.body)
+    content = _taken_in(store, request)
     if content is None:
         raise Invalid("the body is empty: POST /cas stores the bytes of its body")
     hash_ = content.hash
     return _when_done(PinWork(content), lambda _: Answer(200, TEXT, hash_.encode()))
+
+
+def _taken_in(store: Store, request: Request) -> Content | None:
+    """The body, taken in whole, unless its length says already that it is too large."""
+    length = request.get("content-length")
+    return store.cas.take(request.body, int(length or 0))
 
 
 def _append(store: Store, request: Request, rest: str) -> Answer:
@@ -308,7 +315,7 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
             from xs import chunked
 
             return _frame(chunked.append(store, append, request.body) + b"\n")
-    content = store.cas.take(request.body)
+    content = _taken_in(store, request)
     work = AppendWork(Append(topic, content, meta, ttl, if_last, key))
     return Answer(200, work=work, finish=_appended)
 

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from xs import frame
-from xs.errors import Damaged, NotFound
+from xs.errors import Damaged, NotFound, TooLarge
 
 INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
+CONTENT_MAX = 64 << 30  # bytes: a body without end is ended before it has all of the disk
 BLOCK = 256 * 1024  # bytes read or written at a time
 VERIFIED_WHOLE_MAX = 1024 * 1024  # bytes: content up to this is verified before its first byte goes
 STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long is left over
@@ -58,12 +59,13 @@ class Cas:
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
-    def take(self, blocks: Iterable[bytes]) -> Content | None:
-        """All of `blocks`, hashed as they come; None if they are empty.
+    def take(self, blocks: Iterable[bytes], expected: int = 0) -> Content | None:
+        """All of `blocks`, hashed as they come; None if they are empty. `expected`: their bytes.
 
         Memory holds at most INLINE_MAX bytes and one block. If the blocks end in an exception,
-        nothing is left behind and it goes on up.
+        nothing is left behind and it goes on up. Raises `TooLarge` above CONTENT_MAX.
         """
+        _check_size(expected)
         source = iter(blocks)
         first = next(source, b"")
         second = next(source, None)
@@ -189,6 +191,7 @@ class Cas:
                         digest.update(block)
                         _write(file, block)
                         size += len(block)
+                        _check_size(size)
                 sync(file)
             finally:
                 os.close(file)
@@ -196,6 +199,12 @@ class Cas:
             _unlink(path)
             raise
         return Content(digest.digest(), size, None, path)
+
+
+def _check_size(size: int) -> None:
+    """Raises `TooLarge` for a content of more bytes than one may have."""
+    if size > CONTENT_MAX:
+        raise TooLarge(f"the content is too large: at most {CONTENT_MAX} bytes")
 
 
 def _is_arriving(name: str) -> bool:
