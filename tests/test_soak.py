@@ -11,6 +11,7 @@ from conftest import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 15
+CROWD = ("5", "200", "10", "1500")  # seconds, followers, writers, connections
 WITH_ALL_ELSE = 240  # seconds: before and after it stores are made, filled, checked and removed
 
 
@@ -27,3 +28,19 @@ def test_under_a_mixed_load_on_twenty_stores_nothing_is_lost_and_nothing_grows()
     said = done.stdout.decode()
     assert done.returncode == 0, said
     assert said.endswith("checked: each store is whole\n"), said
+
+
+@pytest.mark.timeout(WITH_ALL_ELSE + 20)
+def test_a_crowd_of_followers_some_of_them_stalled_is_given_all_in_order_and_once() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "_crowd.py"), *CROWD],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=WITH_ALL_ELSE,
+    )
+    said = done.stdout.decode()
+    assert done.returncode == 0, said
+    assert "1500 connections opened and dropped" in said
+    assert said.endswith("checked: the store is whole\n"), said
