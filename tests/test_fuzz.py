@@ -41,7 +41,7 @@ def test_the_seeds_keep_what_is_promised(name: str) -> None:
         TARGETS[name].check(seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", TARGETS)
 def test_bytes_by_chance_keep_what_is_promised(name: str, seed: int) -> None:
     for data in mutated(TARGETS[name], seed, INPUTS):
