@@ -180,10 +180,13 @@ class Follower:
 
     def _follow(self) -> None:
         try:
-            while self.until is None or self.until not in self.seen[-2000:]:
+            while not self._has_seen_all():
                 self._read()
         except BaseException as error:
             self.failure = error
+
+    def _has_seen_all(self) -> bool:
+        return self.until is not None and bool(self.seen) and self.seen[-1] >= self.until
 
     def _read(self) -> None:
         position = self.seen[-1] if self.seen else None
@@ -192,7 +195,7 @@ class Follower:
                 for each in client.cat(follow=True, after=position):
                     if each.topic != "xs.threshold":
                         self.seen.append(each.id)
-                    if each.id == self.until:
+                    if self._has_seen_all():
                         return
         except (Unavailable, BrokenBody, Locked, OSError):
             pass  # its server was killed
