@@ -26,6 +26,7 @@ ARCHITECTURE = {
     "version":     "",
     "errors":      "",
     "records":     "",
+    "fault":       "",
     "ids":         "errors",
     "frame":       "errors ids records",
     "meta":        "errors",
@@ -36,16 +37,16 @@ ARCHITECTURE = {
     # what lies on the disk, and what is live
     "lock":        "errors",
     "place":       "",
-    "cas":         "errors frame",
-    "schema":      "errors records",
+    "cas":         "errors fault frame",
+    "schema":      "errors fault records",
     "scan":        "frame records schema",
-    "writer":      "ids frame records schema scan",
+    "writer":      "fault ids frame records schema scan",
     "index":       "errors frame schema scan writer",
     "bus":         "records",
-    "commit":      "errors ids frame records cas schema writer bus (scan)",
-    "claim":       "",
-    "runs":        "errors frame cas commit | meta claim",
-    "store":       "errors ids frame lock place cas schema index writer bus commit "
+    "commit":      "errors fault ids frame records cas schema writer bus (scan)",
+    "claim":       "fault",
+    "runs":        "errors fault frame cas commit | meta claim",
+    "store":       "errors fault ids frame lock place cas schema index writer bus commit "
                    "runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
@@ -60,8 +61,8 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors ids frame meta records log schema commit store process pipes",
     "generators":  "errors ids frame records log schema commit process runner nu",
-    "effects":     "errors ids frame records cas schema commit runs runner",
-    "handlers":    "errors ids frame records log schema commit reader process runner effects nu",
+    "effects":     "errors fault ids frame records cas schema commit runs runner",
+    "handlers":    "errors fault ids frame records log schema commit reader process runner effects nu",
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them

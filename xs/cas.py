@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from xs import frame
+from xs import fault, frame
 from xs.errors import Damaged, NotFound, TooLarge
 
 INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
@@ -96,10 +96,14 @@ class Cas:
         if not os.path.isdir(folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, _FOLDER_MODE)
+            fault.at("content.folder-made")
             sync_folder(self._folder)
+        fault.at("content.before-rename")
         os.replace(content.path, name)
         content.path = None
+        fault.at("content.before-folder-fsync")
         sync_folder(folder)
+        fault.at("content.placed")
 
     def discard(self, content: Content) -> None:
         """Forgets content that was taken and is not to be placed."""
@@ -192,6 +196,8 @@ class Cas:
                         _write(file, block)
                         size += len(block)
                         _check_size(size)
+                        fault.at("content.block-written")
+                fault.at("content.before-fsync")
                 sync(file)
             finally:
                 os.close(file)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from xs import fault
+
 _PREFIX = "run-"
 _TOKEN_BYTES = 16  # in hexadecimal
 _HEXADECIMAL = frozenset("0123456789abcdef")
@@ -28,7 +30,9 @@ class Claim:
             self._path = os.path.join(folder, _PREFIX + self.token)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self._path, flags, 0o600)
+            fault.at("run.before-claim")
             fcntl.flock(self._file, fcntl.LOCK_EX)
+            fault.at("run.claimed")
             # Between these two somebody who tidies up may have found it free, and removed it.
             if os.path.exists(self._path):
                 return

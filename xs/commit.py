@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from itertools import groupby
 
-from xs import frame, ids
+from xs import fault, frame, ids
 from xs.bus import Entry
 from xs.cas import Cas, Content
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
@@ -125,12 +125,14 @@ class BatchWork(Work):
         for is_plain, run in groupby(self.appends, commit.is_plain):
             if is_plain:
                 results += commit.append_run(list(run))  # type: ignore[arg-type]
+                fault.at("batch.run-added")
                 continue
             for append in run:
                 try:
                     if isinstance(append, XsError):
                         raise append
                     results.append(commit.append(append))
+                    fault.at("batch.frame-added")
                 except XsError as error:
                     if self.atomic:
                         commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
@@ -164,6 +166,7 @@ class ImportWork(Work):
                 if isinstance(each, XsError):
                     raise each
                 results.append(commit.import_frame(each))
+                fault.at("import.frame-added")
             except XsError as error:
                 if isinstance(each, Imported):
                     _discard(each.content)
@@ -232,6 +235,7 @@ class RunWork(Work):
         if first is None:
             begun = self.append._replace(content=contents.pop(0) if contents else None)
             line, is_new = commit.begin_run(begun, self.writer)
+            fault.at("run.begun")
             if not is_new:
                 return RunResult(line, None, None)
             first = ids.parse(frame.id_of(line))
@@ -240,6 +244,7 @@ class RunWork(Work):
         lines = [line]
         if contents:
             lines += commit.extend_run(first, self.writer, contents)
+            fault.at("run.extended")
         if self.ended:
             lines.append(commit.end_run(first, self.writer, at_the_end, self.error_text))
         last = ids.parse(frame.id_of(lines[-1])) if lines[-1] else self.last
@@ -500,6 +505,7 @@ class Commit:
         run = self._run_of(first, writer)
         ends = WHOLE if error_text is None else BROKEN
         line = self._add_piece(run, first, content, ends, error_text, cause)
+        fault.at("run.before-end")
         self.writer.end_writing(run, ends)
         return line
 
@@ -697,11 +703,14 @@ class Commit:
                 "remove that one, and all of it goes"
             )
         self._note_removed([removed])
+        fault.at("removal.done")
 
     def sweep(self) -> int:
         """Removes expired frames, some at a time; answers how many."""
         removed = self.writer.remove_expired(self.now)
         self._note_removed(removed)
+        if removed:
+            fault.at("expiry.removed")
         if len(removed) == SWEEP_FRAMES:
             self.earliest_expiry = self.now
         return len(removed)
@@ -709,12 +718,14 @@ class Commit:
     def pin(self, content: Content) -> str:
         """Keeps content, and answers its hash."""
         self._place_file(content)
+        fault.at("content.before-pin")
         self.writer.pin(content.digest, content.data, self.now)
         return content.hash
 
     def unpin(self, before: int) -> tuple[int, int]:
         """Takes away pins made before a time; answers how many contents went, and their bytes."""
         files, count, size = self.writer.unpin(before)
+        fault.at("gc.pins-taken")
         kept = 0
         for digest in files:
             if self.writer.names_file(digest, _ALWAYS):
@@ -728,6 +739,7 @@ class Commit:
         if self.writer.names_file(digest, _ALWAYS) or not self._cas.has(digest):
             return 0
         self._maybe_unnamed.add(digest)
+        fault.at("gc.orphan-found")
         return self._cas.size(digest)
 
     def apply_trims(self) -> None:
@@ -738,6 +750,7 @@ class Commit:
 
     def _trim(self, topic: str, ttl: str) -> None:
         self._note_removed(self.writer.remove_but(topic, frame.kept(ttl) or 1, self.now))
+        fault.at("expiry.trimmed")
 
     def _note_removed(self, removed: list[Removed]) -> None:
         for each in removed:

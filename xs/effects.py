@@ -16,7 +16,7 @@ import binascii
 import json
 from itertools import groupby
 
-from xs import frame, ids, runner
+from xs import fault, frame, ids, runner
 from xs.cas import INLINE_MAX, Cas, Content, small
 from xs.commit import Append, BatchWork, Commit, Work
 from xs.errors import Failed, Invalid, XsError
@@ -95,7 +95,9 @@ class EffectsWork(Work):
         if not self.script.active:
             mine = _writer(self.script.source, "")
             commit.end_runs(lambda writer: writer.startswith(mine), self.reason)
+        fault.at("handler.effects-added")
         commit.writer.keep_script(self.script)
+        fault.at("handler.position-kept")
 
     def _add(self, commit: Commit, piece: Piece) -> None:
         writer = _writer(self.script.source, piece.begin.topic)

@@ -25,7 +25,7 @@ import threading
 import time
 from itertools import islice
 
-from xs import frame, ids, nu, runner
+from xs import fault, frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Work
 from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
@@ -667,6 +667,7 @@ class Handler(Runner):
         if work.error is not None:
             self._restart(str(work.error), self._backoff.after(well=False))
             return False
+        fault.at("handler.committed")
         self._position = ids.parse(work.script.position)
         self._state = work.script.state or "null"
         self._backoff = Backoff()

@@ -15,7 +15,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from xs import frame
+from xs import fault, frame
 from xs.cas import INLINE_MAX, small
 from xs.commit import Append, EndRunsWork, RunWork, Work
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
@@ -101,6 +101,7 @@ class Run:
             self._is_open = False
             raise
         self._is_open = not ended
+        fault.at("run.step-done")
         self.line = self.line or result.line
         self.first, self.last = result.first, result.last
         self.is_answered = self.first is None

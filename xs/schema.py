@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
+from xs import fault
 from xs.errors import Damaged, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
 
@@ -134,7 +135,9 @@ class StoredPiece(NamedTuple):
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
     with translated():
+        fault.at("migration.before-log")
         _use_log(connection)
+        fault.at("migration.before-steps")
         connection.execute("BEGIN IMMEDIATE")
         try:
             # Another process may have done it while this one waited.
@@ -142,9 +145,12 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
             for script in _MIGRATIONS[version:]:
                 for statement in script.split(";\n"):
                     connection.execute(statement)
+                fault.at("migration.step-done")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
+            fault.at("migration.before-commit")
             connection.execute("COMMIT")
+            fault.at("migration.done")
         except BaseException:
             connection.execute("ROLLBACK")
             raise

@@ -1,6 +1,8 @@
 """The store: the only door to index, content files and bus.
 
-The way of an append, each step needed by the next (tests/test_crash.py kills a server in them):
+The way of an append, each step needed by the next. A process may die before and after each: the
+points have names, `content.…` in steps 1 and 3, `commit.…` from step 4 on (xs/fault.py), and
+tests/test_faults.py dies at all of them:
 
 1. its content is hashed as it arrives: small content stays in memory, large content goes to a
    temporary file, which is fsynced;
@@ -24,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from xs import frame, ids
+from xs import fault, frame, ids
 from xs.bus import Bus
 from xs.cas import Cas, small, sync_folder
 from xs.commit import (
@@ -143,11 +145,14 @@ class Store:
         assert self._lock is not None
         self._lock.acquire(SERVE if self.exclusive else WRITE)
         try:
+            fault.at("store.locked")
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
+            fault.at("store.folders-made")
             if create:
                 os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
                 if not (self.exclusive and _has_index(self.folder)):  # else it is opened next
                     Index(self.folder, create=True).close()
+                fault.at("store.before-folder-fsync")
                 sync_folder(self.folder)
                 sync_folder(os.path.dirname(os.path.abspath(self.folder)))
         finally:
@@ -268,16 +273,19 @@ class Store:
         if commit.gone:
             self.bus.discard(commit.gone, commit.gone_runs)
             self.runs.forget(commit.gone_runs)
+        fault.at("commit.before-delivery")
         if self.exclusive:  # else others write too, and only the index has all that they did
             self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
             self.bus.skip_to(commit.history_mark)
         if commit.earliest_expiry is not None:
             self._expect_expiry(commit.earliest_expiry)
+        fault.at("commit.before-answers")
         for work in batch:
             if work.error is not None:
                 work.discard()
             work.finish()
+        fault.at("commit.answered")
 
     def _shut_out(self, batch: list[Work], error: Locked) -> None:
         """Another process has the store's lock, and keeps it: nothing of the batch was done."""
@@ -298,6 +306,7 @@ class Store:
         try:
             writer.begin(shared=not self.exclusive)
             try:
+                fault.at("commit.begun")
                 if not self.exclusive:
                     self._ids.raise_to(writer.mark())
                 commit = Commit(writer, self.cas, self._ids, self.clock(), delivers=self.exclusive)
@@ -309,16 +318,20 @@ class Store:
                         if work.is_whole:
                             raise
                         work.error = error
+                fault.at("commit.applied")
                 self._finish_transaction(commit)
                 writer.commit()
             except BaseException:
                 writer.rollback()
                 self._reserved = 0  # what this transaction may have reserved was undone with it
                 raise
+            fault.at("commit.durable")
             # Before another process can have the lock, and name one of them anew.
             for digest in commit.unnamed_files:
+                fault.at("commit.before-unlink")
                 with contextlib.suppress(OSError):  # gc finds it
                     self.cas.remove(digest)
+                fault.at("commit.unlinked")
             return commit
         finally:
             if not self.exclusive:
@@ -466,6 +479,7 @@ class Store:
         Answers how many contents went, and their bytes.
         """
         removed, size = self.run(UnpinWork(self.clock() - int(age_seconds * 1000)))
+        fault.at("gc.unpinned")
         for digest in self.cas.digests():
             if self.cas.age(digest) >= age_seconds and not self.index.names_file(
                 digest, self.clock()
@@ -474,7 +488,9 @@ class Store:
                 found = self.run(work)
                 removed += found > 0
                 size += found
+        fault.at("gc.orphans-removed")
         self.cas.remove_stale()
+        fault.at("gc.done")
         return removed, size
 
     def check(self) -> Iterator[Union[str, tuple[int, int]]]:

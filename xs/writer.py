@@ -11,7 +11,7 @@ import functools
 import sqlite3
 from collections.abc import Callable, Iterator
 
-from xs import frame, ids
+from xs import fault, frame, ids
 from xs.records import NamedTuple
 from xs.scan import (
     Run,
@@ -131,6 +131,7 @@ class Writer:
     def commit(self) -> None:
         """Makes everything since `begin` durable (fsync of the write-ahead log)."""
         self.flush()
+        fault.at("commit.before-fsync")
         with translated():
             self._execute("COMMIT")
 
