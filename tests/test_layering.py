@@ -62,7 +62,8 @@ ARCHITECTURE = {
     "runner":      "errors ids frame meta records log schema commit store process pipes",
     "generators":  "errors ids frame records log schema commit process runner nu",
     "effects":     "errors fault ids frame records cas schema commit runs runner",
-    "handlers":    "errors fault ids frame records log schema commit reader process runner effects nu",
+    "handlers":    "errors fault ids frame records log schema commit reader process runner effects "
+                   "nu",
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them

@@ -9,6 +9,7 @@ import pytest
 from conftest import RunXs
 
 import xs
+from xs.cas import INLINE_MAX
 from xs.errors import Invalid, NoStore
 
 
@@ -18,6 +19,25 @@ def test_a_directory_becomes_a_store_with_the_first_append(store_dir: str) -> No
         assert store.content(frame) == b"first"
     with xs.open(store_dir) as store:
         assert store.last("notes") == frame
+
+
+def test_a_making_of_which_the_journal_alone_reached_the_disk_is_begun_anew(store_dir: str) -> None:
+    os.mkdir(store_dir)
+    with open(f"{store_dir}/xs.db-journal", "wb") as journal:
+        journal.write(bytes(512))
+    with xs.open(store_dir) as store:
+        frame = store.append("notes", "first")
+        assert list(store.cat()) == [frame]
+
+
+def test_a_store_whose_empty_folder_of_contents_is_lost_makes_it_anew(store_dir: str) -> None:
+    with xs.open(store_dir) as store:
+        store.append("notes", "small")
+    os.rmdir(f"{store_dir}/cas")
+    with xs.open(store_dir) as store:
+        frame = store.append("notes", b"x" * (INLINE_MAX + 1))
+        assert store.content(frame) == b"x" * (INLINE_MAX + 1)
+    assert os.stat(f"{store_dir}/cas").st_mode & 0o777 == 0o700
 
 
 def test_reading_makes_no_store(store_dir: str) -> None:

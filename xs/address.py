@@ -184,7 +184,8 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
     return _open_files(addr, create=False)
 
 
-_STORE_FILES = frozenset(("xs.db", "xs.db-wal", "xs.db-shm", "cas", "sock", "lock", "token"))
+_INDEX_FILES = ("xs.db", "xs.db-journal", "xs.db-wal", "xs.db-shm")
+_STORE_FILES = frozenset((*_INDEX_FILES, "cas", "sock", "lock", "token"))
 
 
 class _NotYet:

@@ -185,7 +185,15 @@ class Cas:
 
     def _spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
         path = os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            file = self._create(path)
+        except FileNotFoundError:
+            # The folder is lost: the power went as it was made, or what copies a store leaves out
+            # empty folders.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._folder, _FOLDER_MODE)
+            sync_folder(os.path.dirname(self._folder))
+            file = self._create(path)
         digest = hashlib.sha256()
         size = 0
         try:
@@ -205,6 +213,11 @@ class Cas:
             _unlink(path)
             raise
         return Content(digest.digest(), size, None, path)
+
+    @staticmethod
+    def _create(path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(path, flags, _FILE_MODE)
 
 
 def _check_size(size: int) -> None:

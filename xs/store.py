@@ -59,6 +59,12 @@ GC_AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless 
 
 CAS_FOLDER = "cas"
 
+# What may be in a store's directory before there is an index. After a power failure that includes
+# the journal of its making: names of one folder reach the disk in any order.
+_BEFORE_THE_INDEX = frozenset(
+    ("lock", CAS_FOLDER, "sock", "token", "run", f"{INDEX_FILENAME}-journal")
+)
+
 
 def _clock() -> int:
     return time.time_ns() // 1_000_000
@@ -614,7 +620,7 @@ def _check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(reason)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
-        others = set(os.listdir(folder)) - {"lock", "cas", "sock", "token", "run"}
+        others = set(os.listdir(folder)) - _BEFORE_THE_INDEX
     except OSError as error:
         raise NotAStore(f"can't make a store at {folder}: {error.strerror}") from None
     if others and not _has_index(folder):  # another process may have made it meanwhile
