@@ -43,6 +43,7 @@ ARCHITECTURE = {
     "writer":      "fault ids frame records schema scan",
     "index":       "errors frame schema scan writer",
     "bus":         "records",
+    "snapshot":    "errors ids schema index",
     "commit":      "errors fault ids frame records cas schema writer bus (scan)",
     "claim":       "fault",
     "runs":        "errors fault frame cas commit | meta claim",
@@ -105,10 +106,11 @@ ARCHITECTURE = {
     "service":     "errors records terminal",
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
+    "backup":      "errors lock cas schema index snapshot terminal",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer storing autoload completion service log "
+                   "version idfields ndjson transfer backup storing autoload completion service log "
                    "activation server mount "
                    "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
@@ -128,7 +130,7 @@ DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing",
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
 BELOW_HTTP += ("store",)
-THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index")
+THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index", "snapshot")
 
 
 # What of it xs uses; a new name here is a decision.

@@ -126,7 +126,7 @@ def _address(command: Command, name: str, words: list[str]) -> tuple[str, list[s
     if name == "[ADDR]" and not words and not os.environ.get("XS_ADDR"):
         return "", words
     # What these take may look like an address itself: a hash has slashes, a path too.
-    needed = 1 if command.name in ("cas", "export") else 0
+    needed = 1 if command.name in ("cas", "export", "backup") else 0
     try:
         return address.split(words, os.environ, needed)
     except errors.Usage as error:

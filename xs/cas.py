@@ -13,6 +13,7 @@ leaves a file that no frame names, which `gc` removes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import time
@@ -58,6 +59,9 @@ class Cas:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
+        self._unsure: set[bytes] = (
+            set()
+        )  # placed, but nobody knows whether that would outlive a crash
 
     def take(self, blocks: Iterable[bytes], expected: int = 0) -> Content | None:
         """All of `blocks`, hashed as they come; None if they are empty. `expected`: their bytes.
@@ -101,9 +105,83 @@ class Cas:
         fault.at("content.before-rename")
         os.replace(content.path, name)
         content.path = None
+        # After an fsync that has failed, the next one may say all is well though it is not.
+        self._unsure.add(content.digest)
         fault.at("content.before-folder-fsync")
         sync_folder(folder)
+        self._unsure.discard(content.digest)
         fault.at("content.placed")
+
+    def adopt(self, digest: bytes, source: Cas) -> int:
+        """Takes over a file of another store; the bytes that were new here (0: it was here).
+
+        It becomes another name of the same file where that can be, since no content file is ever
+        written to again; else a copy, which is verified. `sync_folders` makes it durable. Raises
+        `NotFound`, `Damaged`.
+        """
+        size = source.size(digest)
+        name = self._path(digest)
+        try:
+            if os.stat(name).st_size == size:
+                return 0
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(name), _FOLDER_MODE, exist_ok=True)
+        path = self._new_path()
+        try:
+            try:
+                os.link(source._path(digest), path)
+            except OSError:  # another file system, or one that has no links
+                with self._created(path) as file:
+                    for block in source.open(digest)[1]:
+                        _write(file, block)
+                    sync(file)
+            os.replace(path, name)
+        except BaseException:
+            _unlink(path)
+            raise
+        return size
+
+    def sync_folders(self) -> None:
+        """Makes the names of all files durable."""
+        for prefix in _names(self._folder):
+            if len(prefix) == 2:
+                sync_folder(os.path.join(self._folder, prefix))
+        sync_folder(self._folder)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A block within which no writer removes a file, in whatever process (`is_held`).
+
+        Who may not write here can't do this; then nothing is held.
+        """
+        try:
+            file = os.open(self._path_of_hold, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        except PermissionError:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(file)
+
+    def is_held(self) -> bool:
+        """Whether somebody needs all files to stay.
+
+        Who asks this after a commit, and then removes files that no frame names, is safe: who holds
+        them from then on sees that commit, and needs none of them.
+        """
+        try:
+            file = os.open(self._path_of_hold, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+        return False
 
     def discard(self, content: Content) -> None:
         """Forgets content that was taken and is not to be placed."""
@@ -112,7 +190,8 @@ class Cas:
             content.path = None
 
     def has(self, digest: bytes) -> bool:
-        return os.path.isfile(self._path(digest))
+        """Whether it is here, durably."""
+        return digest not in self._unsure and os.path.isfile(self._path(digest))
 
     def size(self, digest: bytes) -> int:
         """Bytes. Raises `NotFound` if there is no such file."""
@@ -183,21 +262,19 @@ class Cas:
         name = digest.hex()
         return os.path.join(self._folder, name[:2], name[2:])
 
+    @property
+    def _path_of_hold(self) -> str:
+        return os.path.join(self._folder, "held")
+
+    def _new_path(self) -> str:
+        return os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
+
     def _spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
-        path = os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
-        try:
-            file = self._create(path)
-        except FileNotFoundError:
-            # The folder is lost: the power went as it was made, or what copies a store leaves out
-            # empty folders.
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self._folder, _FOLDER_MODE)
-            sync_folder(os.path.dirname(self._folder))
-            file = self._create(path)
+        path = self._new_path()
         digest = hashlib.sha256()
         size = 0
         try:
-            try:
+            with self._created(path) as file:
                 for blocks in (head, rest):
                     for block in blocks:
                         digest.update(block)
@@ -207,17 +284,28 @@ class Cas:
                         fault.at("content.block-written")
                 fault.at("content.before-fsync")
                 sync(file)
-            finally:
-                os.close(file)
         except BaseException:
             _unlink(path)
             raise
         return Content(digest.digest(), size, None, path)
 
-    @staticmethod
-    def _create(path: str) -> int:
+    @contextlib.contextmanager
+    def _created(self, path: str) -> Iterator[int]:
+        """A new file, open for writing within the block."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(path, flags, _FILE_MODE)
+        try:
+            file = os.open(path, flags, _FILE_MODE)
+        except FileNotFoundError:
+            # The folder is lost: the power went as it was made, or what copies a store leaves out
+            # empty folders.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._folder, _FOLDER_MODE)
+            sync_folder(os.path.dirname(self._folder))
+            file = os.open(path, flags, _FILE_MODE)
+        try:
+            yield file
+        finally:
+            os.close(file)
 
 
 def _check_size(size: int) -> None:

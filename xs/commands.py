@@ -599,6 +599,18 @@ def _export(arguments: Arguments) -> None:
     transfer.export(arguments, _path(arguments.rest[0]))
 
 
+@command(
+    "backup",
+    "ADDR DEST",
+    "make a folder a copy of a store as it is now, or bring such a copy up to date",
+    examples=["xs backup ./store ./copy"],
+)
+def _backup(arguments: Arguments) -> None:
+    from xs import backup
+
+    show_text([backup.run(arguments.addr, arguments.rest[0])])
+
+
 # Care
 
 

@@ -762,6 +762,10 @@ class Commit:
                 self.gone_runs.add(value)
                 self._maybe_unnamed.update(each.pieces)
 
+    def look_again(self, digests: set[bytes]) -> None:
+        """Content files that were not removed when they lost their last frame: they may go now."""
+        self._maybe_unnamed |= digests
+
     def look_for_unnamed_files(self) -> None:
         """Which of the content files that lost a frame in this transaction have lost their last."""
         for digest in self._maybe_unnamed:

@@ -67,6 +67,7 @@ from xs.schema import (
     StoredPiece,
     migrate,
     translated,
+    uri,
 )
 from xs.writer import Writer
 
@@ -474,15 +475,12 @@ class Index:
             return connection
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        path = os.path.abspath(self._path).replace("%", "%25").replace("?", "%3f")
-        uri = f"file:{path.replace('#', '%23')}?mode={mode}"
-        if mode == "ro" and not os.access(os.path.dirname(self._path) or ".", os.W_OK):
-            wal = self._path + "-wal"
-            if not os.path.exists(wal) or os.path.getsize(wal) == 0:
-                # Without a log to read, SQLite needs no shared memory, which it could not make.
-                uri += "&immutable=1"
         return sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
+            uri(self._path, mode),
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
         )
 
     def _check_format(self, connection: sqlite3.Connection, *, create: bool) -> None:

@@ -6,6 +6,7 @@ here. docs/architecture.md tells what each table is for.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 
@@ -54,7 +55,7 @@ CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)
 # many others there are.
 _SCHEMA_SCRIPTS = """
 CREATE TABLE script (
-    kind TEXT,  -- generator or handler; in a root also store
+    kind TEXT,  -- generator or handler; in a root also store; in a copy backup
     name TEXT,
     source TEXT,  -- the id of the frame that it came with
     active INTEGER NOT NULL,  -- whether it is in service
@@ -131,6 +132,18 @@ class StoredPiece(NamedTuple):
     id: int
     stored: Stored
     ends: int
+
+
+def uri(path: str, mode: str) -> str:
+    """The address of a database for SQLite, to be opened in `mode`: ro, rw or rwc."""
+    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    found = f"file:{name}?mode={mode}"
+    if mode == "ro" and not os.access(os.path.dirname(path) or ".", os.W_OK):
+        wal = path + "-wal"
+        if not os.path.exists(wal) or os.path.getsize(wal) == 0:
+            # Without a log to read, SQLite needs no shared memory, which it could not make.
+            found += "&immutable=1"
+    return found
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:

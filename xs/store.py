@@ -133,6 +133,7 @@ class Store:
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
+        self._held_back: set[bytes] = set()  # content files that only a backup may still need
         self._queue_lock = threading.Lock()  # guards the next six
         self._queue_changed = threading.Condition(self._queue_lock)
         self._queue: list[Work] = []
@@ -333,22 +334,32 @@ class Store:
                 raise
             fault.at("commit.durable")
             # Before another process can have the lock, and name one of them anew.
-            for digest in commit.unnamed_files:
-                fault.at("commit.before-unlink")
-                with contextlib.suppress(OSError):  # gc finds it
-                    self.cas.remove(digest)
-                fault.at("commit.unlinked")
+            if commit.unnamed_files:
+                self._remove_files(commit.unnamed_files)
             return commit
         finally:
             if not self.exclusive:
                 assert self._lock is not None
                 self._lock.release()
 
+    def _remove_files(self, digests: list[bytes]) -> None:
+        if self.cas.is_held():  # by a backup: then a later commit removes them, else gc finds them
+            self._held_back.update(digests)
+            return
+        for digest in digests:
+            fault.at("commit.before-unlink")
+            with contextlib.suppress(OSError):  # gc finds it
+                self.cas.remove(digest)
+            fault.at("commit.unlinked")
+        self._held_back.clear()
+
     def _finish_transaction(self, commit: Commit) -> None:
         commit.apply_trims()
         if not self.exclusive:
             commit.sweep()
             commit.end_runs(self.runs.is_gone, KILLED)
+        if self._held_back and not self.cas.is_held():
+            commit.look_again(self._held_back)
         commit.look_for_unnamed_files()
         if commit.newest_ephemeral > self._reserved:
             # The disk must know of ids that no stored frame shows. One commit reserves a second.

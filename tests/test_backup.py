@@ -1,0 +1,293 @@
+"""`xs backup`: a copy of a live store that is whole at every moment, and cheap the second time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import DEADLINE, Server, environment, start_server
+from stores import add, all_ids, content, problems, remove, taken
+
+import xs
+from xs import backup, frame, ids
+from xs.commit import Append, PinWork
+from xs.errors import Damaged, Invalid, XsError
+from xs.lock import Served
+from xs.store import Store
+
+LARGE = b"large " * 10_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    found = Store(str(tmp_path / "store"), create=True)
+    yield found
+    found.close()
+
+
+def back_up(source: str, dest: str) -> dict[str, int]:
+    return dict(json.loads(backup.run(source, dest)))
+
+
+def tables(folder: str) -> dict[str, list[Any]]:
+    """All rows of all tables, but for what a copy says of itself."""
+    with contextlib.closing(sqlite3.connect(os.path.join(folder, "xs.db"))) as database:
+        names = [
+            n for (n,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        ]
+        return {
+            name: sorted(
+                (row for row in database.execute(f"SELECT * FROM {name}") if row[0] != "backup"),
+                key=repr,
+            )
+            for name in names
+        }
+
+
+def whole(folder: str) -> list[bytes]:
+    """The lines of a copy, in which nothing is wrong."""
+    store = Store(folder)
+    try:
+        assert problems(store) == []
+        return [store.get(ids.parse(each)) for each in all_ids(store)]
+    finally:
+        store.close()
+
+
+def test_a_copy_has_all_that_the_store_has_and_the_second_time_only_what_changed(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    going = add(store, "a.b", b"1" + LARGE)
+    add(store, "a.b", b"small", meta='{"n":1}')
+    add(store, "c", b"kept", ttl="last:1", key="k")
+    pinned = taken(store, b"2" + LARGE)
+    assert pinned is not None
+    store.run(PinWork(pinned))
+    assert back_up(store.folder, dest)["copied"] == 2
+    assert tables(dest) == tables(store.folder)
+    remove(store, going)
+    add(store, "a.b", b"3" + LARGE)
+    add(store, "c", b"kept", ttl="last:1")
+    add(store, "new.topic")
+    found = back_up(store.folder, dest)
+    assert (found["copied"], found["removed"]) == (1, 1)
+    assert tables(dest) == tables(store.folder)
+    assert whole(dest) == [store.get(ids.parse(each)) for each in all_ids(store)]
+    assert back_up(store.folder, dest)["copied"] == 0
+    assert sum(len(files) for _, _, files in os.walk(os.path.join(dest, "cas"))) == 2
+
+
+def test_rows_that_an_import_moved_are_found_moved(store: Store, tmp_path: Path) -> None:
+    from stores import NOON, import_all, imported
+
+    dest = str(tmp_path / "copy")
+    import_all(store, [imported(NOON << 80 | n << 40, data=b"%d" % n) for n in (1, 2, 3, 9)])
+    back_up(store.folder, dest)
+    import_all(store, [imported(NOON << 80 | n << 40, data=b"%d" % n) for n in (4, 5, 0)])
+    back_up(store.folder, dest)
+    assert tables(dest) == tables(store.folder)
+    assert len(whole(dest)) == 7
+
+
+def test_a_copy_on_another_file_system_is_made_of_verified_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    id_text = add(store, "a", LARGE)
+    assert back_up(store.folder, str(tmp_path / "copy"))["bytes"] == len(LARGE)
+    (digest,) = store.cas.digests()
+    with open(store.cas._path(digest), "r+b") as file:
+        file.write(b"X")
+    copy = Store(str(tmp_path / "copy"))
+    assert content(copy, id_text) == LARGE
+    copy.close()
+    with pytest.raises(Damaged, match="there is no backup, as the store is damaged"):
+        back_up(store.folder, str(tmp_path / "other"))
+
+
+def test_what_is_not_whole_is_no_store(store: Store, tmp_path: Path, run_xs: Any) -> None:
+    dest = str(tmp_path / "copy")
+    add(store, "a", LARGE)
+    store.cas.remove(next(iter(store.cas.digests())))
+    with pytest.raises(Damaged, match="no content sha256"):
+        back_up(store.folder, dest)
+    for command in (["cat", dest], ["append", dest, "t"], ["serve", dest]):
+        done = run_xs(command)
+        assert done.returncode != 0, command
+        assert b"no store at" in done.stderr or b"not a store" in done.stderr
+    assert not os.path.exists(os.path.join(dest, "xs.db"))
+
+
+def test_a_backup_that_is_killed_leaves_the_old_copy_or_the_new_one_or_none(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    rounds = random.Random(6)
+    known: set[int] = set()
+    for turn in range(8):
+        for n in range(40):
+            add(store, "a.b", b"%d %d" % (turn, n) + (LARGE if n % 4 == 0 else b""))
+        known.add(len(all_ids(store)))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "xs", "backup", store.folder, dest],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rounds.uniform(0.05, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait(DEADLINE)
+        if os.path.exists(os.path.join(dest, "xs.db")):
+            assert len(whole(dest)) in known
+    back_up(store.folder, dest)
+    assert tables(dest) == tables(store.folder)
+
+
+def test_no_content_vanishes_while_it_is_held_and_it_goes_afterwards(store: Store) -> None:
+    one, other = add(store, "a", LARGE), add(store, "a", b"other" + LARGE)
+    with store.cas.held():
+        remove(store, one)
+        assert len(list(store.cas.digests())) == 2
+    remove(store, other)
+    assert list(store.cas.digests()) == []
+
+
+def test_what_was_held_and_is_named_again_stays(store: Store) -> None:
+    id_text = add(store, "a", LARGE)
+    with store.cas.held():
+        remove(store, id_text)
+    again = add(store, "a", LARGE)
+    add(store, "b")
+    assert content(store, again) == LARGE
+
+
+class Load:
+    """Clients that append, remove and supersede at a server, until they are told to end."""
+
+    def __init__(self, directory: str) -> None:
+        self.ended = threading.Event()
+        self.lasting: list[str] = []  # ids that were answered, and are never removed
+        self.failures: list[BaseException] = []
+        acts = (self._append, self._append_large, self._supersede, self._remove)
+        self._threads = [threading.Thread(target=self._run, args=(act, directory)) for act in acts]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, act: Any, directory: str) -> None:
+        try:
+            client = xs.open(directory)
+            n = 0
+            while not self.ended.is_set():
+                act(client, n)
+                n += 1
+        except BaseException as error:
+            self.failures.append(error)
+
+    def _append(self, client: Any, n: int) -> None:
+        self.lasting.append(client.append("lasting.small", f"small {n}").id)
+
+    def _append_large(self, client: Any, n: int) -> None:
+        self.lasting.append(client.append("lasting.large", b"%d" % n + LARGE).id)
+
+    def _supersede(self, client: Any, n: int) -> None:
+        client.append("newest", b"s%d" % n + LARGE, ttl="last:1")
+
+    def _remove(self, client: Any, n: int) -> None:
+        client.remove(client.append("going", b"r%d" % n + LARGE).id)
+
+    def end(self) -> None:
+        self.ended.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+        assert self.failures == []
+
+
+def test_under_load_each_copy_is_whole_and_has_all_that_was_answered_before(
+    server: Server, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    load = Load(server.directory)
+    try:
+        for _ in range(4):
+            seen = len(load.lasting)
+            deadline = time.monotonic() + DEADLINE
+            while len(load.lasting) < seen + 40 and time.monotonic() < deadline:
+                load.ended.wait(0.01)
+            answered = list(load.lasting)
+            back_up(server.directory, dest)
+            lines = whole(dest)
+            in_copy = {frame.id_of(line) for line in lines}
+            assert in_copy.issuperset(answered)
+            # One moment: of what is kept once, the newest is there, and no older one.
+            assert sum(frame.topic_of(line) == "newest" for line in lines) == 1
+    finally:
+        load.end()
+    server.stop()
+    back_up(server.directory, dest)
+    assert tables(dest) == tables(server.directory)
+
+
+def test_a_copy_can_be_served_and_is_no_copy_from_then_on(store: Store, tmp_path: Path) -> None:
+    dest = str(tmp_path / "copy")
+    id_text = add(store, "a", LARGE)
+    back_up(store.folder, dest)
+    server = start_server(dest)
+    try:
+        client = xs.open(dest)
+        assert client.content(id_text) == LARGE
+        with pytest.raises(Served):
+            back_up(store.folder, dest)
+    finally:
+        server.stop()
+    with pytest.raises(Invalid, match="has got frames of its own since it was made"):
+        back_up(store.folder, dest)
+
+
+def test_a_backup_overwrites_nothing_else(store: Store, tmp_path: Path) -> None:
+    add(store, "a")
+    other = Store(str(tmp_path / "other"), create=True)
+    other.append(Append("theirs"))
+    other.close()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter").write_text("dear")
+    back_up(other.folder, str(tmp_path / "copy"))
+    for dest, sentence in (
+        ("other", "it is a store, and no backup"),
+        ("folder", "it has other files in it"),
+        ("copy", "it is a backup of .*other"),
+        ("store", "one of them lies in the other"),
+        ("store/within", "one of them lies in the other"),
+        (".", "one of them lies in the other"),
+        ("folder/letter", "Not a directory|File exists"),
+    ):
+        with pytest.raises(Invalid, match=sentence):
+            back_up(store.folder, str(tmp_path / dest))
+    with pytest.raises(XsError, match="a backup reads a store's directory"):
+        back_up("localhost:8080", str(tmp_path / "new"))
+    assert len(whole(str(tmp_path / "other"))) == 1
+
+
+def test_the_command_sums_it_up(store: Store, tmp_path: Path, run_xs: Any) -> None:
+    add(store, "a", LARGE)
+    done = run_xs(["backup", store.folder, str(tmp_path / "copy")])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "frames": 1, "contents": 1, "copied": 1, "bytes": len(LARGE), "removed": 0,
+    }  # fmt: skip

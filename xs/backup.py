@@ -1,0 +1,152 @@
+"""`xs backup`: a folder becomes a copy of a store as it is at one moment, or is brought up to date.
+
+It reads the store's files, whether a server has them or not: reads take no lock, and SQLite gives
+all of a database as it was at one moment. Content files are held meanwhile, so that none vanishes.
+
+The order, each step needed by the next: contents → the database → contents that nothing names go.
+So the copy is a whole store after each step: first the old one, then the new one. The first time
+it has no `xs.db` until that is whole, and nobody takes it for a store before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from xs.cas import Cas, sync_folder
+from xs.errors import Damaged, Invalid, NoStore, NotFound
+from xs.index import Index
+from xs.lock import WRITE, Lock
+from xs.schema import FILENAME
+from xs.snapshot import PART, Snapshot, copied_from
+from xs.terminal import Progress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_UNFINISHED = {"lock", "cas", PART, PART + "-journal", PART + "-wal", PART + "-shm"}
+_ALWAYS = -1  # a time before every expiry
+
+
+def run(addr: str, dest: str) -> bytes:
+    """Makes `dest` a copy of the store in the directory `addr`; a line of JSON that sums it up."""
+    source = _folder_of(addr)
+    if not os.path.exists(os.path.join(source, FILENAME)):
+        raise NoStore(f"no store at: {addr}")
+    _check_apart(source, dest)
+    _make_folder(dest)
+    lock = Lock(dest)
+    try:
+        lock.acquire(WRITE)
+        _check_ours(source, dest)
+        return json.dumps(_copy(source, dest), separators=(",", ":")).encode()
+    finally:
+        lock.close()
+
+
+def _copy(source: str, dest: str) -> dict[str, int]:
+    ours, theirs = Cas(os.path.join(dest, "cas")), Cas(os.path.join(source, "cas"))
+    with theirs.held(), Progress("contents") as progress:
+        # Most of them before the snapshot, which should not be held for long: while it is, SQLite
+        # can't fold back what the store's log gets.
+        index = Index(source, read_only=True)
+        try:
+            first = _adopt(index.file_digests(), ours, theirs, progress)
+        finally:
+            index.close()
+        snapshot = Snapshot(source, dest)
+        try:
+            rest = _adopt(snapshot.file_digests(), ours, theirs, progress)
+            ours.sync_folders()
+            frames = snapshot.keep()
+        finally:
+            snapshot.close()
+        sync_folder(dest)
+    return {
+        "frames": frames,
+        "contents": rest[0],
+        "copied": first[1] + rest[1],
+        "bytes": first[2] + rest[2],
+        "removed": _remove_unnamed(ours, dest),
+    }
+
+
+def _adopt(
+    digests: Iterator[bytes], ours: Cas, theirs: Cas, progress: Progress
+) -> tuple[int, int, int]:
+    """Takes over content files; how many there are, how many were not here, their bytes."""
+    contents = copied = size = 0
+    for digest in digests:
+        try:
+            new = ours.adopt(digest, theirs)
+        except (Damaged, NotFound) as error:
+            raise Damaged(f"there is no backup, as the store is damaged: {error}") from error
+        contents += 1
+        copied += new > 0
+        size += new
+        progress.add(1)
+    return contents, copied, size
+
+
+def _remove_unnamed(ours: Cas, dest: str) -> int:
+    removed = 0
+    index = Index(dest)
+    try:
+        for digest in list(ours.digests()):
+            if not index.names_file(digest, _ALWAYS):
+                ours.remove(digest)
+                removed += 1
+    finally:
+        index.close()
+    ours.remove_stale()
+    return removed
+
+
+# What may be a copy of what
+
+
+def _folder_of(addr: str) -> str:
+    if os.path.basename(addr) == "sock" and not os.path.isdir(addr):
+        return os.path.dirname(addr) or "."
+    if not os.path.isdir(addr):
+        raise Invalid(
+            f"a backup reads a store's directory, and {addr} is none: "
+            "`xs export` takes what it needs from a server"
+        )
+    return addr
+
+
+def _check_apart(source: str, dest: str) -> None:
+    one, other = os.path.realpath(source), os.path.realpath(dest)
+    if os.path.commonpath((one, other)) in (one, other):
+        raise Invalid(f"can't back up {source} to {dest}: one of them lies in the other")
+
+
+def _make_folder(dest: str) -> None:
+    """Makes the folder of a first copy, marked as not whole; one that is there stays as it is."""
+    try:
+        os.makedirs(dest, 0o700, exist_ok=True)
+        names = set(os.listdir(dest))
+        if FILENAME in names:
+            return
+        if not names <= _UNFINISHED:
+            raise Invalid(f"can't back up to {dest}: it has other files in it")
+        os.close(os.open(os.path.join(dest, PART), os.O_WRONLY | os.O_CREAT, 0o600))
+        os.makedirs(os.path.join(dest, "cas"), 0o700, exist_ok=True)
+        os.chmod(dest, 0o700)
+    except OSError as error:
+        raise Invalid(f"can't back up to {dest}: {error.strerror}") from None
+
+
+def _check_ours(source: str, dest: str) -> None:
+    if not os.path.exists(os.path.join(dest, FILENAME)):
+        return
+    found = copied_from(dest)
+    if found is None:
+        raise Invalid(f"can't back up to {dest}: it is a store, and no backup")
+    of, has_changed = found
+    if os.path.realpath(of) != os.path.realpath(source):
+        raise Invalid(f"can't back up to {dest}: it is a backup of {of}")
+    if has_changed:
+        raise Invalid(f"can't back up to {dest}: it has got frames of its own since it was made")

@@ -1,0 +1,149 @@
+"""A store's database at one moment, and its copy in another folder.
+
+`backup` says what else belongs to a store. The first copy is made page by page into a file with
+another name, which becomes `xs.db` when it is whole. Later ones bring that up to date, in one
+transaction: rows that are gone are deleted, new ones inserted, and the rest is not written again.
+
+A copy says of itself, in a row of the table `script`, of which store it is, and up to which id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from xs import ids
+from xs.errors import Damaged
+from xs.index import BUSY_MS, Index
+from xs.schema import FILENAME, ID, TABLES_OF_FRAMES, Script, translated, uri
+
+PART = FILENAME + ".part"  # a first copy that is not whole yet
+_KIND = "backup"
+
+
+class Snapshot:
+    """What the database in `source` has at this moment, to be kept in the folder `copy`.
+
+    Both are open until `close`. The caller sees to it that nobody else writes to the copy.
+    """
+
+    def __init__(self, source: str, copy: str) -> None:
+        self._source = source
+        self._copy = os.path.join(copy, FILENAME)
+        self._part = os.path.join(copy, PART)
+        self._is_first = not os.path.exists(self._copy)
+        # Neither is its main database, so that one may be read-only and the other not.
+        self._connection = sqlite3.connect(":memory:", uri=True, isolation_level=None)
+        try:
+            with translated():
+                execute = self._connection.execute
+                execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+                path = os.path.join(source, FILENAME)
+                execute("ATTACH ? AS store", (uri(path, "ro"),))
+                if not self._is_first:
+                    execute("ATTACH ? AS copy", (uri(self._copy, "rw"),))
+                    _write_through(self._connection, "copy.")
+                execute("BEGIN")
+                execute("SELECT count(*) FROM store.sqlite_master").fetchone()  # from here on
+        except BaseException:
+            self.close()
+            raise
+
+    def file_digests(self) -> Iterator[bytes]:
+        """Digests of all the content files that belong to it."""
+        query = (
+            "SELECT digest FROM store.file UNION SELECT digest FROM store.pin WHERE content IS NULL"
+        )
+        with translated():
+            for (digest,) in self._connection.execute(query):
+                yield digest
+
+    def keep(self) -> int:
+        """Makes the copy what this is, durably; how many frames it has. What belongs to it is there.
+
+        Before this returns the copy is what it was; a first one has not even its name.
+        """
+        with translated():
+            tables = "SELECT count(*) FROM store.frame UNION ALL SELECT count(*) FROM store.piece"
+            frames: int = sum(count for (count,) in self._connection.execute(tables))
+            if self._is_first:
+                self._keep_all()
+            else:
+                for table in self._tables():
+                    self._bring_up(table)
+                _sign(self._connection, "copy.", self._source)
+                self._connection.execute("COMMIT")
+        return frames
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _keep_all(self) -> None:
+        target = sqlite3.connect(uri(self._part, "rw"), uri=True, isolation_level=None)
+        try:
+            _write_through(target, "")
+            self._connection.backup(target, name="store")  # in the transaction that is open here
+            _sign(target, "", self._source)
+        finally:
+            target.close()  # folds its log back, if it has one
+        if os.path.exists(self._part + "-wal"):
+            raise Damaged(f"{self._part} could not be closed in good order: try again")
+        os.rename(self._part, self._copy)
+
+    def _tables(self) -> list[str]:
+        query = "SELECT name FROM store.sqlite_master WHERE type = 'table'"
+        return [name for (name,) in self._connection.execute(query)]
+
+    def _bring_up(self, table: str) -> None:
+        # A row's content is what its hash, or its key, says: it needs no comparison.
+        columns = [
+            (name, key > 0)
+            for _, name, _, _, _, key in self._connection.execute(
+                f"PRAGMA store.table_info({table})"
+            )
+            if name != "content"
+        ]
+        same_key = " AND ".join(f"s.{name} = c.{name}" for name, is_key in columns if is_key)
+        same_rest = "".join(f" AND s.{name} IS c.{name}" for name, is_key in columns if not is_key)
+        self._connection.execute(
+            f"DELETE FROM copy.{table} AS c WHERE NOT EXISTS "
+            f"(SELECT 1 FROM store.{table} AS s WHERE {same_key}{same_rest})"
+        )
+        self._connection.execute(
+            f"INSERT INTO copy.{table} SELECT s.* FROM store.{table} AS s WHERE NOT EXISTS "
+            f"(SELECT 1 FROM copy.{table} AS c WHERE {same_key})"
+        )
+
+
+def copied_from(folder: str) -> tuple[str, bool] | None:
+    """Of which store the one in `folder` is a copy, and whether it has changed since; or None."""
+    index = Index(folder)  # an older one is brought up to today's format
+    try:
+        found = index.scripts(_KIND, "")
+        if not found:
+            return None
+        return json.loads(found[0].state or '""'), index.mark() > ids.parse(found[0].position)
+    finally:
+        index.close()
+
+
+def _write_through(connection: sqlite3.Connection, schema: str) -> None:
+    connection.execute(f"PRAGMA {schema}synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")
+    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+
+
+def _sign(connection: sqlite3.Connection, schema: str, source: str) -> None:
+    newest = connection.execute(
+        f"SELECT max(id) FROM (SELECT id FROM {schema}mark UNION ALL "
+        + " UNION ALL ".join(
+            f"SELECT {ID} FROM (SELECT json FROM {schema}{table} ORDER BY row DESC LIMIT 1)"
+            for table in TABLES_OF_FRAMES
+        )
+        + ")"
+    ).fetchone()[0]
+    row = Script(_KIND, "", "", False, newest or ids.text(0), json.dumps(os.path.abspath(source)))
+    connection.execute(f"DELETE FROM {schema}script WHERE kind = ?", (_KIND,))
+    connection.execute(f"INSERT INTO {schema}script VALUES (?, ?, ?, ?, ?, ?)", row)
