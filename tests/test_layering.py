@@ -44,6 +44,7 @@ ARCHITECTURE = {
     "index":       "errors frame schema scan writer",
     "bus":         "records",
     "snapshot":    "errors ids schema index",
+    "salvage":     "records schema",
     "commit":      "errors fault ids frame records cas schema writer bus (scan)",
     "claim":       "fault",
     "runs":        "errors fault frame cas commit | meta claim",
@@ -107,11 +108,12 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "backup":      "errors lock cas schema index snapshot terminal",
+    "repair":      "errors ids frame cas schema commit lock store batch salvage",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors request transport stdio arguments | "
-                   "version idfields ndjson transfer backup storing autoload completion service log "
-                   "activation server mount "
+                   "version idfields ndjson transfer backup repair storing autoload completion "
+                   "service log activation server mount "
                    "gateway",
     "cli":         "errors stdio arguments commands | version help terminal",
     "__init__":    "| version errors frame address client",
@@ -130,7 +132,7 @@ DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing",
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
 BELOW_HTTP += ("store",)
-THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index", "snapshot")
+THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index", "snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

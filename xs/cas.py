@@ -13,6 +13,7 @@ leaves a file that no frame names, which `gc` removes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from xs import fault, frame
-from xs.errors import Damaged, NotFound, TooLarge
+from xs.errors import Damaged, Full, NotFound, TooLarge, Unavailable
 
 INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
 CONTENT_MAX = 64 << 30  # bytes: a body without end is ended before it has all of the disk
@@ -101,7 +102,12 @@ class Cas:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, _FOLDER_MODE)
             fault.at("content.folder-made")
-            sync_folder(self._folder)
+            try:
+                sync_folder(self._folder)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)  # so that the next one makes it anew, and syncs that
+                raise
         fault.at("content.before-rename")
         os.replace(content.path, name)
         content.path = None
@@ -230,6 +236,10 @@ class Cas:
         _unlink(name)
         return size
 
+    def move(self, digest: bytes, path: str) -> None:
+        """Puts a file elsewhere, under another name."""
+        os.rename(self._path(digest), path)
+
     def digests(self) -> Iterator[bytes]:
         """The digests of all files, folder by folder; other names are passed over."""
         for prefix in sorted(_names(self._folder)):
@@ -278,12 +288,14 @@ class Cas:
                 for blocks in (head, rest):
                     for block in blocks:
                         digest.update(block)
-                        _write(file, block)
+                        with on_disk():  # not around the blocks: they may come from a client
+                            _write(file, block)
                         size += len(block)
                         _check_size(size)
                         fault.at("content.block-written")
                 fault.at("content.before-fsync")
-                sync(file)
+                with on_disk():
+                    sync(file)
         except BaseException:
             _unlink(path)
             raise
@@ -292,20 +304,24 @@ class Cas:
     @contextlib.contextmanager
     def _created(self, path: str) -> Iterator[int]:
         """A new file, open for writing within the block."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            file = os.open(path, flags, _FILE_MODE)
-        except FileNotFoundError:
-            # The folder is lost: the power went as it was made, or what copies a store leaves out
-            # empty folders.
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self._folder, _FOLDER_MODE)
-            sync_folder(os.path.dirname(self._folder))
-            file = os.open(path, flags, _FILE_MODE)
+        with on_disk():
+            try:
+                file = _new_file(path)
+            except FileNotFoundError:
+                # The folder is lost: the power went as it was made, or what copies a store leaves
+                # out empty folders.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._folder, _FOLDER_MODE)
+                sync_folder(os.path.dirname(self._folder))
+                file = _new_file(path)
         try:
             yield file
         finally:
             os.close(file)
+
+
+def _new_file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
 
 
 def _check_size(size: int) -> None:
@@ -387,6 +403,17 @@ def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+@contextlib.contextmanager
+def on_disk() -> Iterator[None]:
+    """A block in which the system's errors are those of the disk, and become ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Full("the disk is full: nothing of this request was stored") from error
+        raise Unavailable(f"the store can't be written: {error.strerror}") from error
 
 
 def _unlink(path: str) -> None:

@@ -618,9 +618,17 @@ def _backup(arguments: Arguments) -> None:
     "check",
     "ADDR",
     "verify every frame and every content, and print what is wrong",
-    examples=["xs check ./store"],
+    options=[
+        Option("--repair", "save what is whole, put the rest aside, and print what was lost"),
+    ],
+    examples=["xs check ./store", "xs check ./store --repair"],
 )
 def _check(arguments: Arguments) -> None:
+    if arguments.has("repair"):
+        from xs import repair
+
+        show(repair.run(arguments.addr))
+        return
     last = b""
 
     def report(response: Response) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from xs import fault, frame, ids
 from xs.bus import Entry
-from xs.cas import Cas, Content
+from xs.cas import Cas, Content, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.schema import BROKEN, GOES_ON, WHOLE
@@ -721,6 +721,10 @@ class Commit:
         fault.at("content.before-pin")
         self.writer.pin(content.digest, content.data, self.now)
         return content.hash
+
+    def is_content(self, digest: bytes, data: bytes | None) -> bool:
+        """Whether that is the content with this digest; as a file (None) it only has to be here."""
+        return self._cas.has(digest) if data is None else small(data).digest == digest
 
     def unpin(self, before: int) -> tuple[int, int]:
         """Takes away pins made before a time; answers how many contents went, and their bytes."""

@@ -10,7 +10,6 @@ server spend is bounded, in `Limits`, and a client that is slow, or gone, costs 
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import socketserver
@@ -25,7 +24,7 @@ from xs.address import parse_host
 from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
 from xs.cas import Content
 from xs.commit import Append, AppendWork, Work
-from xs.errors import BrokenBody, Full, Invalid, TooLarge, Unavailable, Usage, XsError
+from xs.errors import BrokenBody, Invalid, TooLarge, Unavailable, Usage, XsError
 from xs.exchange import NotHttp
 from xs.hangups import Hangups
 from xs.listener import Connections, Listener
@@ -636,9 +635,7 @@ class Gateway:
         """A request's body, taken in. Raises `XsError`."""
         try:
             return self.store.cas.take(body)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise Full("the disk is full: nothing of this request was stored") from None
+        except Unavailable as error:
             self.log(f"gateway: a request's body can't be stored: {error}", ERROR)
             raise Unavailable("the request can't be stored just now") from None
 
@@ -677,7 +674,6 @@ class Gateway:
 
 
 _GOODBYE_SECONDS = 1.0  # for what is said at the end
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:

@@ -529,6 +529,11 @@ _CROSS_CHECKS = [
         "SELECT row FROM frame WHERE topic NOT IN (SELECT number FROM topic)",
     ),
     (
+        "a frame is listed under another topic than its own, at row",
+        "SELECT f.row FROM frame f JOIN topic t ON t.number = f.topic "
+        """WHERE substr(f.json, 11, length(t.name) + 8) != t.name || '","id":"'""",
+    ),
+    (
         "content is named for a frame that is not stored, at row",
         f"SELECT row FROM file WHERE row NOT IN {_OF_EITHER}",
     ),

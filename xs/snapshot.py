@@ -61,9 +61,9 @@ class Snapshot:
                 yield digest
 
     def keep(self) -> int:
-        """Makes the copy what this is, durably; how many frames it has. What belongs to it is there.
+        """Makes the copy what this is, durably; how many frames it has.
 
-        Before this returns the copy is what it was; a first one has not even its name.
+        Its content files are there. Before this returns, the copy is what it was before.
         """
         with translated():
             tables = "SELECT count(*) FROM store.frame UNION ALL SELECT count(*) FROM store.piece"

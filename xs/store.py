@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 
 from xs import fault, frame, ids
 from xs.bus import Bus
-from xs.cas import Cas, small, sync_folder
+from xs.cas import Cas, on_disk, small, sync_folder
 from xs.commit import (
     Append,
     AppendWork,
@@ -311,12 +311,16 @@ class Store:
             assert self._lock is not None
             self._lock.acquire(WRITE)
         try:
-            writer.begin(shared=not self.exclusive)
+            others_wrote = writer.begin()
             try:
                 fault.at("commit.begun")
-                if not self.exclusive:
+                if not self.exclusive or others_wrote:
                     self._ids.raise_to(writer.mark())
                 commit = Commit(writer, self.cas, self._ids, self.clock(), delivers=self.exclusive)
+                if self.exclusive and others_wrote:
+                    # Somebody removed the lock's file, and another took the lock. Readers are to
+                    # look into the index for what it has appended.
+                    commit.history_mark = writer.newest()
                 for work in batch:
                     work.error = None
                     try:
@@ -540,6 +544,7 @@ class Store:
                 newest = max(newest, value)
                 fields = frame.Frame.from_json(line)
                 frame.check_topic(fields.topic)
+                frame.parse_ttl(fields.ttl)
                 if fields.hash is not None and not is_file:
                     counted["contents"] += 1
                     _verified(content or b"", fields.hash)
@@ -604,13 +609,15 @@ def _verified(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
 
 
 def _unexpected(error: Exception) -> XsError:
-    if isinstance(error, OSError):
-        from xs.errors import Full
-
-        if error.errno in (28, 122, 27):  # ENOSPC, EDQUOT, EFBIG
-            return Full("the disk is full: nothing of this request was stored")
-        return Unavailable(f"the store can't be written: {error.strerror}")
-    return XsError(f"{type(error).__name__}: {error}")
+    try:
+        with on_disk():
+            raise error
+    except XsError as found:
+        return found
+    except MemoryError:
+        return Unavailable("the process has no memory left for this: nothing of it was stored")
+    except Exception:
+        return XsError(f"{type(error).__name__}: {error}")
 
 
 def _has_index(folder: str) -> bool:

@@ -21,6 +21,7 @@ from xs.scan import (
     inline_content,
     mark_of,
     names_file,
+    newest_id,
     newest_row,
     one,
     row_of,
@@ -98,17 +99,22 @@ class Writer:
         self._bucket = 0
         self._bucket_left = 0
         self._fresh = False
+        self._version = -1  # of the data, as SQLite counts what other connections commit
 
-    def begin(self, *, shared: bool) -> None:
-        """Starts a transaction. `shared`: another process may have written since the last one."""
+    def begin(self) -> bool:
+        """Starts a transaction; whether another process has written since the last one."""
         with translated():
             self._execute("BEGIN IMMEDIATE")
-            if shared or not self._fresh:
-                try:
+            try:
+                version = int(self._execute("PRAGMA data_version").fetchone()[0])
+                has_changed = version != self._version != -1
+                self._version = version
+                if has_changed or not self._fresh:
                     self._reload()
-                except BaseException:
-                    self.rollback()
-                    raise
+            except BaseException:
+                self.rollback()
+                raise
+            return has_changed
 
     def _reload(self) -> None:
         self._topics.clear()
@@ -164,6 +170,11 @@ class Writer:
         """No id above it has been given out."""
         self.flush()
         return mark_of(self._connection)
+
+    def newest(self) -> int:
+        """The id of the newest stored frame; -1 if there is none."""
+        self.flush()
+        return newest_id(self._connection)
 
     def raise_mark(self, value: int) -> None:
         """Keeps that id as given out, though no stored frame shows it."""

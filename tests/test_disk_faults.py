@@ -1,0 +1,306 @@
+"""The system fails a running server: one request is refused, the server goes on.
+
+strace makes system calls of a server fail that runs already, and lets them succeed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, Server, environment
+from stores import Clock, add, all_ids, content, in_one_batch, lines, problems, taken
+
+import xs
+from xs.client import Client
+from xs.commit import Append, AppendWork
+from xs.errors import Full, Unavailable, XsError
+from xs.lock import WRITE, Lock
+from xs.store import Store
+
+LARGE = b"large " * 10_000
+
+
+@contextlib.contextmanager
+def failing(server: Server, calls: str, error: str, path: str = "") -> Iterator[None]:
+    """A block in which these system calls of the server fail, on one file alone if it is given."""
+    pid = server.process.pid
+    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}"]
+    command += ["-e", f"inject={calls}:error={error}", *(["-P", path] if path else [])]
+    strace = subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE)
+    try:
+        wait_until_traced(pid, True)
+        yield
+    finally:
+        strace.send_signal(signal.SIGINT)
+        strace.communicate(timeout=DEADLINE)
+        wait_until_traced(pid, False)
+
+
+def wait_until_traced(pid: int, wanted: bool) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while set(tracers(pid)) not in ({wanted}, set()):
+        assert time.monotonic() < deadline, "strace comes to nothing"
+        threading.Event().wait(0.01)
+
+
+def tracers(pid: int) -> Iterator[bool]:
+    """Of each thread, whether somebody traces it."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            yield "\nTracerPid:\t0\n" not in (task / "status").read_text()
+
+
+def check_after_a_kill(server: Server, answered: dict[str, bytes]) -> None:
+    """What was answered is there, and nothing is wrong, when the server is killed now."""
+    server.process.kill()
+    server.process.communicate()
+    done = subprocess.run(
+        [sys.executable, "-m", "xs", "check", server.directory],
+        capture_output=True, env=environment(), timeout=DEADLINE,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1])["problems"] == 0, done.stdout
+    store = xs.open(server.directory)
+    found = {each.id: each.content for each in store.cat(with_content=True) if each.content}
+    texts = {
+        key: value.encode() if isinstance(value, str) else value for key, value in found.items()
+    }
+    assert answered.items() <= texts.items()
+
+
+def append(client: Client, answered: dict[str, bytes], data: bytes) -> None:
+    answered[client.append("a", data).id] = data
+
+
+@pytest.mark.parametrize(
+    ("calls", "error", "small", "large"),
+    [
+        ("fsync,fdatasync", "EIO", "I/O error", "can't be written: Input/output error"),
+        ("pwrite64", "EIO", "I/O error", "I/O error"),
+        ("pwrite64", "ENOSPC", "the disk is full", "the disk is full"),
+        ("rename,renameat,renameat2", "EIO", None, "can't be written: Input/output error"),
+        ("openat", "EACCES", None, "can't be written: Permission denied"),
+    ],
+)
+def test_what_can_not_be_written_is_refused_and_the_server_goes_on(
+    server: Server, calls: str, error: str, small: str | None, large: str
+) -> None:
+    client = xs.open(server.directory)
+    answered: dict[str, bytes] = {}
+    append(client, answered, b"before")
+    append(client, answered, b"before" + LARGE)
+    with failing(server, calls, error):
+        for number in range(3):
+            data = b"%d" % number
+            if small is None:
+                append(client, answered, data)
+            else:
+                with pytest.raises((Unavailable, Full), match=small):
+                    client.append("a", data)
+            with pytest.raises((Unavailable, Full), match=large):
+                client.append("a", data + LARGE)
+        assert [each.id for each in client.cat(topic="a")] == list(answered)
+    append(client, answered, b"after")
+    append(client, answered, b"0" + LARGE)  # as was refused before
+    append(xs.open(server.directory), answered, b"anew")
+    assert [each.id for each in client.cat(topic="a")] == list(answered)
+    check_after_a_kill(server, answered)
+
+
+def test_while_fsync_fails_nothing_is_answered_or_delivered_however_many_append(
+    server: Server,
+) -> None:
+    answered: dict[str, bytes] = {}
+    refused: list[XsError] = []
+    followed: list[str] = []
+    client = xs.open(server.directory)
+
+    def follow() -> None:
+        for each in xs.open(server.directory).cat(follow=True, topic="a"):
+            if each.topic == "a":
+                followed.append(each.id)
+                if len(followed) == 2:
+                    return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    append(client, answered, b"before")
+
+    def write(number: int) -> None:
+        mine = xs.open(server.directory)
+        for n in range(5):
+            data = b"%d %d" % (number, n)
+            try:
+                append(mine, answered, data + (LARGE if n % 2 else b""))
+            except XsError as error:
+                refused.append(error)
+
+    with failing(server, "fsync,fdatasync", "EIO"):
+        writers = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(DEADLINE)
+    assert len(refused) == 40 and len(answered) == 1
+    append(client, answered, b"after")
+    follower.join(DEADLINE)
+    assert followed == list(answered)
+    check_after_a_kill(server, answered)
+
+
+def test_a_name_that_was_not_made_durable_is_not_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an fsync that failed, the next one may succeed without the bytes being there."""
+    store = Store(str(tmp_path / "store"), exclusive=True, create=True)
+    fsync = os.fsync
+    synced: list[str] = []
+
+    def fail_once(file: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{file}"))
+        synced.append(name)
+        if len(name) == 2 and [len(each) for each in synced].count(2) == 1:
+            raise OSError(5, "Input/output error")
+        fsync(file)
+
+    works = [AppendWork(Append("a", taken(store, b"%d" % n + LARGE))) for n in range(3)]
+    monkeypatch.setattr(os, "fsync", fail_once)
+    one, *others = in_one_batch(store, works)
+    assert isinstance(one, Unavailable) and "send it again" in str(one)
+    assert all(isinstance(each, bytes) for each in others)
+    assert content(store, add(store, "a", b"0" + LARGE)) == b"0" + LARGE
+    assert problems(store) == []
+    store.close()
+
+
+def test_a_disk_that_can_not_be_read_is_an_error_and_no_other_bytes(server: Server) -> None:
+    client = xs.open(server.directory)
+    id_text = client.append("a", LARGE).id
+    (path,) = Path(server.directory, "cas").glob("??/*")
+    with failing(server, "read", "EIO", str(path)):
+        with pytest.raises(XsError, match="can't be read"):
+            client.content(id_text)
+        client.append("a", b"others go on")
+    assert client.content(id_text) == LARGE
+
+
+def test_a_limit_on_files_refuses_what_is_larger_until_it_is_lifted(server: Server) -> None:
+    client = xs.open(server.directory)
+    answered: dict[str, bytes] = {}
+    append(client, answered, b"before")
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    for data in (b"small", LARGE):
+        with pytest.raises((Full, Unavailable)):
+            client.append("a", data)
+    assert [each.id for each in client.cat(topic="a")] == list(answered)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+    append(client, answered, b"small")
+    append(client, answered, LARGE)
+    check_after_a_kill(server, answered)
+
+
+def test_where_no_memory_is_left_clients_are_refused_and_the_server_goes_on(server: Server) -> None:
+    pid = server.process.pid
+    answered: dict[str, bytes] = {}
+    client = xs.open(server.directory)
+    append(client, answered, b"before")
+    status = Path(f"/proc/{pid}/status").read_text().split()
+    size = int(status[status.index("VmSize:") + 1]) * 1024
+    limits = resource.prlimit(pid, resource.RLIMIT_AS)
+    # Each client's thread takes its stack: there is room for some.
+    resource.prlimit(pid, resource.RLIMIT_AS, (size + (24 << 20), limits[1]))
+    refused = 0
+    clients = []
+    for number in range(200):
+        try:
+            clients.append(xs.open(server.directory))
+            append(clients[-1], answered, b"%d" % number)
+        except (XsError, OSError):
+            refused += 1
+    assert refused > 0
+    resource.prlimit(pid, resource.RLIMIT_AS, limits)
+    append(xs.open(server.directory), answered, b"after")
+    assert server.process.poll() is None
+    check_after_a_kill(server, answered)
+
+
+def test_a_server_whose_lock_was_deleted_and_another_writer_keep_one_order(server: Server) -> None:
+    client = xs.open(server.directory)
+    first = client.append("a", b"server").id
+    seen: list[str] = []
+
+    def follow() -> None:
+        for each in xs.open(server.directory).cat(follow=True, topic="a"):
+            if each.topic == "a":
+                seen.append(each.id)
+                if len(seen) == 5:
+                    return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    os.unlink(os.path.join(server.directory, "lock"))
+    lock = Lock(server.directory)
+    lock.acquire(WRITE)  # nothing of the server's is left to hold
+    lock.release()
+    lock.close()
+    other = Store(server.directory)
+    expected = [first]
+    for _ in range(2):
+        expected.append(add(other, "a", b"other"))
+        expected.append(client.append("a", b"server").id)
+    other.close()
+    follower.join(DEADLINE)
+    assert seen == expected == sorted(expected)
+    assert [each.id for each in client.cat(topic="a")] == expected
+
+
+def test_a_folder_whose_own_name_was_not_made_durable_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "store"), exclusive=True, create=True)
+    fsync = os.fsync
+    results: list[bool] = []
+
+    def fail_once(file: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").endswith("/cas"):
+            results.append(bool(results))
+            if results == [False]:
+                raise OSError(5, "Input/output error")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        add(store, "a", LARGE)
+    assert content(store, add(store, "a", LARGE)) == LARGE
+    assert results == [False, True]
+    store.close()
+
+
+@pytest.mark.parametrize("hours", [1, -1, 87_600, -87_600])
+def test_a_clock_that_is_off_and_is_set_right_again_costs_nothing(
+    tmp_path: Path, hours: int
+) -> None:
+    clock = Clock()
+    folder = str(tmp_path / "store")
+    expected = []
+    for step in (0, hours, 0, -hours, 0):
+        clock.now += step * 3_600_000
+        store = Store(folder, exclusive=True, create=True, clock=clock)
+        expected += [add(store, "a", b"%d" % step), add(store, "a", LARGE)]
+        clock.now += 5
+        expected.append(add(store, "b"))
+        assert all_ids(store) == expected == sorted(expected)
+        assert len(lines(store, last=2)) == 2
+        assert problems(store) == []
+        store.close()

@@ -1,0 +1,232 @@
+"""Damage of each kind is named, never served, and repaired as far as that can be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Server
+from stores import add, add_all, all_ids, content, problems, taken
+
+from xs import chunked, repair
+from xs.cas import small
+from xs.commit import Append, PinWork
+from xs.errors import Locked, NotAStore, XsError
+from xs.schema import Script
+from xs.store import Store
+
+LARGE = b"large " * 10_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+@contextlib.contextmanager
+def opened(folder: str) -> Iterator[Store]:
+    store = Store(folder, create=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def repaired(folder: str) -> tuple[list[str], dict[str, Any]]:
+    """What was lost, and the summary."""
+    *lines, last = map(json.loads, repair.run(folder))
+    return [line["lost"] for line in lines if "lost" in line], last
+
+
+def overwrite(path: str, old: bytes, new: bytes) -> None:
+    """Other bytes for those that are there once."""
+    assert len(old) == len(new)
+    with open(path, "rb") as file:
+        data = file.read()
+    assert data.count(old) == 1
+    with open(path, "r+b") as file:
+        file.seek(data.index(old))
+        file.write(new)
+
+
+def database(folder: str) -> str:
+    return os.path.join(folder, "xs.db")
+
+
+def everything(store: Store) -> list[tuple[str, bytes]]:
+    return [(each, content(store, each)) for each in all_ids(store)]
+
+
+def aside(folder: str) -> str:
+    (name,) = [name for name in os.listdir(folder) if name.startswith("aside-")]
+    return os.path.join(folder, name)
+
+
+def test_a_whole_store_is_left_as_it_is(folder: str) -> None:
+    with opened(folder) as store:
+        add(store, "a", LARGE)
+    before = sorted(os.listdir(folder)), os.stat(database(folder)).st_mtime_ns
+    assert repaired(folder) == ([], {"repaired": None, "lost": 0, "aside": None})
+    assert (sorted(os.listdir(folder)), os.stat(database(folder)).st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_frame_whose_content_file_is_lost_is_put_aside_with_it(folder: str, damage: str) -> None:
+    with opened(folder) as store:
+        kept = [add(store, "a.b", b"one", key="k"), add(store, "a.b", b"2" + LARGE)]
+        lost = add(store, "a.b", b"3" + LARGE)
+        before = everything(store)
+        (path,) = [
+            store.cas._path(digest)
+            for digest in store.cas.digests()
+            if next(store.cas.open(digest)[1]).startswith(b"3")
+        ]
+    if damage == "missing":
+        os.unlink(path)
+    else:
+        with open(path, "r+b") as file:
+            file.seek(1000)
+            file.write(b"X")
+    with opened(folder) as store:
+        assert len(problems(store)) == 1
+    said, last = repaired(folder)
+    assert any(lost in line and "is not there, or damaged" in line for line in said)
+    assert last["repaired"] == {"frames": 2} and last["lost"] == len(said)
+    with opened(folder) as store:
+        assert problems(store) == []
+        assert everything(store) == [each for each in before if each[0] in kept]
+        assert add(store, "a.b", b"again", key="k") == kept[0]
+    found = Path(aside(folder), "frames.jsonl").read_text()
+    assert json.loads(found)["id"] == lost
+    assert os.path.exists(os.path.join(aside(folder), "xs.db"))
+    assert len(os.listdir(os.path.join(aside(folder), "cas"))) == (damage == "flipped")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"small content", b"smalL content", "is damaged"),
+        (b'{"topic":"x.y"', b'{"topic":"x.z"', "does not read as it was written"),
+        (b'"meta":{"n":1}', b'"meta":{"n":1{', "not JSON|delimiter|column"),
+        (b'"ttl":"last:9"', b'"ttl":"lost:9"', "ttl"),
+    ],
+)
+def test_flipped_bytes_in_a_frame_are_named_and_cost_that_frame_alone(
+    folder: str, old: bytes, new: bytes, said: str
+) -> None:
+    with opened(folder) as store:
+        first = add(store, "a", b"first")
+        lost = add(store, "x.y", b"small content", meta='{"n":1}', ttl="last:9")
+        last = add(store, "a", b"last")
+    overwrite(database(folder), old, new)
+    with opened(folder) as store:
+        assert problems(store)
+        if b"content" in old:
+            with pytest.raises(XsError):
+                content(store, lost)
+    (line,), _ = repaired(folder)
+    assert re.search(said, line), line
+    with opened(folder) as store:
+        assert problems(store) == []
+        assert all_ids(store) == [first, last]
+
+
+def test_pages_that_can_not_be_read_cost_what_is_on_them(folder: str) -> None:
+    with opened(folder) as store:
+        add_all(store, [Append(f"t.{n % 7}", small(b"%d" % n * 50)) for n in range(3000)])
+        pin = store.run(PinWork(small(b"pinned")))
+        large = taken(store, LARGE)
+        assert large is not None
+        pinned = store.run(PinWork(large))
+        run = json.loads(chunked.append(store, Append("run"), [b"one", b"two"]))["id"]
+        script = Script("handler", "h", all_ids(store)[0], True, all_ids(store)[0], "{}")
+
+        class Keep(PinWork):
+            def apply(self, commit: Any) -> Any:
+                commit.writer.keep_script(script)
+
+        store.run(Keep(small(b"")))
+        before = dict(everything(store))
+    data = Path(database(folder)).read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if b'"topic":"t.' in data[at : at + 4096]]
+    with open(database(folder), "r+b") as file:
+        for at in (pages[50], pages[51], pages[90]):
+            file.seek(at)
+            file.write(b"\xff" * 4096)
+    with opened(folder) as store:
+        assert any("malformed" in each for each in problems(store))
+    said, last = repaired(folder)
+    assert said and last["lost"] == len(said)
+    with opened(folder) as store:
+        assert problems(store) == []
+        after = dict(everything(store))
+        assert len(after) == last["repaired"]["frames"] > 2800
+        assert after.items() <= before.items()
+        for hash_, data in ((pin, b"pinned"), (pinned, LARGE)):
+            assert b"".join(store.content(hash_)[1]) == data
+        assert run in after
+        assert store.index.scripts("handler", "h") == [script]
+        assert max(after) < add(store, "a")
+    # Indexes, on other pages, have the place of each that is lost: 3 pages, some dozens of frames.
+    named = [line for line in said if "on t." in line and "it can't be read" in line]
+    assert len(named) == len(before) - len(after) > 10
+    assert sum("it can't be told how many, if any" in line for line in said) == 2
+
+
+def test_tables_that_disagree_are_made_anew(folder: str) -> None:
+    with opened(folder) as store:
+        add(store, "a.b", b"x")
+        before = everything(store)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        db.execute("DELETE FROM below")
+        db.commit()
+    assert repaired(folder)[0] == []
+    with opened(folder) as store:
+        assert problems(store) == [] and everything(store) == before
+        assert all_ids(store, topic="a.*") == [before[0][0]]
+
+
+def test_a_repair_that_broke_off_is_finished_by_the_next(folder: str) -> None:
+    with opened(folder) as store:
+        add(store, "a", b"x")
+        before = everything(store)
+    os.rename(database(folder), database(folder) + ".new")  # between the last two steps
+    with pytest.raises(XsError):
+        Store(folder, exclusive=True, create=True)
+    assert repaired(folder)[0] == []
+    with opened(folder) as store:
+        assert everything(store) == before
+
+
+def test_a_store_that_is_served_is_not_repaired(server: Server) -> None:
+    with pytest.raises(Locked, match=r"is served by process .*: stop that first"):
+        repaired(server.directory)
+
+
+def test_what_is_no_database_any_more_is_said_so_and_left(folder: str) -> None:
+    with opened(folder) as store:
+        add(store, "a")
+    with open(database(folder), "r+b") as file:
+        file.write(b"\0" * 100)
+    with pytest.raises(NotAStore):
+        repaired(folder)
+    assert not [name for name in os.listdir(folder) if name.startswith("aside")]
+
+
+def test_the_command_repairs_and_says_what_was_lost(folder: str, run_xs: Any) -> None:
+    with opened(folder) as store:
+        add(store, "a", LARGE)
+        (digest,) = store.cas.digests()
+        store.cas.remove(digest)
+    assert run_xs(["check", folder]).returncode == 1
+    done = run_xs(["check", "--repair", folder])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["lost"] == 1
+    assert run_xs(["check", folder]).returncode == 0

@@ -1,0 +1,239 @@
+"""`xs check --repair`: what is whole of a damaged store is saved, what is not is put aside.
+
+Nothing is deleted. A folder `aside-TIME` in the store gets the database as it was, content files
+whose bytes are not what they should be, and `frames.jsonl`: the frames that have lost their
+content, or don't read as they were written. Each of these is said in a line. What is whole goes, by
+the way of an import, into a new database, which takes the place of the old one.
+
+The order, each step needed by the next: the new database is made, and gets the name `xs.db.new` →
+the old one goes aside → the new one takes its name. What breaks off in between is finished, or done
+again, by the next repair; until then there is no store to be mistaken for a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+from xs import frame, ids
+from xs.batch import parse_imported
+from xs.cas import INLINE_MAX, Cas, small, sync_folder
+from xs.commit import Commit, Imported, ImportWork, Work
+from xs.errors import Damaged, Invalid, Locked, NoStore, XsError
+from xs.lock import WRITE, Lock, Served
+from xs.salvage import Found, Salvage
+from xs.schema import FILENAME, ORDER_BITS, ROW_MAX
+from xs.store import Store
+
+_NEW = FILENAME + ".new"
+_BUILT = "repair"  # the folder in which the new one is made
+_BATCH = 1000
+_FAR = 1 << 47  # a clock for which no import is in the future
+
+
+def run(folder: str) -> Iterator[bytes]:
+    """Repairs the store in `folder`: JSON lines, `lost` or `problem`, and at the end a summary."""
+    if not os.path.isdir(folder):
+        raise Invalid(f"a repair needs a store's directory, and {folder} is none")
+    lock = Lock(folder)
+    try:
+        try:
+            lock.acquire(WRITE)
+        except Served as error:
+            raise Locked(f"{error}: stop that first") from None
+        for line in _repair(folder):
+            yield json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    finally:
+        lock.close()
+
+
+def _repair(folder: str) -> Iterator[dict[str, object]]:
+    if not os.path.exists(os.path.join(folder, FILENAME)):
+        if not os.path.exists(os.path.join(folder, _NEW)):
+            raise NoStore(f"no store at: {folder}")
+        os.rename(os.path.join(folder, _NEW), os.path.join(folder, FILENAME))
+        sync_folder(folder)
+    problems = _problems(folder)
+    for problem in problems:
+        yield {"problem": problem}
+    if not problems:
+        yield {"repaired": None, "lost": 0, "aside": None}
+        return
+    rescue = _Rescue(folder)
+    yield from rescue.contents()
+    yield from rescue.database()
+    yield {
+        "repaired": {"frames": rescue.saved},
+        "lost": rescue.lost,
+        "aside": os.path.join(folder, rescue.name),
+    }
+
+
+def _problems(folder: str) -> list[str]:
+    try:
+        store = Store(folder)
+    except Damaged as error:
+        return [str(error)]
+    try:
+        return [found for found in store.check() if isinstance(found, str)]
+    finally:
+        store.close()
+
+
+class _Rescue:
+    """One repair, and the folder to which it puts things aside."""
+
+    def __init__(self, folder: str) -> None:
+        self.name = time.strftime("aside-%Y%m%d-%H%M%S")
+        self.saved = 0
+        self.lost = 0
+        self._folder = folder
+        self._aside = os.path.join(folder, self.name)
+        self._cas = Cas(os.path.join(folder, "cas"))
+        os.makedirs(os.path.join(self._aside, "cas"), 0o700)
+
+    def contents(self) -> Iterator[dict[str, object]]:
+        """Puts aside content files whose bytes are not what their names say."""
+        for digest in list(self._cas.digests()):
+            try:
+                for _ in self._cas.open(digest)[1]:
+                    pass
+            except Damaged as error:
+                self._cas.move(digest, os.path.join(self._aside, "cas", digest.hex()))
+                yield self._loss(str(error))
+
+    def database(self) -> Iterator[dict[str, object]]:
+        """Makes a new database of what is whole in the old one, and puts it in its place."""
+        built = os.path.join(self._folder, _BUILT)
+        shutil.rmtree(built, ignore_errors=True)  # of a repair that broke off
+        os.mkdir(built, 0o700)
+        os.symlink(os.path.join("..", "cas"), os.path.join(built, "cas"))
+        old = Salvage(self._folder)
+        try:
+            new = Store(built, exclusive=True, create=True, clock=lambda: _FAR)
+            try:
+                yield from self._save_frames(old, new)
+                for start, end in old.gaps:
+                    yield self._loss(
+                        f"frames {_when(start, 'from the beginning')} {_when(end, 'to the end')}, "
+                        "besides those that are named: it can't be told how many, if any"
+                    )
+                new.run(_RestWork(old))
+                problems = [found for found in new.check() if isinstance(found, str)]
+            finally:
+                new.close()
+        finally:
+            old.close()
+        if problems:
+            raise Damaged(f"the repair came to nothing: {problems[0]}; nothing was changed")
+        self._put_in_place(built)
+
+    def _save_frames(self, old: Salvage, new: Store) -> Iterator[dict[str, object]]:
+        wanting = os.path.join(self._aside, "frames.jsonl")
+        batch: list[tuple[Found, Imported]] = []
+        with open(wanting, "ab") as aside:
+
+            def give_up(found: Found, why: object) -> dict[str, object]:
+                aside.write((found.line or b"").replace(b"\n", b" ") + b"\n" * bool(found.line))
+                return self._loss(f"{_name_of(found)}: {why}")
+
+            def save() -> Iterator[dict[str, object]]:
+                results = new.run(ImportWork([each for _, each in batch]))
+                for (found, _), result in zip(batch, results):
+                    if isinstance(result, bytes) and result == found.line:
+                        self.saved += 1
+                    else:
+                        yield give_up(found, result)
+                batch.clear()
+
+            for found in old.frames():
+                try:
+                    batch.append((found, self._whole(new, found)))
+                except XsError as error:
+                    yield give_up(found, error)
+                if len(batch) >= _BATCH:
+                    yield from save()
+            yield from save()
+
+    def _whole(self, new: Store, found: Found) -> Imported:
+        """The frame in a row. Raises `XsError` unless all of it is there and right."""
+        if found.line is None:
+            raise Damaged("it can't be read")
+        read = parse_imported(new, found.line)
+        if isinstance(read, XsError):
+            raise read
+        if found.topic not in (None, read.topic) or read.id >> 80 != found.row >> ORDER_BITS:
+            raise Damaged("it does not read as it was written")
+        if read.hash is None:
+            return read
+        if found.content is None:
+            if not self._cas.has(frame.parse_integrity(read.hash)):
+                raise Damaged(f"its content {read.hash} is not there, or damaged")
+            return read
+        content = small(found.content)
+        if content.hash != read.hash or content.size > INLINE_MAX:
+            raise Damaged(f"its content {read.hash} is damaged")
+        return read._replace(content=content)
+
+    def _put_in_place(self, built: str) -> None:
+        folder = self._folder
+        new = os.path.join(folder, _NEW)
+        os.rename(os.path.join(built, FILENAME), new)
+        sync_folder(folder)
+        for suffix in ("", "-wal", "-shm"):
+            path = os.path.join(folder, FILENAME + suffix)
+            if os.path.exists(path):
+                os.rename(path, os.path.join(self._aside, FILENAME + suffix))
+        sync_folder(self._aside)
+        os.rename(new, os.path.join(folder, FILENAME))
+        sync_folder(folder)
+        shutil.rmtree(built)
+
+    def _loss(self, what: str) -> dict[str, object]:
+        self.lost += 1
+        return {"lost": what}
+
+
+class _RestWork(Work):
+    """Takes over all that is no frame: pins, answers to keys, what is kept of scripts, the mark."""
+
+    __slots__ = ("old",)
+
+    def __init__(self, old: Salvage) -> None:
+        super().__init__()
+        self.old = old
+
+    def apply(self, commit: Commit) -> None:
+        writer = commit.writer
+        for digest, created, content in self.old.pins():
+            if commit.is_content(digest, content):
+                writer.pin(digest, content, created)
+        for topic, key, line in self.old.answered():
+            writer.keep_answer(topic, key, line)
+        for script in self.old.scripts():
+            writer.keep_script(script)
+        for id_text in self.old.marks():
+            writer.raise_mark(ids.parse(id_text))
+
+
+def _name_of(found: Found) -> str:
+    if found.line is not None:
+        try:
+            return f"{ids.text(ids.parse(frame.id_of(found.line)))} on {frame.topic_of(found.line)}"
+        except (XsError, ValueError):
+            pass
+    return f"a frame of {_time(found.row)} on {found.topic or 'a topic that is not known'}"
+
+
+def _when(row: int, otherwise: str) -> str:
+    if row in (-1, ROW_MAX):
+        return otherwise
+    return f"{otherwise.split()[0]} {_time(row)}"
+
+
+def _time(row: int) -> str:
+    seconds = min((row >> ORDER_BITS) / 1000, 253_402_300_799)  # the end of the year 9999
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -1,0 +1,163 @@
+"""What can still be read of a damaged database, row by row.
+
+Unlike the reads of `index` this goes on behind a page that SQLite can't read, and takes nothing for
+granted. What is read here may be wrong all the same: `repair` holds it against its hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from xs.records import NamedTuple
+from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+_PAGE = 1000
+
+# Rows of frames as indexes have them, which lie on other pages than the frames do.
+_BY_TOPIC = "SELECT topic, row FROM frame INDEXED BY frame_topic"
+_BY_OTHER_INDEXES = (
+    "SELECT prefix, row FROM below",
+    "SELECT digest, row FROM file",
+    "SELECT topic, row FROM listed",
+    "SELECT digest, row FROM frame INDEXED BY frame_digest WHERE digest IS NOT NULL",
+    "SELECT digest, row FROM piece INDEXED BY piece_digest WHERE digest IS NOT NULL",
+)
+
+
+class Found(NamedTuple):
+    """A row that holds a frame. No line: that could not be read. `topic` is from an index."""
+
+    row: int
+    line: Optional[bytes]
+    content: Optional[bytes]
+    topic: Optional[str]
+
+
+class Salvage:
+    """A damaged database. Raises `NotAStore` if nothing of it can be read."""
+
+    def __init__(self, folder: str) -> None:
+        self.gaps: list[tuple[int, int]] = []  # between two rows: what could not be read, by then
+        path = os.path.join(folder, FILENAME)
+        with translated():
+            self._connection = sqlite3.connect(uri(path, "ro"), uri=True, isolation_level=None)
+            try:
+                self._connection.execute("BEGIN")
+                self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def frames(self) -> Iterator[Found]:
+        """Every row that the tables of frames, or their indexes, have, in order.
+
+        A row that only an index has is one that could not be read.
+        """
+        topics = dict(self._readable("SELECT number, name FROM topic ORDER BY number"))
+        names = {row: topics.get(number) for number, row in self._both_ways(_BY_TOPIC)}
+        rows = set(names)
+        for query in _BY_OTHER_INDEXES:
+            rows.update(row for _, row in self._both_ways(query))
+        for table in TABLES_OF_FRAMES:
+            rows.update(self._rows(table))
+        for row in sorted(rows):
+            yield self._found(row, names.get(row))
+
+    def pins(self) -> list[tuple[bytes, int, Optional[bytes]]]:
+        """Digest, time and inline content of what POST /cas has put there."""
+        return self._readable("SELECT digest, created, content FROM pin")
+
+    def answered(self) -> list[tuple[str, str, str]]:
+        """Topic, idempotency key, and the JSON of the frame that it made."""
+        return self._readable(
+            "SELECT t.name, a.key, a.json FROM answered a JOIN topic t ON t.number = a.topic"
+        )
+
+    def scripts(self) -> list[Script]:
+        """What is kept of scripts."""
+        query = "SELECT kind, name, source, active, position, state FROM script"
+        return [Script(*row) for row in self._readable(query)]
+
+    def marks(self) -> list[str]:
+        """An id up to which ids have been given out, if there is one."""
+        return [id_text for (id_text,) in self._readable("SELECT id FROM mark")]
+
+    def _found(self, row: int, topic: str | None) -> Found:
+        for table in TABLES_OF_FRAMES:
+            query = f"SELECT CAST(json AS BLOB), content FROM {table} WHERE row = ?"
+            try:
+                found = self._connection.execute(query, (row,)).fetchone()
+            except sqlite3.Error:
+                continue
+            if found is not None and isinstance(found[0], bytes):
+                content = found[1] if isinstance(found[1], bytes) else None
+                return Found(row, found[0], content, topic)
+        return Found(row, None, None, topic)
+
+    def _readable(self, query: str) -> list[Any]:
+        """The rows up to the first one that can't be read."""
+        rows = []
+        try:
+            for row in self._connection.execute(query):
+                rows.append(row)
+        except sqlite3.Error:
+            pass
+        return rows
+
+    def _both_ways(self, query: str) -> Iterator[tuple[int, int]]:
+        """What a query finds from either end on, each up to the first row that can't be read."""
+        for order in ("", " DESC"):
+            yield from self._readable(f"{query} ORDER BY 1{order}, 2{order}")
+
+    def _rows(self, table: str) -> Iterator[int]:
+        """The rows of a table, without those on pages that can't be read."""
+        at = -1
+        while True:
+            try:
+                query = f"SELECT row FROM {table} NOT INDEXED WHERE row > ? ORDER BY row LIMIT ?"
+                found = []
+                for (row,) in self._connection.execute(query, (at, _PAGE)):
+                    found.append(row)
+            except sqlite3.Error:
+                at = found[-1] if found else at
+                beyond = self._beyond(table, at)
+                self.gaps.append((at, ROW_MAX if beyond is None else beyond))
+            else:
+                beyond = found[-1] if found else None
+            yield from found
+            if beyond is None:
+                return
+            at = beyond
+
+    def _beyond(self, table: str, at: int) -> int | None:
+        """From where on the table can be read again; None if it can't."""
+        step = 1
+        while at + step < ROW_MAX and not self._can_read(table, at + step):
+            step *= 2
+        if at + step >= ROW_MAX:
+            return None
+        low, high = at + step // 2, at + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._can_read(table, middle):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _can_read(self, table: str, at: int) -> bool:
+        query = f"SELECT row FROM {table} NOT INDEXED WHERE row > ? ORDER BY row LIMIT 1"
+        try:
+            self._connection.execute(query, (at,)).fetchone()
+        except sqlite3.Error:
+            return False
+        return True
