@@ -346,6 +346,7 @@ class Commit:
         self.unnamed_files: list[bytes] = []
         self.newest_ephemeral = 0
         self.history_mark: int | None = None
+        self.unseen_mark: int | None = None  # up to it another process has appended
         self.earliest_expiry: int | None = None
         self._cas = cas
         self._delivers = delivers

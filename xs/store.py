@@ -281,6 +281,8 @@ class Store:
             self.bus.discard(commit.gone, commit.gone_runs)
             self.runs.forget(commit.gone_runs)
         fault.at("commit.before-delivery")
+        if commit.unseen_mark is not None:  # before what is above it: readers go to the index
+            self.bus.skip_to(commit.unseen_mark)
         if self.exclusive:  # else others write too, and only the index has all that they did
             self.bus.publish(commit.durable_entries())
         if commit.history_mark is not None:
@@ -318,9 +320,8 @@ class Store:
                     self._ids.raise_to(writer.mark())
                 commit = Commit(writer, self.cas, self._ids, self.clock(), delivers=self.exclusive)
                 if self.exclusive and others_wrote:
-                    # Somebody removed the lock's file, and another took the lock. Readers are to
-                    # look into the index for what it has appended.
-                    commit.history_mark = writer.newest()
+                    # Somebody removed the lock's file, and another took the lock.
+                    commit.unseen_mark = writer.newest()
                 for work in batch:
                     work.error = None
                     try:
