@@ -210,31 +210,6 @@ def test_a_limit_on_files_refuses_what_is_larger_until_it_is_lifted(server: Serv
     check_after_a_kill(server, answered)
 
 
-def test_where_no_memory_is_left_clients_are_refused_and_the_server_goes_on(server: Server) -> None:
-    pid = server.process.pid
-    answered: dict[str, bytes] = {}
-    client = xs.open(server.directory)
-    append(client, answered, b"before")
-    status = Path(f"/proc/{pid}/status").read_text().split()
-    size = int(status[status.index("VmSize:") + 1]) * 1024
-    limits = resource.prlimit(pid, resource.RLIMIT_AS)
-    # Each client's thread takes its stack: there is room for some.
-    resource.prlimit(pid, resource.RLIMIT_AS, (size + (24 << 20), limits[1]))
-    refused = 0
-    clients = []
-    for number in range(200):
-        try:
-            clients.append(xs.open(server.directory))
-            append(clients[-1], answered, b"%d" % number)
-        except (XsError, OSError):
-            refused += 1
-    assert refused > 0
-    resource.prlimit(pid, resource.RLIMIT_AS, limits)
-    append(xs.open(server.directory), answered, b"after")
-    assert server.process.poll() is None
-    check_after_a_kill(server, answered)
-
-
 def test_a_server_whose_lock_was_deleted_and_another_writer_keep_one_order(server: Server) -> None:
     client = xs.open(server.directory)
     first = client.append("a", b"server").id
