@@ -30,6 +30,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from _plot import Plot
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmarks are of this clone, whatever is installed
 
@@ -63,18 +65,49 @@ def at_most(value: float, bound: float, unit: str = "×") -> Goal:
     return Goal(f"≤ {bound:,} {unit}", value <= bound)
 
 
+WIDTHS = {"script": 8, "what": 44, "measured": 18, "floor": 34, "ratio": 6, "goal": 24, "": 5}
+
+
+def line(*cells: str) -> None:
+    """A table's line: the last columns of `WIDTHS`, as Markdown."""
+    widths = list(WIDTHS.values())[-len(cells) :]
+    fitted = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    print("| " + " | ".join(fitted) + " |", flush=True)
+
+
+def rule(first: str) -> None:
+    """The line below a table's head that begins with this column."""
+    names = list(WIDTHS)
+    columns = names[names.index(first) :]
+    print("|" + "|".join("-" * (WIDTHS[name] + 2) for name in columns) + "|")
+
+
+def row(entry: dict[str, Any]) -> list[str]:
+    """The cells of one row of a report's JSON."""
+    goals = [Goal(**goal) for goal in entry["goals"]]
+    floor, ratio = entry["floor"], entry["ratio"]
+    return [
+        entry["what"],
+        f"{_number(entry['value'])} {entry['unit']}",
+        "" if floor is None else f"{_number(floor)} {entry['floor_unit'] or entry['unit']}",
+        "" if ratio is None else f"{ratio:.2f}",
+        ", ".join(goal.text for goal in goals),
+        "" if not goals else "met" if all(goal.is_met for goal in goals) else "SHORT",
+    ]
+
+
 class Report:
     """A benchmark's table: printed row by row as Markdown, and written to bench/out/NAME.json."""
-
-    _widths = (44, 16, 34, 8, 24, 5)
 
     def __init__(self, name: str, question: str) -> None:
         self._name = name
         self._rows: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+        self._plots: dict[str, Plot] = {}
         self._started = time.monotonic()
         print(f"{question}\n")
-        self._line("what", "measured", "floor", "ratio", "goal", "")
-        print("|" + "|".join("-" * (width + 2) for width in self._widths) + "|")
+        line("what", "measured", "floor", "ratio", "goal", "")
+        rule("what")
 
     def add(
         self,
@@ -87,30 +120,26 @@ class Report:
         ratio: Optional[float] = None,
     ) -> None:
         """One figure. `floor_unit` says what the floor is; `ratio` is of the figure to it."""
-        verdict = "" if not goals else "met" if all(goal.is_met for goal in goals) else "SHORT"
-        self._line(
-            what,
-            f"{_number(value)} {unit}",
-            "" if floor is None else f"{_number(floor)} {floor_unit or unit}",
-            "" if ratio is None else f"{ratio:.2f}",
-            ", ".join(goal.text for goal in goals),
-            verdict,
-        )
-        self._rows.append(
-            {
-                "what": what,
-                "value": value,
-                "unit": unit,
-                "floor": floor,
-                "floor_unit": floor_unit,
-                "ratio": ratio,
-                "goals": [goal._asdict() for goal in goals],
-            }
-        )
+        entry = {
+            "what": what,
+            "value": value,
+            "unit": unit,
+            "floor": floor,
+            "floor_unit": floor_unit,
+            "ratio": ratio,
+            "goals": [goal._asdict() for goal in goals],
+        }
+        line(*row(entry))
+        self._rows.append(entry)
 
-    def _line(self, *cells: str) -> None:
-        fitted = [cell.ljust(width) for cell, width in zip(cells, self._widths)]
-        print("| " + " | ".join(fitted) + " |", flush=True)
+    def note(self, text: str) -> None:
+        """Something to be known of these figures, or why there is none."""
+        print(f"\n{text}\n", flush=True)
+        self._notes.append(text)
+
+    def plot(self, name: str, plot: Plot) -> None:
+        """To be drawn as docs/plots/NAME.svg, if this is a full run."""
+        self._plots[name] = plot
 
     def end(self) -> None:
         """Writes the JSON."""
@@ -125,6 +154,8 @@ class Report:
             "sqlite": sqlite3.sqlite_version,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
             "rows": self._rows,
+            "notes": self._notes,
+            "plots": {name: plot._asdict() for name, plot in self._plots.items()},
         }
         text = json.dumps(found, ensure_ascii=False, indent=1)
         (OUT / f"{self._name}.json").write_text(text + "\n", encoding="utf-8")

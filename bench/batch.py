@@ -27,6 +27,7 @@ from _measure import (
 )
 
 FRAMES = pick(200_000, 50_000)
+LINES = pick(1_000_000, 50_000)
 ROUNDS = pick(7, 3)
 RATE = 150_000  # frames a second: the goal
 BLOCK = 256 * 1024
@@ -53,7 +54,7 @@ def append_lines(running: Server, path: str) -> None:
             stdout=subprocess.PIPE,
             env=ENVIRON,
         )
-    if done.returncode or f'"appended":{FRAMES},'.encode() not in done.stdout:
+    if done.returncode or f'"appended":{LINES},'.encode() not in done.stdout:
         raise SystemExit(f"not all were appended: {done.stdout!r}")
 
 
@@ -87,14 +88,14 @@ def main() -> None:
             )
         path = os.path.join(where, "lines")
         with open(path, "wb") as lines:
-            lines.write((CONTENT + b"\n") * FRAMES)
+            lines.write((CONTENT + b"\n") * LINES)
         found = alternate(
-            ROUNDS,
-            lambda: FRAMES / seconds(lambda: append_lines(running, path)),
+            pick(3, 3),
+            lambda: LINES / seconds(lambda: append_lines(running, path)),
             rate_of_floor,
         )
         report.add(
-            "xs append --lines, the whole process",
+            f"xs append --lines of {LINES:,}, the whole process",
             found.subject,
             "frames/s",
             at_least(found.ratio, 0.4),

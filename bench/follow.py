@@ -34,8 +34,10 @@ from _measure import (
     request,
     server,
 )
+from _plot import Plot
 
 GOALS = {1: 0.6, 100: 1.2, 1000: 8.0}  # ms, p50 until the last of them has it
+OWN_TOPICS = 1.3  # of the time with 1 follower
 APPENDS = {1: pick(600, 200), 100: pick(150, 50), 1000: pick(40, 15)}  # in each round
 ROUNDS = pick(5, 3)
 
@@ -167,6 +169,7 @@ def main() -> None:
     report = Report("follow", "From an append to its delivery to followers (Unix socket)")
     with folder() as where:
         one = Bare(where, 1)
+        medians: dict[str, list[tuple[float, float]]] = {"xs": [], "a commit, 1 write": []}
         for count, goal in GOALS.items():
             many = one if count == 1 else Bare(where, count)
             with server(os.path.join(where, f"store-{count}")) as running:
@@ -200,12 +203,16 @@ def main() -> None:
                     )
                 report.add(f"{name}: all deliveries, p50", percentile(latency.delays, 50), "ms")
                 report.add(f"{name}: all deliveries, p99", percentile(latency.delays, 99), "ms")
+                medians["xs"].append((count, found.subject))
+                medians["a commit, 1 write"].append((count, found.floor))
                 latency.close()
                 readers.close()
             if many is not one:
                 many.stop()
         one.stop()
         own_topics(report, where)
+    title = "From an append until the last follower has it, p50"
+    report.plot("follow", Plot(title, "followers", "ms", medians))
     report.end()
 
 
@@ -225,6 +232,7 @@ def own_topics(report: Report, where: str) -> None:
             "1,000 followers, each on its own topic, p50",
             found.subject,
             "ms",
+            at_most(round(found.ratio, 2), OWN_TOPICS),
             floor=found.floor,
             floor_unit="ms, 1 follower alone",
             ratio=found.ratio,

@@ -1,4 +1,4 @@
-"""What does it cost to look up one frame, and does it stay the same as the store grows?
+"""What does it cost to look up one frame, or to append one, as the store grows?
 
 One connection, one request at a time, ids chosen at random. Stores of all sizes are served at the
 same time and asked in turn. Floor: `GET /version`. Flat: the rate at each size against 10,000.
@@ -10,17 +10,35 @@ import contextlib
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 
-from _measure import Client, Report, at_least, at_most, folder, pick, populate, request, server
+from _measure import (
+    CONTENT,
+    Client,
+    Goal,
+    Report,
+    at_least,
+    folder,
+    pick,
+    populate,
+    rate_of_one,
+    request,
+    server,
+)
+from _plot import Plot
 
 SIZES = pick([10_000, 100_000, 1_000_000], [10_000, 200_000])
+if "--huge" in sys.argv[1:]:
+    SIZES = [*SIZES, 10_000_000]
 TOPICS = 10_000  # below one prefix
 ROUNDS = pick(15, 5)
 REQUESTS = pick(200, 100)  # in each round
+APPENDING = pick(0.2, 0.1)  # seconds in each round
 FLAT = 0.8  # of the rate at 10,000 frames: the goal
-WELL_UNDER = 500.0  # µs: the goal
+GOALS = {"GET /last/:topic": 0.6, "GET /:id": 0.6, "GET /next/:id": 0.6}  # of GET /version
+WILDCARD = 0.3  # of the rate of `GET /last/:topic`: the goal of a wildcard over all topics
 
 
 def topics(frames: int) -> Iterator[str]:
@@ -49,6 +67,7 @@ def on_processor(which: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+VERSION, LAST, LAST_OF_ALL = "GET /version", "GET /last/:topic", "GET /last/many.*, 10,000 topics"
 TARGETS = {
     "GET /version": "/version",
     "GET /last": "/last",
@@ -99,35 +118,70 @@ def main() -> None:
                         ask(each)
                     spent = (time.perf_counter() - started) / REQUESTS * 1e6
                     took.setdefault((what, size), []).append(spent)
+        report_all(report, {key: [1e6 / each for each in found] for key, found in took.items()})
+        appends(report, clients)
         for client in clients.values():
             client.close()
-        report_all(report, took)
     report.end()
 
 
-def report_all(report: Report, took: dict[tuple[str, int], list[float]]) -> None:
+def report_all(report: Report, rates: dict[tuple[str, int], list[float]]) -> None:
+    """`rates`: requests a second, one for each round."""
+    flat_lines = {}
     for what in TARGETS:
+        if what == VERSION:
+            continue
+        flat_lines[what] = [(size, statistics.median(rates[what, size])) for size in SIZES]
         for size in SIZES:
-            found = took[what, size]
-            floor = took["GET /version", size]
-            median = statistics.median(found)
+            found = rates[what, size]
+            ratio = median_ratio(found, rates[VERSION, size])
             goals = []
-            if what != "GET /version":
-                goals.append(at_most(median, WELL_UNDER, "µs"))
-                if size != SIZES[0]:
-                    flat = statistics.median(
-                        small / large for small, large in zip(took[what, SIZES[0]], found)
-                    )
-                    goals.append(at_least(round(flat, 2), FLAT, f"of {SIZES[0]:,}"))
+            if what in GOALS:
+                goals.append(at_least(round(ratio, 2), GOALS[what]))
+            if what == LAST_OF_ALL:
+                share = median_ratio(found, rates[LAST, size])
+                goals.append(at_least(round(share, 2), WILDCARD, "of one topic"))
+            goals += flat(found, rates[what, SIZES[0]], size)
             report.add(
                 f"{what}; {size:,}",
-                median,
-                "µs",
+                statistics.median(found),
+                "requests/s",
                 *goals,
-                floor=statistics.median(floor),
-                floor_unit="µs, GET /version",
-                ratio=statistics.median(a / b for a, b in zip(found, floor)),
+                floor=statistics.median(rates[VERSION, size]),
+                floor_unit="/s, GET /version",
+                ratio=ratio,
             )
+    plotted = {what: flat_lines[what] for what in (*GOALS, LAST_OF_ALL)}
+    report.plot("lookup", Plot("Look-ups on one connection", "frames", "requests/s", plotted))
+
+
+def appends(report: Report, clients: dict[int, Client]) -> None:
+    """Last of all, since it makes the stores grow."""
+    data = request("POST", "/append/many.t0001", CONTENT)
+    rates: dict[int, list[float]] = {size: [] for size in SIZES}
+    for _ in range(ROUNDS):
+        for size in SIZES:
+            rates[size].append(rate_of_one(clients[size], data, APPENDING))
+    for size in SIZES:
+        report.add(
+            f"POST /append/:topic; {size:,}",
+            statistics.median(rates[size]),
+            "appends/s",
+            *flat(rates[size], rates[SIZES[0]], size),
+        )
+    line = [(size, statistics.median(rates[size])) for size in SIZES]
+    title = "Durable appends of one client"
+    report.plot("growth", Plot(title, "frames in the store", "appends/s", {"a dotted topic": line}))
+
+
+def flat(found: list[float], smallest: list[float], size: int) -> list[Goal]:
+    if size == SIZES[0]:
+        return []
+    return [at_least(round(median_ratio(found, smallest), 2), FLAT, f"of {SIZES[0]:,}")]
+
+
+def median_ratio(found: list[float], floor: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(found, floor))
 
 
 if __name__ == "__main__":

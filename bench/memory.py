@@ -18,6 +18,8 @@ from _measure import (
     Report,
     Server,
     alternate,
+    at_least,
+    at_most,
     discard,
     folder,
     is_whole,
@@ -34,6 +36,7 @@ FRAMES = pick(1_000_000, 200_000)
 FOLLOWERS = 1000
 LARGE = pick(1_000_000_000, 100_000_000)  # bytes
 KB, MB = 1e3, 1e6
+IDLE, FOLLOWER, STALLED, SPEED = 15.0, 30.0, 8.0, 0.5  # MB, kB, MB, of the floor: the goals
 
 
 def interpreter(imports: str) -> int:
@@ -67,23 +70,24 @@ def idle_and_followers(report: Report, where: str) -> None:
         client.ask(request("POST", "/append/events", CONTENT))
         idle = settled(running)
         bare, stdlib = interpreter(""), interpreter(", sqlite3, socketserver, json, hashlib")
-        for what, floor in (
-            ("bare interpreter", bare),
-            ("that with sqlite3, socketserver, json", stdlib),
+        for what, floor, goals in (
+            ("bare interpreter", bare, [at_most(round((idle - bare) / MB, 1), IDLE, "MB more")]),
+            ("that with sqlite3, socketserver, json", stdlib, []),
         ):
             report.add(
                 "server, idle",
                 idle / MB,
                 "MB",
+                *goals,
                 floor=floor / MB,
                 floor_unit=f"MB, {what}",
                 ratio=idle / floor,
             )
         readers = follow(running, FOLLOWERS, lambda _: "events")
         parked = settled(running)
-        report.add(
-            f"each of {FOLLOWERS:,} followers", (parked - idle) / FOLLOWERS / KB, "kB a follower"
-        )
+        each = (parked - idle) / FOLLOWERS / KB
+        goal = at_most(each, FOLLOWER, "kB")
+        report.add(f"each of {FOLLOWERS:,} followers", each, "kB a follower", goal)
         client.ask(request("POST", "/append/events", CONTENT))
         readers.wait(FOLLOWERS, time.perf_counter(), [])
         report.add("the same, after a delivery", (settled(running) - idle) / FOLLOWERS / KB, "kB")
@@ -103,11 +107,11 @@ def stalled_reader(report: Report, where: str) -> None:
                 client = Client(running.socket_path)
                 client.sock.sendall(ask)
                 clients.append(client)
-            report.add(
-                f"{count} stalled in {FRAMES:,} frames" if count > 1 else "a stalled replay",
-                (settled(running) - before) / MB,
-                "MB more",
-            )
+            more = (settled(running) - before) / MB
+            if count == 1:
+                report.add("a stalled replay", more, "MB more", at_most(more, STALLED, "MB"))
+            else:
+                report.add(f"{count} stalled in {FRAMES:,} frames", more, "MB more")
         for client in clients:
             client.close()
         size, _ = discard(running.socket_path, ask)
@@ -177,6 +181,7 @@ def large_content(report: Report, where: str) -> None:
             f"POST /cas, {LARGE / MB:,.0f} MB",
             found.subject,
             "MB/s",
+            at_least(found.ratio, SPEED),
             floor=found.floor,
             floor_unit="MB/s, sha256sum, then cp + fsync",
             ratio=found.ratio,
@@ -200,6 +205,7 @@ def large_content(report: Report, where: str) -> None:
             f"GET /cas, {LARGE / MB:,.0f} MB",
             found.subject,
             "MB/s",
+            at_least(found.ratio, SPEED),
             floor=found.floor,
             floor_unit="MB/s, sha256sum",
             ratio=found.ratio,

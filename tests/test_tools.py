@@ -396,14 +396,19 @@ def test_pyprojects_requirements_are_read_as_toml_has_them() -> None:
         assert requirements(text, [extra]) == project["dependencies"] + wanted
 
 
-def test_bench_runs_each_script_and_passes_short_on(clone: Path) -> None:
+def test_bench_runs_each_script_passes_options_on_and_sums_up(clone: Path) -> None:
     shutil.rmtree(clone / "bench", ignore_errors=True)
     (clone / "bench").mkdir()
     for name in ("one", "two"):
         (clone / f"bench/{name}.py").write_text(f"import sys, xs; print('{name}', sys.argv[1:])")
+    (clone / "bench/_summary.py").write_text("import sys; print('all of', sys.argv[1:])")
     bench = clone / "tools/bench"
-    assert run(bench).stdout == "== one\none []\n== two\ntwo []\n"
-    assert run(bench, "--short", "two").stdout == "== two\ntwo ['--short']\n"
+    (clone / "bench/out").mkdir()
+    (clone / "bench/out/two.json").write_text("of an earlier run")
+    whole = "== one\none []\n== two\ntwo []\nall of ['one', 'two']\n"
+    assert run(bench).stdout == whole
+    assert not (clone / "bench/out/two.json").exists()
+    assert run(bench, "--short", "two").stdout == "== two\ntwo ['--short']\nall of ['two']\n"
     assert (clone / "bench/out").is_dir()
 
 
