@@ -27,8 +27,8 @@ from stores import (
 
 from xs import frame, ids, meta
 from xs.cas import small
-from xs.commit import Append
-from xs.scan import floor
+from xs.commit import Append, BatchWork
+from xs.scan import floor, id_at
 from xs.schema import LARGE_JSON, ORDER_BITS
 from xs.store import Store
 
@@ -99,6 +99,20 @@ def test_places_of_ids_are_those_of_a_naive_scan(store_dir: str) -> None:
             assert (store.index.get(value, NOON) is not None) == (value in rows)
         assert problems(store) == []
         store.close()
+
+
+def test_a_frame_among_thousands_of_one_batch_is_found_in_few_steps(store: Store) -> None:
+    found = store.run(BatchWork([Append("a", None) for _ in range(4000)]))
+    values = [ids.parse(frame.id_of(line)) for line in found]
+    assert values[0] >> 80 == values[-1] >> 80
+    with store.index._reader() as reader:
+        for value in values[1::97]:
+            steps: list[str] = []
+            reader.set_trace_callback(steps.append)
+            row = floor(reader, value)
+            reader.set_trace_callback(None)
+            assert id_at(reader, row) == value
+            assert len(steps) <= 4, steps  # halving takes 12
 
 
 def test_a_row_says_the_milliseconds_of_its_id(store: Store) -> None:

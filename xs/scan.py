@@ -225,20 +225,34 @@ def floor(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
     high, high_id = found
     if high_id <= value:
         return high
-    # Ids of one millisecond mostly count up one by one: the first guess is where it would be then.
-    guess = high - ((high_id >> 32) - (value >> 32))
+    low, low_id = _first_from(reader, base, table)
+    if value <= low_id:
+        return low if value == low_id else low - 1
+    # Ids of one millisecond mostly come in even steps, one by one or as a batch takes them. So the
+    # guess is where the id would be then; in turn with the middle, which bounds what it can cost.
+    is_even = True
     while high - low > 1:
-        if not low < guess < high:
-            guess = (low + high) // 2
+        share = (value - low_id) / (high_id - low_id) if is_even else 0.5
+        guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        is_even = not is_even
         found = _last_up_to(reader, low, guess, table)
-        if found is None or found[1] < value:
+        if found is None:
             low = guess
         elif found[1] == value:
             return found[0]
+        elif found[1] < value:
+            low, low_id = guess, found[1]
         else:
-            high = found[0]
-        guess = (low + high) // 2
+            high, high_id = found
     return low
+
+
+def _first_from(reader: sqlite3.Connection, low: int, table: str) -> tuple[int, int]:
+    """The row and the id of the first frame from a row on, where there is one."""
+    row, text = reader.execute(
+        f"SELECT row, {ID} FROM {table} WHERE row >= ? ORDER BY row LIMIT 1", (low,)
+    ).fetchone()
+    return row, int(text, 36)
 
 
 def _last_up_to(
