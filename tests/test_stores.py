@@ -1174,8 +1174,8 @@ def test_a_handler_that_never_ends_is_ended(root: Root, tmp_path: Path) -> None:
     append(a, "t")
     root.remove(a)
     until(lambda: not os.path.exists(f"/proc/{pid}"))
-    with other_server(Path(a)):
-        assert topics(a)[-2:] == ["xs.stop", "xs.start"]
+    with other_server(Path(a)):  # which may have started g again by now
+        assert "xs.stop xs.start" in " ".join(topics(a))
 
 
 # The command line
