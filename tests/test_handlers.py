@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import sys
 import textwrap
@@ -1226,17 +1225,19 @@ def test_what_shares_a_commit_with_effects_that_fail_is_stored(stream: Stream) -
 def test_a_commit_that_fails_is_done_again_and_nothing_is_doubled(
     stream: Stream, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder of large content is gone for a while, as a disk may be full for a while."""
+    """The folder of large content is none for a while, as a disk may be full for a while."""
     closure = "{|frame, n| {state: ($n + 1), out: [$n ('x' | fill -c x -w 50000)]} }"
     stream.register("disk", closure, topic="in", stateful=True, initial_state=0)
     folder = Path(stream.directory, "cas")
     away = Path(stream.directory, "cas-away")
     for turn in range(3):
         folder.rename(away)
+        folder.touch()
         stream.add_all([("in",)] * 5)
-        stream.wait(lambda: any("No such file" in line for line in stream.logged), "it fails")
+        stream.wait(lambda: any("Not a directory" in line for line in stream.logged), "it fails")
         stream.logged.clear()
-        shutil.move(away, folder)
+        folder.unlink()
+        away.rename(folder)
         stream.wait_for("disk", 10 * (turn + 1))
     assert stream.contents("disk")[::2] == [str(n) for n in range(15)]
     assert stream.state("disk") == 15

@@ -387,7 +387,8 @@ def test_a_script_s_json_nested_however_deep_is_refused_and_the_server_goes_on(
     server: Server,
 ) -> None:
     for n, nested in enumerate(('"[" * 9000 + "]" * 9000', "'{\"a\":' * 9000 + '1' + '}' * 9000")):
-        script = f"#!{sys.executable}\nprint('{{\"out\":', {nested}, '}}', flush=True)\ninput()\n"
+        said = f"print('{{\"out\":', {nested}, '}}', flush=True)"
+        script = f"#!{sys.executable}\ninput()\n{said}\ninput()\n"
         with Wire(server.directory) as wire:
             wire.ask("POST", f"/append/h{n}.register", script.encode(), xs_meta='{"topic":"in"}')
             wire.send(request("GET", f"/last/h{n}.unregistered?follow"))

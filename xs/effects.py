@@ -19,7 +19,7 @@ from itertools import groupby
 from xs import fault, frame, ids, runner
 from xs.cas import INLINE_MAX, Cas, Content, small
 from xs.commit import Append, BatchWork, Commit, Work
-from xs.errors import Failed, Invalid, XsError
+from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
 from xs.schema import Script
@@ -136,7 +136,7 @@ class Answers:
         self._stateful = stateful
 
     def read(self, frame_id: str, said: bytes) -> Answer:
-        """What a frame is to cause, by its answer's line. Raises `Failed`."""
+        """What a frame is to cause, by its line. Raises `Failed`, `Full`, `Unavailable`."""
         if said.strip() == b"null":
             return Answer(frame_id, [], None)
         try:
@@ -152,7 +152,7 @@ class Answers:
                 raise Invalid("it answered with a state, and is not registered as stateful")
             state = _json(found["state"]) if "state" in found else None
             return Answer(frame_id, self._effects(frame_id, found), state)
-        except Failed:
+        except (Failed, Full, Unavailable):  # of the last two the script knows nothing
             raise
         except (ValueError, RecursionError, XsError) as error:
             detail = f"{error}" if isinstance(error, XsError) else f"not JSON: {excerpt(said)}"

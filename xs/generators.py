@@ -18,7 +18,7 @@ import time
 
 from xs import frame, ids, nu, runner
 from xs.commit import Append, BatchWork, Commit, Work
-from xs.errors import Failed, Invalid, NotFound, Unavailable, XsError
+from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
 from xs.log import WARNING
 from xs.process import Command
 from xs.records import NamedTuple
@@ -320,8 +320,8 @@ class Generator(Runner):
     def _add(self, value: bytes) -> None:
         try:
             content = self.store.cas.take_whole(value)
-        except OSError as error:
-            raise Failed(f"a value could not be stored: {error.strerror}") from None
+        except (Full, Unavailable) as error:
+            raise Failed(f"a value could not be stored: {error}") from None
         self._values.append(Append(f"{self.name}.recv", content, self._meta))
         self.finished_frames += 1
 
