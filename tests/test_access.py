@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from conftest import RunXs, Server, start_server
+from conftest import RunXs, Server, environment, start_server
 from wire import Wire, request
 
 from xs import http1
-from xs.access import Access, access, refusal
-from xs.errors import Forbidden, Misdirected, Unauthorized
+from xs.access import Access, access, rights_of
+from xs.errors import Forbidden, Misdirected, Unauthorized, XsError
 
+NDJSON = {"content_type": "application/x-ndjson"}
 ASKED = Access("s3cret", frozenset(["localhost", "box"]))
 
 
@@ -33,8 +38,11 @@ def head(host: str = "localhost", target: str = "/", minor: int = 1, **fields: s
 def refused(data: bytes, asked: Optional[Access] = ASKED) -> Optional[type]:
     parsed = http1.read_request_head(bytearray(data))
     assert parsed is not None
-    error = refusal(parsed, asked)
-    return None if error is None else type(error)
+    try:
+        rights_of(parsed, asked)
+    except XsError as error:
+        return type(error)
+    return None
 
 
 # The rules
@@ -155,7 +163,7 @@ def test_the_unix_socket_asks_for_nothing() -> None:
 
 
 def test_this_host_s_own_name_is_among_the_names() -> None:
-    names = access("t", ["given"]).hosts
+    names = access("t", ["given"], lambda token: None).hosts
     assert names == {"localhost", socket.gethostname().lower(), "given"}
 
 
@@ -317,3 +325,218 @@ def test_without_a_tcp_address_there_is_no_token(server: Server) -> None:
     assert not os.path.exists(os.path.join(server.directory, "token"))
     with Wire(server.directory) as wire:
         assert wire.ask("GET", "/version", host="evil.example", origin="null").status == 200
+
+
+# Tokens of others
+
+
+class Granted(NamedTuple):
+    """A server, and tokens that were added while it ran: by name, with what they are good for."""
+
+    exposed: Exposed
+    tokens: dict[str, str]
+
+    def ask(
+        self, name: str, method: str, target: str, body: Optional[bytes] = None, **fields: str
+    ) -> tuple[int, bytes]:
+        with Wire(self.exposed.port) as wire:
+            fields = {"authorization": f"Bearer {self.tokens[name]}", **fields}
+            answer = wire.ask(method, target, body, **fields)
+            return answer.status, answer.body
+
+
+GRANTS = {
+    "reader": ["--read"],
+    "writer": ["--append", "notes.*", "--append", "log"],
+    "both": ["--read", "--append", "*"],
+    "admin": ["--admin"],
+}
+
+
+@pytest.fixture(scope="module")
+def granted(exposed: Exposed, tmp_path_factory: pytest.TempPathFactory) -> Granted:
+    folder = exposed.server.directory
+    tokens = {}
+    for name, words in GRANTS.items():
+        done = run_command("token", "add", folder, name, *words)
+        assert (done.returncode, done.stderr) == (0, b"")
+        tokens[name] = done.stdout.decode().strip()
+    return Granted(exposed, tokens)
+
+
+def run_command(*words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "xs", *words], capture_output=True, env=environment(), timeout=60
+    )
+
+
+READS = ["/", "/last", "/first/notes.a", "/stream/notes.a", "/ps", "/stores", "/head/notes.a"]
+ADMIN = [
+    ("POST", "/eval"), ("POST", "/gc"), ("POST", "/check"), ("POST", "/import"),
+    ("DELETE", "/03gw3h0000000000000000000"), ("POST", "/pipe/03gw3h0000000000000000000"),
+]  # fmt: skip
+ORDERS = ["notes.spawn", "notes.a.register", "notes.a.unregister", "notes.a.terminate",
+          "notes.a.send", "xs.store.add", "xs.store.remove"]  # fmt: skip
+
+
+def test_who_may_read_reads_and_does_nothing_else(granted: Granted) -> None:
+    assert granted.ask("both", "POST", "/append/notes.a", b"x")[0] == 200
+    for target in READS:
+        assert granted.ask("reader", "GET", target)[0] == 200, target
+    for method, target in [("POST", "/append/notes.a"), ("POST", "/cas"), *ADMIN]:
+        status, said = granted.ask("reader", method, target, b"x")
+        assert (status, said.count(b"\n")) == (403, 1), target
+        assert b"this token may not" in said
+
+
+def test_who_may_append_on_some_topics_does_that_alone(granted: Granted) -> None:
+    for topic in ("notes.a", "notes.b.c", "log"):
+        for target in (f"/append/{topic}", f"/stream/{topic}", f"/{topic}"):
+            assert granted.ask("writer", "POST", target, b"x")[0] == 200, target
+    for topic in ("notes", "other", "log.more", "xnotes.a"):
+        status, said = granted.ask("writer", "POST", f"/append/{topic}", b"x")
+        assert (status, said.count(topic.encode())) == (403, 1)
+    assert granted.ask("writer", "POST", "/append/other?chunked", b"x")[0] == 403
+    for target in READS:
+        assert granted.ask("writer", "GET", target)[0] == 403, target
+    for method, target in ADMIN:
+        assert granted.ask("writer", method, target, b"x")[0] == 403, target
+    assert granted.ask("writer", "POST", "/cas", b"x")[0] == 200
+    assert granted.ask("writer", "GET", "/version")[0] == 200
+
+
+@pytest.mark.parametrize("topic", ORDERS)
+def test_only_an_admin_appends_what_runs_programs(granted: Granted, topic: str) -> None:
+    status, said = granted.ask("both", "POST", f"/append/{topic}", b"")
+    assert (status, b"by which programs are run" in said) == (403, True)
+    line = json.dumps({"topic": topic}).encode() + b"\n"
+    summary = granted.ask("both", "POST", "/append", line, **NDJSON)[1]
+    assert json.loads(summary)["appended"] == 0
+    assert b"by which programs are run" in summary
+
+
+def test_the_lines_of_a_batch_are_judged_one_by_one(granted: Granted) -> None:
+    lines = [{"topic": "notes.x"}, {"topic": "other"}, {"topic": "log", "content": "c"}]
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    summary = json.loads(granted.ask("writer", "POST", "/append", body, **NDJSON)[1])
+    assert (summary["appended"], [each["line"] for each in summary["errors"]]) == (2, [2])
+    each = granted.ask("writer", "POST", "/append?each", body, **NDJSON)[1].splitlines()
+    assert [b'"error"' in line for line in each] == [False, True, False]
+    status, said = granted.ask("writer", "POST", "/append?atomic", body, **NDJSON)
+    assert (status, said[:7]) == (403, b"line 2:")
+
+
+def test_an_admin_does_everything(granted: Granted) -> None:
+    made = json.loads(granted.ask("admin", "POST", "/append/notes.gone", b"x")[1])
+    assert granted.ask("admin", "DELETE", f"/{made['id']}")[0] == 204
+    assert granted.ask("admin", "POST", "/append/nobody.unregister", b"")[0] == 200
+    assert granted.ask("admin", "POST", "/check")[0] == 200
+
+
+def test_another_store_is_for_the_owner_and_admins(granted: Granted) -> None:
+    assert granted.ask("both", "GET", "/store/other/last")[0] == 403
+    assert granted.ask("admin", "GET", "/store/other/last")[0] == 404
+
+
+def test_tokens_are_listed_without_themselves_and_kept_as_hashes(granted: Granted) -> None:
+    folder = granted.exposed.server.directory
+    listed = run_command("token", "list", folder).stdout
+    assert [json.loads(line) for line in listed.splitlines()] == [
+        {"name": "reader", "admin": False, "read": True, "append": None},
+        {"name": "writer", "admin": False, "read": False, "append": "notes.*,log"},
+        {"name": "both", "admin": False, "read": True, "append": "*"},
+        {"name": "admin", "admin": True, "read": False, "append": None},
+    ]
+    path = Path(folder, "tokens")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for token in granted.tokens.values():
+        assert token not in path.read_text() and len(token) >= 43
+
+
+def test_a_token_that_is_removed_is_good_for_nothing_at_once(granted: Granted) -> None:
+    folder = granted.exposed.server.directory
+    token = run_command("token", "add", folder, "short-lived", "--read").stdout.decode().strip()
+    with Wire(granted.exposed.port) as wire:
+        assert wire.ask("GET", "/last", authorization=f"Bearer {token}").status in (200, 404)
+        assert run_command("token", "remove", folder, "short-lived").returncode == 0
+        assert wire.ask("GET", "/last", authorization=f"Bearer {token}").status == 401
+
+
+def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(store_dir: str) -> None:
+    server = start_server(store_dir, "--expose", ":0")
+    exposed = Exposed(server, port_of(server), Path(store_dir, "token").read_text().strip())
+    Path(store_dir, "tokens").write_text('{"name": "x"')
+    with Wire(exposed.port) as wire:
+        assert wire.ask("GET", "/version", authorization="Bearer x").status == 401
+    assert exposed.ask()[0] == 200
+    done = run_command("token", "list", store_dir)
+    server.stop()
+    assert done.returncode == 1 and b"the tokens of the store are damaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["add", "STORE", "a b", "--read"], 1, "not a token's name"),
+        (["add", "STORE", "x"], 1, "what may x do?"),
+        (["add", "STORE", "x", "--append", "A!"], 1, "not a topic pattern"),
+        (["add", "STORE", "reader", "--read"], 1, "there is a token reader already"),
+        (["add", "STORE"], 2, "NAME is missing"),
+        (["remove", "STORE", "nobody"], 1, "no token 'nobody'"),
+        (["remove", "STORE", "reader", "--read"], 2, "takes no options"),
+        (["list", "STORE", "reader"], 2, "a store's directory alone"),
+        (["rename", "STORE", "x"], 2, "add, list or remove"),
+        (["list", "STORE/nowhere"], 1, "no store at"),
+    ],
+)
+def test_what_is_wrong_with_a_token_is_said_in_a_line(
+    granted: Granted, words: list[str], status: int, says: str
+) -> None:
+    folder = granted.exposed.server.directory
+    done = run_command("token", *[word.replace("STORE", folder) for word in words])
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (status, b"", 1)
+    assert says in done.stderr.decode()
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:1", "box.example:80"])
+def test_what_others_could_read_along_is_not_exposed_unless_told(
+    store_dir: str, address: str
+) -> None:
+    done = run_command("serve", store_dir, "--expose", address)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"--insecure" in done.stderr
+    assert not os.path.exists(store_dir)
+
+
+def test_told_so_it_is_exposed_and_asks_for_the_token(store_dir: str) -> None:
+    server = start_server(store_dir, "--expose", "0.0.0.0:0", "--insecure")
+    try:
+        with Wire(port_of(server)) as wire:
+            assert wire.ask("GET", "/version").status == 401
+    finally:
+        server.stop()
+
+
+def test_another_user_who_can_reach_the_socket_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        return  # only root can be somebody else
+    folder = tempfile.mkdtemp(dir="/tmp")  # every folder of pytest's is the user's alone
+    server = start_server(os.path.join(folder, "store"))
+    try:
+        os.chmod(folder, 0o755)
+        os.chmod(server.directory, 0o755)
+        path = os.path.join(server.directory, "sock")
+        os.chmod(path, 0o666)
+        script = (
+            "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
+            "s.connect(sys.argv[1]); s.sendall(b'GET /version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); "
+            "print(s.recv(12).decode())"
+        )
+        done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, timeout=60)
+        assert done.stdout == b"HTTP/1.1 403\n", done
+    finally:
+        server.stop()
+        shutil.rmtree(folder)

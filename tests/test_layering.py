@@ -69,22 +69,24 @@ ARCHITECTURE = {
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them
-    "api":         "errors ids frame times query commit store reader version | meta batch chunked "
-                   "process (scripts cas)",
+    "rights":      "errors frame records",
+    "tokens":      "errors frame cas rights",
+    "api":         "errors ids frame times query commit store reader rights version | meta "
+                   "batch chunked process (scripts cas)",
     "sockets":     "errors",
-    "access":      "errors http1",
+    "access":      "errors http1 rights",
     "delivery":    "errors frame bus http1 sockets store reader",
     "activation":  "errors records sockets",
     "listener":    "http1 log",
-    "httpd":       "errors http1 log commit store reader scripts api sockets access delivery "
-                   "listener",
+    "httpd":       "errors http1 log commit store reader scripts api sockets rights access "
+                   "delivery listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
     "answers":     "errors ids frame schema bus commit store exchange",
     "gateway":     "errors ids frame http1 log cas commit store sockets activation address "
                    "listener hangups exchange answers",
-    "mount":       "errors meta commit store scripts activation access delivery listener httpd "
-                   "version | gateway",
+    "mount":       "errors meta commit store scripts activation access tokens delivery "
+                   "listener httpd version | gateway",
     "stores":      "errors ids frame times log schema commit store httpd mount",
     "notify":      "log",
     "signals":     "",
@@ -111,7 +113,7 @@ ARCHITECTURE = {
     "repair":      "errors ids frame cas schema commit lock store batch salvage",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
-    "commands":    "errors request transport stdio arguments | "
+    "commands":    "errors address request transport stdio arguments | tokens "
                    "version idfields ndjson transfer backup repair storing autoload completion "
                    "service log activation server mount "
                    "gateway",

@@ -1,6 +1,7 @@
-"""Who may use a TCP address: the Host, the Origin and the token of a request. Pure.
+"""Who may use a TCP address, and for what: the Host, the Origin and the token of a request. Pure.
 
-The Unix socket needs none of it: the file system says who may connect (0600 in a folder of 0700).
+The Unix socket needs none of it: the file system says who may connect (0600 in a folder of 0700),
+and who has connected is the store's owner, who may do everything.
 """
 
 from __future__ import annotations
@@ -8,50 +9,63 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
-from xs.errors import Forbidden, Misdirected, Unauthorized, XsError
+from xs.errors import Forbidden, Misdirected, Unauthorized
 from xs.http1 import RequestHead
+from xs.rights import EVERYTHING, Rights
+
+
+def _nobody(_: str) -> Optional[Rights]:
+    return None
 
 
 class Access(NamedTuple):
-    """What a listener asks of its requests: a token, and a Host among these names or any IP."""
+    """What a listener asks of its requests: a token, and a Host among these names or any IP.
+
+    `token` is the owner's; `find` gives the rights of others' tokens, and None for what is none.
+    """
 
     token: str
     hosts: frozenset[str]
+    find: Callable[[str], Optional[Rights]] = _nobody
 
 
-def access(token: str, names: list[str]) -> Access:
+def access(token: str, names: list[str], find: Callable[[str], Optional[Rights]]) -> Access:
     """With the names that this host has, and those given with `--host`."""
-    return Access(token, frozenset(("localhost", socket.gethostname().lower(), *names)))
+    return Access(token, frozenset(("localhost", socket.gethostname().lower(), *names)), find)
 
 
-def refusal(head: RequestHead, asked: Optional[Access]) -> XsError | None:
-    """Why a request must not be served, or None.
+def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
+    """What a request may do. Raises `Misdirected`, `Forbidden`, `Unauthorized`.
 
     A web page that resolves its own name to this machine (DNS rebinding) is stopped by Host, one
-    that posts across sites by Origin, and everybody without the token by the token.
+    that posts across sites by Origin, and everybody without a token by the token.
     """
     if asked is None:
-        return None
+        return EVERYTHING
     host = _host(head.authority or "")
     if host not in asked.hosts and not _is_ip(host):
-        return Misdirected(
+        raise Misdirected(
             f"this server does not serve the host {host[:64]!r}: "
             "use its IP address or localhost, or name it with --host"
         )
     origin = head.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != (head.authority or "").lower():
-        return Forbidden(f"a page of {origin[:64]!r} may not use this server")
+        raise Forbidden(f"a page of {origin[:64]!r} may not use this server")
     scheme, _, token = (head.get("authorization") or "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(
-        token.strip().encode("latin-1", "replace"), asked.token.encode()
-    ):
-        return Unauthorized(
+    token = token.strip()
+    found = None
+    if scheme.lower() == "bearer":
+        if hmac.compare_digest(token.encode("latin-1", "replace"), asked.token.encode()):
+            return EVERYTHING
+        found = asked.find(token)
+    if found is None:
+        raise Unauthorized(
             "this address needs a token: send Authorization: Bearer TOKEN "
-            "(the owner's is in the store's file token)"
+            "(the owner's is in the store's file token, `xs token add` makes others)"
         )
-    return None
+    return found
 
 
 def _host(authority: str) -> str:

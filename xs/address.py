@@ -128,7 +128,7 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
         if create and os.path.basename(addr) != "sock":
             return _NotYet(addr, timeout)
         folder, name = os.path.split(addr)
-        raise _no_store(addr, folder or "." if name == "sock" else None) from None
+        raise no_store(addr, folder or "." if name == "sock" else None) from None
     except OSError as error:
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
     if kind == _SOCKET:
@@ -173,7 +173,7 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
     if "xs.db" not in names:
         if not create:
             # Other files there: a store can't be made in their midst, but beside them.
-            raise _no_store(addr, addr if not names else os.path.join(addr, "store"))
+            raise no_store(addr, addr if not names else os.path.join(addr, "store"))
         # What another process has just begun to make may lie there already, but nothing else.
         if not _STORE_FILES.issuperset(names):
             raise errors.NoStore(
@@ -222,7 +222,8 @@ def _open_files(directory: str, *, create: bool) -> Transport:
     return Local(directory, create=create)
 
 
-def _no_store(addr: str, place: str | None = None) -> errors.NoStore:
+def no_store(addr: str, place: str | None = None) -> errors.NoStore:
+    """The error for an address where no store is; `place` is where one can be made."""
     place = place or addr
     return errors.NoStore(
         f"no store at: {addr}; make one with `xs serve {place}` or `xs append {place} TOPIC`"

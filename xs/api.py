@@ -23,6 +23,7 @@ from xs.errors import (
     XsError,
 )
 from xs.reader import Form, Reader, write
+from xs.rights import EVERYTHING
 from xs.store import GC_AGE_SECONDS, Store
 from xs.version import VERSION
 
@@ -51,7 +52,17 @@ class Request:
     `is_wanted` tells whether the client is still there.
     """
 
-    __slots__ = ("body", "fields", "is_wanted", "method", "path", "query", "scripts", "stores")
+    __slots__ = (
+        "body",
+        "fields",
+        "is_wanted",
+        "method",
+        "path",
+        "query",
+        "rights",
+        "scripts",
+        "stores",
+    )
 
     def __init__(
         self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
@@ -64,6 +75,7 @@ class Request:
         self.scripts: Scripts | None = None
         self.stores: Any = None
         self.is_wanted: Callable[[], bool] = lambda: True
+        self.rights = EVERYTHING
 
     def get(self, name: str) -> str | None:
         """The value of a field that may come once. Raises `Invalid` if it comes twice."""
@@ -178,7 +190,20 @@ def _route(store: Store, request: Request) -> Answer:
         if request.method not in METHODS:
             raise _NotImplemented(f"unknown method: {request.method[:32]}; this path has {allow}")
         raise MethodNotAllowed(f"{request.method} is not for {path[:128]}: use {allow}", allow)
+    if not request.rights.admin:
+        _check_rights(request, handler)
     return handler(store, request, rest)
+
+
+def _check_rights(request: Request, handler: Handler) -> None:
+    """Raises `Forbidden` for what a request may not do. On which topics is looked at later."""
+    if handler in (_append, _append_lines, _put_content):
+        request.rights.check_append()
+    elif request.method in ("GET", "HEAD"):
+        if handler is not _version:
+            request.rights.check_read()
+    else:
+        request.rights.check_admin(f"{request.method} {request.path[:128]}")
 
 
 class _NotImplemented(XsError):
@@ -301,6 +326,7 @@ def _taken_in(store: Store, request: Request) -> Content | None:
 
 def _append(store: Store, request: Request, rest: str) -> Answer:
     topic = frame.check_client_topic(decode(rest))
+    request.rights.check_append(topic)
     given = request.options("ttl", "if-last", "chunked") if request.query else {}
     ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None
@@ -362,9 +388,10 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
     atomic = query.parse_flag("atomic", given.get("atomic", "0"))
     if each and atomic:
         raise Invalid("each and atomic can't go together: atomic has one answer for all lines")
+    may = None if request.rights.admin else request.rights.check_append
     if each:
-        return Answer(200, NDJSON, blocks=append_lines_each(store, request.body))
-    return Answer(200, JSON, append_lines(store, request.body, atomic=atomic))
+        return Answer(200, NDJSON, blocks=append_lines_each(store, request.body, may))
+    return Answer(200, JSON, append_lines(store, request.body, may, atomic=atomic))
 
 
 def _import(store: Store, request: Request, _: str) -> Answer:

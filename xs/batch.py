@@ -24,23 +24,29 @@ ATOMIC_BYTES = 64 * 1024 * 1024  # … and their bytes
 ERRORS_LISTED = 1000  # in a summary; the others are counted
 
 Line = tuple[int, bytes]  # its number, from 1, and its text
+May = Callable[[str], None]  # raises if nothing may be appended on that topic
 Outcome = tuple[int, Union[bytes, XsError]]  # of one line: its number; a frame's JSON or an error
 
 
-def append_lines(store: Store, body: Iterable[bytes], *, atomic: bool = False) -> bytes:
+def append_lines(
+    store: Store, body: Iterable[bytes], may: May | None = None, *, atomic: bool = False
+) -> bytes:
     """Appends an event for each line and answers the summary as JSON.
 
+    `may` is given each topic, and raises what makes its line an error.
     `atomic`: all lines in one transaction; the first error is raised as it is, and nothing stored.
     A body that breaks off raises `BrokenBody`, which says how many lines are kept.
     """
     if atomic:
-        return _append_atomically(store, body)
-    return _summary("appended", _append_outcomes(store, body))
+        return _append_atomically(store, body, may)
+    return _summary("appended", _append_outcomes(store, body, may))
 
 
-def append_lines_each(store: Store, body: Iterable[bytes]) -> Iterator[bytes]:
+def append_lines_each(
+    store: Store, body: Iterable[bytes], may: May | None = None
+) -> Iterator[bytes]:
     """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`."""
-    for outcomes in _append_outcomes(store, body, read_ahead=False):
+    for outcomes in _append_outcomes(store, body, may, read_ahead=False):
         yield b"".join([_outcome_line(outcome) for outcome in outcomes])
 
 
@@ -54,10 +60,10 @@ def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
 
 
 def _append_outcomes(
-    store: Store, body: Iterable[bytes], *, read_ahead: bool = True
+    store: Store, body: Iterable[bytes], may: May | None, *, read_ahead: bool = True
 ) -> Iterator[list[Outcome]]:
     def work(store: Store, lines: list[Line]) -> Work:
-        return BatchWork(parse_appends(store, [text for _, text in lines]))
+        return BatchWork(parse_appends(store, [text for _, text in lines], may))
 
     return _outcomes(store, body, work, read_ahead=read_ahead)
 
@@ -160,7 +166,7 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _append_atomically(store: Store, body: Iterable[bytes]) -> bytes:
+def _append_atomically(store: Store, body: Iterable[bytes], may: May | None) -> bytes:
     lines: list[Line] = []
     size = 0
     for batch in line_batches(body):
@@ -171,7 +177,7 @@ def _append_atomically(store: Store, body: Iterable[bytes]) -> bytes:
                 f"too much for one transaction: at most {ATOMIC_LINES} lines and "
                 f"{ATOMIC_BYTES} bytes with atomic"
             )
-    appends = parse_appends(store, [text for _, text in lines])
+    appends = parse_appends(store, [text for _, text in lines], may)
     work = BatchWork(appends, atomic=True)
     for (number, _), append in zip(lines, appends):
         if isinstance(append, XsError):
@@ -220,7 +226,9 @@ def line_batches(body: Iterable[bytes]) -> Iterator[list[Line]]:
 TOO_LONG = b"\0"  # stands for a line that was too long to keep
 
 
-def parse_appends(store: Store, lines: list[bytes]) -> list[Union[Append, XsError]]:
+def parse_appends(
+    store: Store, lines: list[bytes], may: May | None = None
+) -> list[Union[Append, XsError]]:
     """What each line asks to append, or what is wrong with it."""
     found: list[Union[Append, XsError]] = []
     topics: set[str] = set()  # those that were found right in an earlier line
@@ -230,7 +238,7 @@ def parse_appends(store: Store, lines: list[bytes]) -> list[Union[Append, XsErro
             if plain is not None:
                 found.append(plain)
                 continue
-            append = _parse_append(store, text)
+            append = _parse_append(store, text, may)
             topics.add(append.topic)
             found.append(append)
         except XsError as error:
@@ -267,12 +275,14 @@ def _plain_append(text: bytes, topics: set[str]) -> Append | None:
     return Append(value["topic"], small(data))
 
 
-def _parse_append(store: Store, text: bytes) -> Append:
+def _parse_append(store: Store, text: bytes, may: May | None) -> Append:
     value, meta = _members(text, _APPEND_KEYS)
     topic = value.get("topic")
     if not isinstance(topic, str):
         raise Invalid('no topic: a line is {"topic": …, "content": …}')
     frame.check_client_topic(topic)
+    if may is not None:
+        may(topic)
     if _PLAIN_KEYS.issuperset(value):
         return Append(topic, _content(store, value), meta)
     ttl = frame.parse_ttl(value.get("ttl"))

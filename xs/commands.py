@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from xs import errors, stdio
+from xs import address, errors, stdio
 from xs.arguments import Command, Option
 from xs.request import append_request, quote, with_query
 from xs.stdio import show, show_bytes, show_text
@@ -94,6 +94,7 @@ _SERVE = [
            is_repeated=True),
     Option("--host", "a name that clients may call this host by (repeatable)", "NAME",
            is_repeated=True),
+    Option("--insecure", "with --expose: on addresses of other machines too, without encryption"),
     Option("--no-scripts", "run no script: no generators, no handlers, no eval"),
     Option("--http", "an address for requests from the web, which become events (repeatable)",
            "ADDR", is_repeated=True),
@@ -136,6 +137,7 @@ def _serve(arguments: Arguments) -> int:
         directory,
         expose=arguments.options.get("expose", []),
         hosts=arguments.options.get("host", []),
+        insecure=arguments.has("insecure"),
         scripts=not arguments.has("no-scripts"),
         web=_web(arguments),
         grace=_grace(arguments),
@@ -222,8 +224,8 @@ def _checked(arguments: Arguments) -> list[str]:
     from xs.log import options_of
     from xs.server import exposed_address
 
-    for address in arguments.options.get("expose", []):
-        exposed_address(address)
+    for each in arguments.options.get("expose", []):
+        exposed_address(each, insecure=arguments.has("insecure"))
     _web(arguments)
     options_of(arguments.get, is_json=arguments.has("log-json"))
     words = []
@@ -532,6 +534,56 @@ def _read_file(path: str) -> bytes:
 )
 def _ps(arguments: Arguments) -> None:
     _show(arguments, "/ps", by=show)
+
+
+# Who may use it over TCP
+
+
+@command(
+    "token",
+    "ACTION DIR [NAME]",
+    "add, list or remove the tokens of others, who may use a store's TCP addresses",
+    options=[
+        Option("--read", "with add: may read everything"),
+        Option("--append", "with add: may append on these topics (repeatable)", "PATTERN",
+               is_repeated=True),
+        Option("--admin", "with add: may do everything, run programs too"),
+    ],
+    examples=[
+        "xs token add ./store phone --append 'notes.*' --read",
+        "xs token list ./store",
+        "xs token remove ./store phone",
+    ],
+)  # fmt: skip
+def _token(arguments: Arguments) -> None:
+    from xs import tokens
+
+    action, folder, *rest = arguments.rest
+    if not os.path.isfile(os.path.join(_path(folder), "xs.db")):
+        raise address.no_store(folder)
+    if action == "list":
+        if rest or arguments.options:
+            raise errors.Usage("token list takes a store's directory alone")
+        for each in tokens.listed(folder):
+            stdio.write(each.line)
+        return
+    if action not in ("add", "remove"):
+        raise errors.Usage(f"token takes add, list or remove, not {action!r}")
+    if not rest:
+        raise errors.Usage(f"NAME is missing: xs token {action} DIR NAME")
+    if action == "remove":
+        if arguments.options:
+            raise errors.Usage("token remove takes no options")
+        tokens.remove(folder, rest[0])
+        return
+    token = tokens.add(
+        folder,
+        rest[0],
+        admin=arguments.has("admin"),
+        read=arguments.has("read"),
+        append=",".join(arguments.options.get("append", [])) or None,
+    )
+    stdio.write(f"{token}\n".encode())
 
 
 # Many stores in one process

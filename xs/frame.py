@@ -24,6 +24,7 @@ PATTERNS_MAX = 100  # in one comma-separated list
 
 RUNTIME_PREFIX = "xs."
 APPENDABLE_RUNTIME_TOPICS = frozenset({"xs.store.add", "xs.store.remove"})
+_ORDERS = frozenset({"spawn", "send", "terminate", "register", "unregister"})  # to the runtime
 
 FOREVER = "forever"
 EPHEMERAL = "ephemeral"
@@ -226,6 +227,11 @@ def prefixes(topic: str) -> list[str]:
     """The wildcards that a topic falls under, `*` apart: `a.b.c` → `["a.*", "a.b.*"]`."""
     parts = topic.split(".")
     return [".".join(parts[:n]) + ".*" for n in range(1, len(parts))]
+
+
+def runs_code(topic: str) -> bool:
+    """Whether what is appended there is run, fed to what runs, ends it, or has a store served."""
+    return topic in APPENDABLE_RUNTIME_TOPICS or topic.rpartition(".")[2] in _ORDERS
 
 
 def parse_patterns(text: str) -> Patterns:

@@ -9,6 +9,7 @@ that can.
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import threading
@@ -17,15 +18,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1
-from xs.access import Access, refusal
+from xs.access import Access, rights_of
 from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Listener
 from xs.log import DEBUG, WARNING
 from xs.reader import Reader
+from xs.rights import Rights
 from xs.scripts import Scripts
-from xs.sockets import is_gone, set_timeout
+from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
 
 
@@ -112,6 +114,9 @@ class Connection(socketserver.BaseRequestHandler):
             self._close()
 
     def _serve_requests(self) -> None:
+        if self.server.is_for_owner and peer_user(self.sock) not in (None, 0, os.geteuid()):
+            self._refuse(403, "this socket is for the store's owner alone")
+            return
         while not self._ending:
             try:
                 head = self._read_head() if self.buffer else None
@@ -197,14 +202,15 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _serve_one(self, head: http1.RequestHead) -> bool:
         body = _Body(self, head)
-        refused = refusal(head, self.server.access)
-        if refused is not None:
+        try:
+            rights = rights_of(head, self.server.access)
+        except XsError as refused:
             found = api.error_answer(refused)
             self.server.log(f"{self._who}: {head.method} {head.path}: {refused}", WARNING)
         else:
             if head.method in ("GET", "HEAD"):
                 self._settle()  # it reads what the requests before it have appended
-            found = self._ask(head, body)
+            found = self._ask(head, body, rights)
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
         keep = head.keep_alive and not self._ending
@@ -228,12 +234,13 @@ class Connection(socketserver.BaseRequestHandler):
             self._linger(body)
         return keep
 
-    def _ask(self, head: http1.RequestHead, body: _Body) -> api.Answer:
+    def _ask(self, head: http1.RequestHead, body: _Body, rights: Rights) -> api.Answer:
         try:
-            path = self._find_store(head.path)
+            path = self._find_store(head.path, rights)
         except XsError as error:
             return api.error_answer(error)
         request = api.Request(head.method, path, head.query, head.fields, body)
+        request.rights = rights
         request.scripts = self._served.scripts
         if not self._visits:
             request.stores = self.server.others
@@ -253,7 +260,7 @@ class Connection(socketserver.BaseRequestHandler):
         address = self.client_address
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "socket"
 
-    def _find_store(self, path: str) -> str:
+    def _find_store(self, path: str, rights: Rights) -> str:
         """Finds the store that a path is about; the path within it. Raises `NotFound`, …
 
         Answers come in the order of their requests, and another store commits when it likes: so
@@ -262,6 +269,7 @@ class Connection(socketserver.BaseRequestHandler):
         found = self.server.served
         others = self.server.others
         if others is not None and path.startswith(OTHERS_PATH):
+            rights.check_admin("use another store than its own")
             name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
             found, path = others.find(api.decode(name)), slash + rest or "/"
         if found is not self._served:
@@ -658,12 +666,19 @@ class Server(Listener):
         access: Optional[Access] = None,
         others: Optional[Others] = None,
         log: Any = None,
+        *,
+        is_for_owner: bool = False,
     ) -> None:
-        """`sock` is bound; a TCP address has `access`, the Unix socket none."""
+        """`sock` is bound; a TCP address has `access`, the Unix socket none.
+
+        `is_for_owner`: whoever else can connect, for instance since somebody has changed the
+        socket's mode, is refused all the same.
+        """
         super().__init__(sock, Connection, connections, log or (lambda text: None))
         self.served = served
         self.others = others
         self.access = access
+        self.is_for_owner = is_for_owner
 
     @property
     def most(self) -> int:

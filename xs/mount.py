@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -27,13 +26,13 @@ from xs.httpd import Others, Served, Server
 from xs.listener import Connections
 from xs.scripts import Scripts
 from xs.store import Store
+from xs.tokens import Finder, owner_token
 from xs.version import VERSION
 
 if TYPE_CHECKING:
     from xs.gateway import Gateway, Options
 
 SOCKET = "sock"
-TOKEN = "token"
 _WEB_GRACE = 0.5  # of the time that a store has to end, at most, is for requests from the web
 _VISITORS_SECONDS = 0.5  # for their requests under way, before their connections are to be ended
 
@@ -92,7 +91,9 @@ class Mount:
             if scripts:
                 self._scripts = Scripts(self.store, log)
             self.served = Served(self.store, self._delivery, self._scripts, self._visitors)
-            self._add(self._sockets.listen_unix(self.socket_path), None)
+            sock = self._sockets.listen_unix(self.socket_path)
+            # Who may call one that was handed down is for who made it to say.
+            self._add(sock, None, is_for_owner=not self._sockets.is_handed(self.socket_path))
             for path in self._sockets.unix:
                 self._add(self._sockets.listen_unix(path), None)
         except BaseException as error:
@@ -109,15 +110,31 @@ class Mount:
 
     def expose(self, host: str, port: int, hosts: list[str]) -> None:
         """Listens on a TCP address too; `hosts` are further names of this machine."""
+        try:
+            token = owner_token(self.folder)
+        except OSError as error:
+            raise NotAStore(
+                f"can't read the owner's token in {self.folder}: {error.strerror}"
+            ) from None
         sock = self._sockets.listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.exposed.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
         names = [host.lower(), *(each.lower() for each in hosts)]
-        self._add(sock, access(owner_token(self.folder), names))
+        self._add(sock, access(token, names, Finder(self.folder)))
 
-    def _add(self, sock: socket.socket, asked: Access | None) -> None:
+    def _add(
+        self, sock: socket.socket, asked: Access | None, *, is_for_owner: bool = False
+    ) -> None:
         try:
-            server = Server(sock, self.served, self._connections, asked, self._others, self._log)
+            server = Server(
+                sock,
+                self.served,
+                self._connections,
+                asked,
+                self._others,
+                self._log,
+                is_for_owner=is_for_owner,
+            )
         except BaseException:
             sock.close()
             raise
@@ -202,23 +219,6 @@ class Mount:
             return  # who has handed it down goes on with it
         with contextlib.suppress(OSError):  # somebody has tidied up already
             os.unlink(self.socket_path)
-
-
-def owner_token(folder: str) -> str:
-    """The owner's token: one line in `DIR/token`, made at the first need."""
-    path = os.path.join(folder, TOKEN)
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.readline().strip()
-        if token:
-            return token
-    except FileNotFoundError:
-        pass
-    token = secrets.token_urlsafe(32)
-    file_number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file_number, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
 
 
 def as_meta(value: object) -> str:

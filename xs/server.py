@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import os
 import signal
 import threading
@@ -46,6 +47,7 @@ class Running:
         scripts: bool = True,
         grace: float = GRACE_SECONDS,
         sockets: Sockets | None = None,
+        insecure: bool = False,
     ) -> None:
         """Starts to serve the store in `folder`. If it raises `XsError`, nothing is left open.
 
@@ -57,7 +59,7 @@ class Running:
         self._room = _make_room(web is not None)
         self._scripts = scripts
         self._options = web.options if web is not None else Options()
-        addresses = [exposed_address(each) for each in expose]
+        addresses = [exposed_address(each, insecure=insecure) for each in expose]
         self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets)
         try:
             self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
@@ -115,6 +117,7 @@ def serve(
     *,
     expose: list[str] | None = None,
     hosts: list[str] | None = None,
+    insecure: bool = False,
     scripts: bool = True,
     web: Web | None = None,
     grace: float = GRACE_SECONDS,
@@ -140,6 +143,7 @@ def serve(
             scripts=scripts,
             grace=grace,
             sockets=sockets,
+            insecure=insecure,
         )
     except XsError as error:
         error.exit = next((exit for kind, exit in _EXITS if isinstance(error, kind)), error.exit)
@@ -184,8 +188,12 @@ def _note(text: str, level: int = log.INFO) -> None:
         _log(text, level)
 
 
-def exposed_address(address: str) -> tuple[str, int]:
-    """Host and port of an address that was given to `--expose`. Raises `Usage`."""
+def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
+    """Host and port of an address that was given to `--expose`. Raises `Usage`.
+
+    What goes over it is not encrypted, tokens included: so it is for this machine alone, unless
+    `insecure` says that somebody knows what he does.
+    """
     from xs.address import parse_host
 
     # :0 lets the system choose a port; the line that the server prints says which.
@@ -197,7 +205,19 @@ def exposed_address(address: str) -> tuple[str, int]:
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
+    if not (insecure or _is_loopback(host)):
+        raise Usage(
+            f"can't expose {address!r}: others could read along, tokens too. Expose :{port} and "
+            "lead to it by ssh -L or a proxy that speaks TLS, or say --insecure"
+        )
     return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _make_room(for_the_web: bool) -> Room:

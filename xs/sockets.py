@@ -42,6 +42,15 @@ def is_gone(sock: socket.socket) -> bool:
     return not is_half_closed(sock)
 
 
+def peer_user(sock: socket.socket) -> int | None:
+    """Whose process is at the other end of a Unix socket; None where the system does not tell."""
+    option = getattr(socket, "SO_PEERCRED", None)  # unix(7); macOS has only its mode to go by
+    if option is None or sock.family != socket.AF_UNIX:
+        return None
+    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, 12))
+    return int(user)
+
+
 def listen_unix(path: str) -> socket.socket:
     """A socket at `path`, for the user alone; one that is left behind there is replaced.
 

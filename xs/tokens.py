@@ -1,0 +1,180 @@
+"""Tokens for TCP addresses: the owner's, and those of others, which have names and rights.
+
+The owner's is a line in `DIR/token`, made at the first need. The others are lines of JSON in
+`DIR/tokens`: name, rights, and the token's hash. A token itself is told once, when it is made: 256
+random bits, of which a plain hash gives nothing away. Both files are the owner's alone (0600), and
+neither is opened through a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Optional
+
+from xs import frame
+from xs.cas import sync_folder
+from xs.errors import Damaged, Invalid, NotFound
+from xs.rights import Rights
+
+OWNER_FILENAME = "token"
+FILENAME = "tokens"
+TOKENS_MAX = 1000  # of one store, beside the owner's
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+class Token(NamedTuple):
+    """One token of somebody else's. `append` has patterns as one gives them, or is None."""
+
+    name: str
+    admin: bool
+    read: bool
+    append: Optional[str]
+    hash: str  # SHA-256, hexadecimal
+
+    @property
+    def line(self) -> bytes:
+        """As `xs token list` shows it: the hash is nobody's business."""
+        shown = {name: value for name, value in self._asdict().items() if name != "hash"}
+        return json.dumps(shown, separators=(",", ":")).encode() + b"\n"
+
+    @property
+    def rights(self) -> Rights:
+        if self.append is None:
+            return Rights(self.admin, self.read)
+        return Rights(self.admin, self.read, frame.parse_patterns(self.append))
+
+
+def owner_token(folder: str) -> str:
+    """The owner's token; it is made if there is none. Raises `OSError`."""
+    path = os.path.join(folder, OWNER_FILENAME)
+    with contextlib.suppress(FileNotFoundError):
+        token = _read(path).decode("ascii", "replace").partition("\n")[0].strip()
+        if token:
+            return token
+    token = secrets.token_urlsafe(32)
+    _write(folder, OWNER_FILENAME, f"{token}\n".encode())
+    return token
+
+
+def listed(folder: str) -> list[Token]:
+    """The tokens of others, in the order in which they were made. Raises `Damaged`, `OSError`."""
+    try:
+        lines = _read(os.path.join(folder, FILENAME)).splitlines()
+    except FileNotFoundError:
+        return []
+    try:
+        return [Token(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError):
+        raise Damaged(
+            f"the tokens of the store are damaged: remove {folder}/{FILENAME}, and add them anew"
+        ) from None
+
+
+def add(
+    folder: str, name: str, *, admin: bool = False, read: bool = False, append: Optional[str] = None
+) -> str:
+    """Makes a token, which a running server takes from now on. Raises `Invalid`."""
+    if not _NAME.fullmatch(name):
+        raise Invalid(
+            f"not a token's name: {name[:80]!r}: use up to 64 of A-Z a-z 0-9 _ . - and begin with "
+            "a letter, a digit or _"
+        )
+    if not (admin or read or append):
+        raise Invalid(f"what may {name} do? Give --read, --append PATTERN or --admin")
+    if append is not None:
+        frame.parse_patterns(append)
+    with _changing(folder) as tokens:
+        if any(each.name == name for each in tokens):
+            raise Invalid(f"there is a token {name} already: remove it first, or choose a new name")
+        if len(tokens) >= TOKENS_MAX:
+            raise Invalid(f"there are {TOKENS_MAX} tokens already: remove one first")
+        token = secrets.token_urlsafe(32)
+        tokens.append(Token(name, admin, read, append, _hash(token)))
+    return token
+
+
+def remove(folder: str, name: str) -> None:
+    """Ends a token, at once. Raises `NotFound`."""
+    with _changing(folder) as tokens:
+        left = [each for each in tokens if each.name != name]
+        if len(left) == len(tokens):
+            known = ", ".join(each.name for each in tokens) or "there is none"
+            raise NotFound(f"no token {name[:80]!r}: {known}")
+        tokens[:] = left
+
+
+class Finder:
+    """Finds the rights of tokens for a server. The file is read again when it has changed."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._seen: Any = None
+        self._tokens: list[tuple[bytes, Rights]] = []
+
+    def __call__(self, token: str) -> Optional[Rights]:
+        self._look()
+        presented = _hash(token).encode()
+        found = None
+        for known, rights in self._tokens:  # all of them: the time tells nothing
+            if hmac.compare_digest(known, presented):
+                found = rights
+        return found
+
+    def _look(self) -> None:
+        try:
+            status = os.stat(os.path.join(self._folder, FILENAME))
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        except OSError:
+            seen = None
+        if seen != self._seen:
+            tokens = []
+            with contextlib.suppress(OSError, Damaged):  # then nobody but the owner comes in
+                tokens = listed(self._folder)
+            self._tokens = [(each.hash.encode(), each.rights) for each in tokens]
+            self._seen = seen
+
+
+@contextlib.contextmanager
+def _changing(folder: str) -> Iterator[list[Token]]:
+    """The tokens, to be changed within the block; no other process changes them meanwhile."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tokens = listed(folder)
+        yield tokens
+        lines = [json.dumps(each._asdict()) + "\n" for each in tokens]
+        _write(folder, FILENAME, "".join(lines).encode())
+    finally:
+        os.close(lock)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(file, "rb") as stream:
+        return stream.read()
+
+
+def _write(folder: str, name: str, data: bytes) -> None:
+    """Replaces a file whole, durably."""
+    path = os.path.join(folder, name)
+    with contextlib.suppress(FileNotFoundError):  # of one who was killed here
+        os.unlink(f"{path}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(f"{path}.new", flags, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(f"{path}.new", path)
+    sync_folder(folder)
