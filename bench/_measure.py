@@ -220,8 +220,9 @@ def populate(path: str, topics: Iterable[str], content: Optional[bytes] = CONTEN
     """Makes a store with a frame for each topic given, in this process; gives every 97th id."""
     from xs import frame
     from xs.cas import small
-    from xs.commit import Append, BatchWork
+    from xs.commit import Append
     from xs.store import Store
+    from xs.work import BatchWork
 
     store = Store(path, exclusive=True, create=True)
     taken = None if content is None else small(content)

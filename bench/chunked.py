@@ -186,8 +186,9 @@ def whole(running: Server, report: Report) -> None:
 
 def behind_pieces(where: str, report: Report) -> None:
     from xs.cas import small
-    from xs.commit import Append, RunWork
+    from xs.commit import Append
     from xs.store import Store
+    from xs.work import RunWork
 
     path = os.path.join(where, "long")
     store = Store(path, exclusive=True, create=True)

@@ -10,10 +10,11 @@ from conftest import DEADLINE
 
 from xs import frame, ids, query
 from xs.cas import Content, small
-from xs.commit import Append, BatchWork, Commit, Imported, ImportWork, RemoveWork, Work
+from xs.commit import Append, Commit, Imported
 from xs.errors import XsError
 from xs.reader import Reader
 from xs.store import Store
+from xs.work import BatchWork, ImportWork, RemoveWork, Work
 
 NOON = 1_700_000_000_000  # a clock's milliseconds, for tests that need no real one
 

@@ -26,9 +26,10 @@ from xs.answers import (
 )
 from xs.bus import RING_FRAMES
 from xs.cas import INLINE_MAX, small
-from xs.commit import Append, Commit, Work
+from xs.commit import Append, Commit
 from xs.errors import Invalid
 from xs.store import Store
+from xs.work import Work
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ from stores import add, all_ids, content, problems, remove, taken
 
 import xs
 from xs import backup, frame, ids
-from xs.commit import Append, PinWork
+from xs.commit import Append
 from xs.errors import Damaged, Invalid, XsError
 from xs.lock import Served
 from xs.store import Store
+from xs.work import PinWork
 
 LARGE = b"large " * 10_000
 

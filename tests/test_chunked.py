@@ -44,10 +44,11 @@ from wire import Answer, Wire, request
 import xs
 from xs import chunked, claim, frame, ids, index, runs, schema
 from xs.client import Client
-from xs.commit import Append, AppendWork, Commit, Imported, Work
+from xs.commit import Append, Commit, Imported
 from xs.errors import BrokenBody, Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.runs import PIECE_MAX, Run
 from xs.store import Store
+from xs.work import AppendWork, Work
 
 FIRST_IDS = itertools.count(ids.first_of(NOON - 1_000_000), 1 << 40)
 
@@ -1314,7 +1315,7 @@ def test_by_hand_nothing_is_appended_that_looks_like_part_of_what_is_not_whole(
 
 
 def chunked_batch(appends: list[Append]) -> Any:
-    from xs.commit import BatchWork
+    from xs.work import BatchWork
 
     return BatchWork(list(appends))
 

@@ -23,10 +23,11 @@ from stores import Clock, add, all_ids, content, in_one_batch, lines, problems, 
 
 import xs
 from xs.client import Client
-from xs.commit import Append, AppendWork
+from xs.commit import Append
 from xs.errors import Full, Unavailable, XsError
 from xs.lock import WRITE, Lock
 from xs.store import Store
+from xs.work import AppendWork
 
 LARGE = b"large " * 10_000
 

@@ -16,8 +16,9 @@ from handling import Stream, program, until
 
 import xs
 from xs import chunked, ids
-from xs.commit import Append, RemoveWork
+from xs.commit import Append
 from xs.errors import BrokenBody, Invalid
+from xs.work import RemoveWork
 
 WRITER = "{|frame| {content: $frame.content?, more: $frame.meta.more} }"
 WRITER_IN_PYTHON = """

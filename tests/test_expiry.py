@@ -27,9 +27,10 @@ from stores import (
 import xs
 from xs import frame, ids
 from xs.cas import INLINE_MAX, small
-from xs.commit import Append, PinWork, SweepWork
+from xs.commit import Append
 from xs.errors import NotFound
 from xs.store import Store
+from xs.work import PinWork, SweepWork
 
 LARGE = b"large" * INLINE_MAX
 

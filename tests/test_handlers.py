@@ -22,12 +22,13 @@ from stores import Gate
 
 from xs import frame, ids, runner
 from xs.cas import INLINE_MAX
-from xs.commit import Append, Imported, ImportWork, RemoveWork
+from xs.commit import Append, Imported
 from xs.errors import Invalid
 from xs.handlers import ERROR_CHARACTERS, EffectsWork, parse_registration
 from xs.pipes import LINE_BYTES
 from xs.reader import CONTENT_INLINE_MAX
 from xs.schema import Script
+from xs.work import ImportWork, RemoveWork
 
 
 @pytest.fixture(scope="module")

@@ -46,14 +46,15 @@ ARCHITECTURE = {
     "snapshot":    "errors ids schema index",
     "salvage":     "records schema",
     "commit":      "errors fault ids frame records cas schema writer bus (scan)",
+    "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
-    "runs":        "errors fault frame cas commit | meta claim",
-    "store":       "errors fault ids frame lock place cas schema index writer bus commit "
+    "runs":        "errors fault frame cas commit work | meta claim",
+    "store":       "errors fault ids frame lock place cas schema index writer bus commit work "
                    "runs",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times query schema bus store",
-    "batch":       "errors ids frame meta cas commit store",
-    "chunked":     "errors ids frame records cas schema commit runs store",
+    "batch":       "errors ids frame meta cas commit work store",
+    "chunked":     "errors ids frame records cas schema commit work runs store",
     # the log, which all that serves may write to
     "log":         "errors records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
@@ -61,43 +62,43 @@ ARCHITECTURE = {
     "pipes":       "errors process terminal",
     "nu":          "errors process",
     "evaluation":  "errors nu pipes process",
-    "runner":      "errors ids frame meta records log schema commit store process pipes",
-    "generators":  "errors ids frame records log schema commit process runner nu",
-    "effects":     "errors fault ids frame records cas schema commit runs runner",
-    "handlers":    "errors fault ids frame records log schema commit reader process runner effects "
-                   "nu",
+    "runner":      "errors ids frame meta records log schema commit work store process pipes",
+    "generators":  "errors ids frame records log schema commit work process runner nu",
+    "effects":     "errors fault ids frame records cas schema commit work runs runner",
+    "handlers":    "errors fault ids frame records log schema commit work reader process runner "
+                   "effects nu",
     "scripts":     "errors ids frame times log bus store process runner generators handlers "
                    "evaluation",
     # requests, and what answers them
     "rights":      "errors frame records",
     "tokens":      "errors frame cas rights",
-    "api":         "errors ids frame times query commit store reader rights version | meta "
+    "api":         "errors ids frame times query commit work store reader rights version | meta "
                    "batch chunked process (scripts cas)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors frame bus http1 sockets store reader",
     "activation":  "errors records sockets",
     "listener":    "http1 log",
-    "httpd":       "errors http1 log commit store reader scripts api sockets rights access "
+    "httpd":       "errors http1 log work store reader scripts api sockets rights access "
                    "delivery listener",
     "hangups":     "",
     "exchange":    "errors frame records http1",
-    "answers":     "errors ids frame schema bus commit store exchange",
-    "gateway":     "errors ids frame http1 log cas commit store sockets activation address "
+    "answers":     "errors ids frame schema bus commit work store exchange",
+    "gateway":     "errors ids frame http1 log cas commit work store sockets activation address "
                    "listener hangups exchange answers",
     "mount":       "errors meta commit store scripts activation access tokens delivery "
                    "listener httpd version | gateway",
-    "stores":      "errors ids frame times log schema commit store httpd mount",
+    "stores":      "errors ids frame times log schema commit work store httpd mount",
     "notify":      "log",
     "signals":     "",
-    "liveness":    "errors commit store transport",
+    "liveness":    "errors commit work store transport",
     "server":      "errors log activation listener httpd gateway mount stores notify signals "
                    "liveness | address",
     # the other end: an address is a transport, over a socket or right on the files
     "transport":   "errors http1",
     "request":     "errors",
-    "forward":     "errors ids frame cas commit request transport",
-    "local":       "errors ids frame lock commit store reader api transport | forward",
+    "forward":     "errors ids frame cas commit work request transport",
+    "local":       "errors ids frame lock work store reader api transport | forward",
     "address":     "errors | transport local",
     "client":      "errors request transport | frame",
     # what a person or a program starts
@@ -110,7 +111,7 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
     "backup":      "errors lock cas schema index snapshot terminal",
-    "repair":      "errors ids frame cas schema commit lock store batch salvage",
+    "repair":      "errors ids frame cas schema commit work lock store batch salvage",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors address request transport stdio arguments | tokens "

@@ -17,10 +17,11 @@ from stores import add, add_all, all_ids, content, problems, taken
 
 from xs import chunked, repair
 from xs.cas import small
-from xs.commit import Append, PinWork
+from xs.commit import Append
 from xs.errors import Locked, NotAStore, XsError
 from xs.schema import Script
 from xs.store import Store
+from xs.work import PinWork
 
 LARGE = b"large " * 10_000
 

@@ -33,19 +33,11 @@ from stores import (
 
 from xs import frame, ids, query
 from xs.cas import INLINE_MAX, small
-from xs.commit import (
-    Append,
-    AppendWork,
-    BatchWork,
-    Commit,
-    ImportWork,
-    PinWork,
-    RemoveWork,
-    Work,
-)
+from xs.commit import Append, Commit
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.lock import Served
 from xs.store import Store
+from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, Work
 
 LARGE = b"large" * INLINE_MAX
 

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
 from xs.bus import Entry
-from xs.commit import Append, AppendWork, Commit, Work
+from xs.commit import Append, Commit
 from xs.errors import Unavailable, XsError
 from xs.exchange import RESPONSE
 from xs.schema import Stored
 from xs.store import Store
+from xs.work import AppendWork, Work
 
 KEPT_FRAMES = 256  # of one answer, while its client is slow to read them
 KEPT_BYTES = 256 * 1024  # of their content, and some for each

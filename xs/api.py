@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from xs import frame, ids, query, times
-from xs.commit import Append, AppendWork, ImportWork, PinWork, RemoveWork, Work
+from xs.commit import Append
 from xs.errors import (
     Conflict,
     Forbidden,
@@ -26,6 +26,7 @@ from xs.reader import Form, Reader, write
 from xs.rights import EVERYTHING
 from xs.store import GC_AGE_SECONDS, Store
 from xs.version import VERSION
+from xs.work import AppendWork, ImportWork, PinWork, RemoveWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

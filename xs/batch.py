@@ -13,9 +13,10 @@ from typing import Any, Callable, Union
 
 from xs import frame, ids, meta
 from xs.cas import INLINE_MAX, Content, small
-from xs.commit import Append, BatchWork, Imported, ImportWork, Work
+from xs.commit import Append, Imported
 from xs.errors import BrokenBody, Invalid, TooLarge, XsError
 from xs.store import Store
+from xs.work import BatchWork, ImportWork, Work
 
 EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
 BATCH_LINES = 4000  # lines in one commit at most

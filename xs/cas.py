@@ -191,12 +191,6 @@ class Cas:
             os.close(file)
         return False
 
-    def discard(self, content: Content) -> None:
-        """Forgets content that was taken and is not to be placed."""
-        if content.path is not None:
-            _unlink(content.path)
-            content.path = None
-
     def has(self, digest: bytes) -> bool:
         """Whether it is here, durably."""
         return digest not in self._unsure and os.path.isfile(self._path(digest))
@@ -320,6 +314,13 @@ class Cas:
             yield file
         finally:
             os.close(file)
+
+
+def discard(content: Content | None) -> None:
+    """Forgets content that was taken in and is not to be placed."""
+    if content is not None and content.path is not None:
+        _unlink(content.path)
+        content.path = None
 
 
 def _new_file(path: str) -> int:

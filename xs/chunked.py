@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator
 
 from xs import frame, ids
 from xs.cas import small
-from xs.commit import Append, RunResult, RunWork
+from xs.commit import Append, RunResult
 from xs.errors import BrokenBody, Invalid, NotFound, TooLarge, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
 from xs.store import Store
+from xs.work import RunWork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,20 +1,16 @@
-"""What happens within one transaction: kinds of work, and the commit that does them.
+"""One transaction, as the works that share it see it (`work`).
 
-A `Work` is something to be done and whom to tell. The store's leader gives it a `Commit`, which
-knows the ids, the frames added so far, what `last:n` asks for, and what is to follow once the
-transaction is durable: entries to publish, content files to unlink. Nothing here commits.
+A `Commit` knows the ids, the frames added so far, what `last:n` asks for, and what is to follow
+once the transaction is durable: entries to publish, content files to unlink. Nothing here commits.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
-from itertools import groupby
 
 from xs import fault, frame, ids
 from xs.bus import Entry
-from xs.cas import Cas, Content, small
+from xs.cas import Cas, Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.schema import BROKEN, GOES_ON, WHOLE
@@ -22,7 +18,7 @@ from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Union
+    from typing import Optional, Union
 
     from xs.scan import Run
 
@@ -55,206 +51,6 @@ class Imported(NamedTuple):
     content: Optional[Content] = None
 
 
-class Work:
-    """Something to be done in a transaction, and what to do when it is durable.
-
-    `apply` is called once by the leader; after the commit `result` or `error` is set and `done`,
-    if there is one, is called, by the leader: it must not block.
-    """
-
-    __slots__ = ("done", "error", "finished", "result", "waiter")
-
-    # Whether an error of `apply` undoes the transaction, because part of the work may be in it by
-    # then; what shares the transaction is done again without it.
-    is_whole = False
-
-    def __init__(self, done: Callable[[Work], None] | None = None) -> None:
-        self.done = done
-        self.result: Any = None
-        self.error: XsError | None = None
-        self.finished = False
-        self.waiter: threading.Lock | None = None
-
-    def apply(self, commit: Commit) -> Any:
-        raise NotImplementedError
-
-    def discard(self) -> None:
-        """Forgets what was taken in for this work: it has failed, or nothing needs it any more."""
-
-    def finish(self) -> None:
-        self.finished = True
-        if self.done is not None:
-            self.done(self)
-        elif self.waiter is not None:
-            self.waiter.release()
-
-
-class AppendWork(Work):
-    """Appends one frame; the result is its line."""
-
-    __slots__ = ("append",)
-
-    def __init__(self, append: Append, done: Callable[[Work], None] | None = None) -> None:
-        super().__init__(done)
-        self.append = append
-
-    def apply(self, commit: Commit) -> bytes:
-        return commit.append(self.append)
-
-    def discard(self) -> None:
-        _discard(self.append.content)
-
-
-class BatchWork(Work):
-    """Appends several frames; the result is a list of lines and errors, one for each.
-
-    With `atomic` the first error undoes all of them, and is raised as it is.
-    """
-
-    __slots__ = ("appends", "atomic")
-
-    def __init__(self, appends: list[Union[Append, XsError]], *, atomic: bool = False) -> None:
-        super().__init__()
-        self.appends = appends
-        self.atomic = atomic
-
-    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
-        results: list[Union[bytes, XsError]] = []
-        if self.atomic:
-            commit.start_part()
-        for is_plain, run in groupby(self.appends, commit.is_plain):
-            if is_plain:
-                results += commit.append_run(list(run))  # type: ignore[arg-type]
-                fault.at("batch.run-added")
-                continue
-            for append in run:
-                try:
-                    if isinstance(append, XsError):
-                        raise append
-                    results.append(commit.append(append))
-                    fault.at("batch.frame-added")
-                except XsError as error:
-                    if self.atomic:
-                        commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
-                        raise
-                    if isinstance(append, Append):
-                        _discard(append.content)
-                    results.append(error)
-        if self.atomic:
-            commit.end_part()
-        return results
-
-    def discard(self) -> None:
-        for append in self.appends:
-            if isinstance(append, Append):
-                _discard(append.content)
-
-
-class ImportWork(Work):
-    """Stores frames as they are; the result is a list of lines and errors, one for each."""
-
-    __slots__ = ("frames",)
-
-    def __init__(self, frames: list[Union[Imported, XsError]]) -> None:
-        super().__init__()
-        self.frames = frames
-
-    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
-        results: list[Union[bytes, XsError]] = []
-        for each in self.frames:
-            try:
-                if isinstance(each, XsError):
-                    raise each
-                results.append(commit.import_frame(each))
-                fault.at("import.frame-added")
-            except XsError as error:
-                if isinstance(each, Imported):
-                    _discard(each.content)
-                results.append(error)
-        return results
-
-    def discard(self) -> None:
-        for each in self.frames:
-            if isinstance(each, Imported):
-                _discard(each.content)
-
-
-class RemoveWork(Work):
-    """Removes one frame; raises `NotFound` if there is none."""
-
-    __slots__ = ("id",)
-
-    def __init__(self, value: int) -> None:
-        super().__init__()
-        self.id = value
-
-    def apply(self, commit: Commit) -> None:
-        commit.remove(self.id)
-
-
-class RunWork(Work):
-    """Begins a run of frames that are one content, goes on with it, or ends it.
-
-    Without `first` it begins one, with the first of `contents`; each further content is a frame.
-    With `ended` the last frame says so: whole, or with `error_text` what it broke off for. The
-    result is `RunResult`.
-
-    Done again it does nothing: `writer` is of this run alone, and `last` is the id of the last
-    frame that the writer knows of. So a step that a server has taken, and then died without an
-    answer, can be repeated.
-    """
-
-    __slots__ = ("append", "contents", "ended", "error_text", "first", "last", "writer")
-
-    def __init__(
-        self,
-        append: Append,
-        writer: str,
-        first: int | None,
-        last: int | None,
-        contents: list[Content],
-        *,
-        ended: bool = False,
-        error_text: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.append = append
-        self.writer = writer
-        self.first = first
-        self.last = last
-        self.contents = contents
-        self.ended = ended
-        self.error_text = error_text
-
-    def apply(self, commit: Commit) -> RunResult:
-        done = commit.done_before(self)
-        if done is not None:
-            return done
-        contents = list(self.contents)
-        first, line = self.first, b""
-        if first is None:
-            begun = self.append._replace(content=contents.pop(0) if contents else None)
-            line, is_new = commit.begin_run(begun, self.writer)
-            fault.at("run.begun")
-            if not is_new:
-                return RunResult(line, None, None)
-            first = ids.parse(frame.id_of(line))
-        is_whole = self.ended and self.error_text is None
-        at_the_end = contents.pop() if is_whole and contents else None
-        lines = [line]
-        if contents:
-            lines += commit.extend_run(first, self.writer, contents)
-            fault.at("run.extended")
-        if self.ended:
-            lines.append(commit.end_run(first, self.writer, at_the_end, self.error_text))
-        last = ids.parse(frame.id_of(lines[-1])) if lines[-1] else self.last
-        return RunResult(line, first, last)
-
-    def discard(self) -> None:
-        for content in self.contents:
-            _discard(content)
-
-
 class RunResult(NamedTuple):
     """The line of a run's first frame, if it was begun, its id, and that of the run's last frame.
 
@@ -264,71 +60,6 @@ class RunResult(NamedTuple):
     line: bytes
     first: Optional[int]
     last: Optional[int]
-
-
-class EndRunsWork(Work):
-    """Ends as broken off the runs whose writers are gone; the result is who writes the others."""
-
-    __slots__ = ("error_text", "is_gone")
-
-    def __init__(self, is_gone: Callable[[str], bool], error_text: str) -> None:
-        super().__init__()
-        self.is_gone = is_gone
-        self.error_text = error_text
-
-    def apply(self, commit: Commit) -> set[str]:
-        return commit.end_runs(self.is_gone, self.error_text)
-
-
-class PinWork(Work):
-    """Keeps content that no frame names (POST /cas); the result is its hash."""
-
-    __slots__ = ("content",)
-
-    def __init__(self, content: Content) -> None:
-        super().__init__()
-        self.content = content
-
-    def apply(self, commit: Commit) -> str:
-        return commit.pin(self.content)
-
-    def discard(self) -> None:
-        _discard(self.content)
-
-
-class UnpinWork(Work):
-    """Takes away pins made before a time; the result is how many, and the bytes they held."""
-
-    __slots__ = ("before",)
-
-    def __init__(self, before: int) -> None:
-        super().__init__()
-        self.before = before
-
-    def apply(self, commit: Commit) -> tuple[int, int]:
-        return commit.unpin(self.before)
-
-
-class SweepWork(Work):
-    """Removes expired frames; the result is how many."""
-
-    __slots__ = ()
-
-    def apply(self, commit: Commit) -> int:
-        return commit.sweep()
-
-
-class RemoveOrphanWork(Work):
-    """Removes a content file that no frame names; the result is its size in bytes."""
-
-    __slots__ = ("digest",)
-
-    def __init__(self, digest: bytes) -> None:
-        super().__init__()
-        self.digest = digest
-
-    def apply(self, commit: Commit) -> int:
-        return commit.remove_orphan(self.digest)
 
 
 class Commit:
@@ -370,7 +101,7 @@ class Commit:
         if key is not None:
             answered = self.writer.answer_for(topic, key)
             if answered is not None:
-                _discard(content)
+                discard(content)
                 return answered
         if if_last is not None:
             self._check_last(topic, if_last)
@@ -471,7 +202,7 @@ class Commit:
             raise Conflict(
                 f"the content under that key is still being written: {frame.id_of(answered)}"
             )
-        _discard(append.content)
+        discard(append.content)
         return answered, False
 
     def run_written_by(self, writer: str) -> int | None:
@@ -523,22 +254,25 @@ class Commit:
                 pass  # it has expired: the sweep takes it
         return living
 
-    def done_before(self, step: RunWork) -> RunResult | None:
-        """What came of a step that was done before; None if it was not."""
-        if step.first is None:
-            begun = self.writer.run_written_by(step.writer)
+    def done_before(
+        self, writer: str, first: int | None, last: int | None, ends: int
+    ) -> RunResult | None:
+        """What came of a step that was done before; None if it was not.
+
+        The step begins a run, or goes on with `first` behind the frame `last`; `ends`: it ends it.
+        """
+        if first is None:
+            begun = self.writer.run_written_by(writer)
             if begun is None:
                 return None
             line = self.writer.find(begun) or b""
             return RunResult(line, begun, self.writer.last_of_run(begun))
-        last = self.writer.last_of_run(step.first)
-        if last is None or step.last is None or last <= step.last:
+        newest = self.writer.last_of_run(first)
+        if newest is None or last is None or newest <= last:
             return None
-        ended = self.writer.how_it_ended(step.first)
-        is_so = GOES_ON if not step.ended else WHOLE if step.error_text is None else BROKEN
-        if ended != is_so:  # it was somebody else's step
-            raise Conflict(f"the content {ids.text(step.first)} is not being written any more")
-        return RunResult(b"", step.first, last)
+        if self.writer.how_it_ended(first) != ends:  # it was somebody else's step
+            raise Conflict(f"the content {ids.text(first)} is not being written any more")
+        return RunResult(b"", first, newest)
 
     def _run_of(self, first: int, writer: str) -> Run:
         run = self.writer.run(first)
@@ -627,7 +361,7 @@ class Commit:
         if new.id <= self._mark:
             found = self.writer.find(new.id)
             if found == line:
-                _discard(new.content)
+                discard(new.content)
                 return line
             if found is not None:
                 raise Conflict(f"another frame has the id {ids.text(new.id)}")
@@ -806,12 +540,3 @@ class Commit:
     def end_part(self) -> None:
         self.apply_trims()
         self.writer.release()
-
-
-def _discard(content: Content | None) -> None:
-    if content is not None and content.path is not None:
-        try:
-            os.unlink(content.path)
-        except FileNotFoundError:
-            pass
-        content.path = None

@@ -18,11 +18,12 @@ from itertools import groupby
 
 from xs import fault, frame, ids, runner
 from xs.cas import INLINE_MAX, Cas, Content, small
-from xs.commit import Append, BatchWork, Commit, Work
+from xs.commit import Append, Commit
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
 from xs.schema import Script
+from xs.work import BatchWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,19 +13,10 @@ from typing import Any, Union
 
 from xs import errors, frame, ids
 from xs.cas import BLOCK, Content
-from xs.commit import (
-    AppendWork,
-    BatchWork,
-    Imported,
-    ImportWork,
-    PinWork,
-    RemoveWork,
-    RunResult,
-    RunWork,
-    Work,
-)
+from xs.commit import Imported, RunResult
 from xs.request import NDJSON, append_request, quote
 from xs.transport import HttpTransport, ask
+from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, RunWork, Work
 
 
 def forward(transport: HttpTransport, work: Work) -> Any:

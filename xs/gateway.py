@@ -22,8 +22,8 @@ from xs import exchange, frame, http1, ids
 from xs.activation import Sockets
 from xs.address import parse_host
 from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
-from xs.cas import Content
-from xs.commit import Append, AppendWork, Work
+from xs.cas import Content, discard
+from xs.commit import Append
 from xs.errors import BrokenBody, Invalid, TooLarge, Unavailable, Usage, XsError
 from xs.exchange import NotHttp
 from xs.hangups import Hangups
@@ -31,6 +31,7 @@ from xs.listener import Connections, Listener
 from xs.log import DEBUG, ERROR, WARNING, log_of
 from xs.sockets import set_timeout
 from xs.store import Store
+from xs.work import AppendWork, Work
 
 if TYPE_CHECKING:
     import ssl
@@ -237,8 +238,7 @@ class Connection(socketserver.BaseRequestHandler):
             content = gateway.take(body)
             waiter = gateway.answers.expect()
         except XsError as error:
-            if content is not None:
-                gateway.store.cas.discard(content)
+            discard(content)
             keep = head.keep_alive and body.is_read and not self._ending
             return self._say(head, error.status, str(error), keep=keep)
         self._waiter = waiter

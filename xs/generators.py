@@ -17,13 +17,14 @@ import threading
 import time
 
 from xs import frame, ids, nu, runner
-from xs.commit import Append, BatchWork, Commit, Work
+from xs.commit import Append, Commit
 from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
 from xs.log import WARNING
 from xs.process import Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
 from xs.schema import Script
+from xs.work import BatchWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

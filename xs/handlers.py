@@ -26,7 +26,7 @@ import time
 from itertools import islice
 
 from xs import fault, frame, ids, nu, runner
-from xs.commit import Append, BatchWork, Work
+from xs.commit import Append
 from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
 from xs.log import WARNING
@@ -35,6 +35,7 @@ from xs.reader import PULSE, Form, write
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Order, Runner
 from xs.schema import Script, Stored
+from xs.work import BatchWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1
 from xs.access import Access, rights_of
-from xs.commit import Work
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Listener
@@ -29,6 +28,7 @@ from xs.rights import Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
+from xs.work import Work
 
 
 class Limits:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from xs.commit import Commit, Work
+from xs.commit import Commit
 from xs.errors import Unavailable
 from xs.store import Store
 from xs.transport import connect_unix
+from xs.work import Work
 
 _REQUEST = b"GET /version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 

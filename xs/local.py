@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from xs import api, errors, frame, ids
-from xs.commit import BatchWork, ImportWork, RunWork, Work
 from xs.lock import WRITE, Served
 from xs.reader import Reader
 from xs.store import Store
 from xs.transport import HttpTransport, ask
+from xs.work import BatchWork, ImportWork, RunWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from xs import frame, ids
 from xs.batch import parse_imported
 from xs.cas import INLINE_MAX, Cas, small, sync_folder
-from xs.commit import Commit, Imported, ImportWork, Work
+from xs.commit import Commit, Imported
 from xs.errors import Damaged, Invalid, Locked, NoStore, XsError
 from xs.lock import WRITE, Lock, Served
 from xs.salvage import Found, Salvage
 from xs.schema import FILENAME, ORDER_BITS, ROW_MAX
 from xs.store import Store
+from xs.work import ImportWork, Work
 
 _NEW = FILENAME + ".new"
 _BUILT = "repair"  # the folder in which the new one is made

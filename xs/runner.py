@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 
 from xs import frame, ids, meta, process
-from xs.commit import Append, Work
+from xs.commit import Append
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.log import ERROR, INFO, WARNING, log_of
 from xs.pipes import Pipes
@@ -23,6 +23,7 @@ from xs.process import SCRIPT_BYTES, Command, Processes
 from xs.records import NamedTuple
 from xs.schema import Script
 from xs.store import Store
+from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from xs import fault, frame
 from xs.cas import INLINE_MAX, small
-from xs.commit import Append, EndRunsWork, RunWork, Work
+from xs.commit import Append
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
+from xs.work import EndRunsWork, RunWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,16 +29,7 @@ from collections.abc import Callable, Iterator
 from xs import fault, frame, ids
 from xs.bus import Bus
 from xs.cas import Cas, on_disk, small, sync_folder
-from xs.commit import (
-    Append,
-    AppendWork,
-    Commit,
-    EndRunsWork,
-    RemoveOrphanWork,
-    SweepWork,
-    UnpinWork,
-    Work,
-)
+from xs.commit import Append, Commit
 from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index, Unfinished
 from xs.lock import SERVE, WRITE, Lock
@@ -46,6 +37,7 @@ from xs.place import why_not_written
 from xs.runs import KILLED, STOPPED, Runs
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored
+from xs.work import AppendWork, EndRunsWork, RemoveOrphanWork, SweepWork, UnpinWork, Work
 from xs.writer import Writer
 
 TYPE_CHECKING = False

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 from xs import frame, ids, times
-from xs.commit import Append, Commit, Work
+from xs.commit import Append, Commit
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.httpd import Served
 from xs.log import ERROR, WARNING, log_of
@@ -32,6 +32,7 @@ from xs.mount import Mount, as_meta
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Script
 from xs.store import Store
+from xs.work import Work
 
 STORES_MAX = 1000  # beside the root store, in one process; above it: xs.store.error
 NAME_MAX = 64  # of a store, in characters
