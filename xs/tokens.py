@@ -71,8 +71,8 @@ def listed(folder: str) -> list[Token]:
     except FileNotFoundError:
         return []
     try:
-        return [Token(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError):
+        return [_checked(Token(**json.loads(line))) for line in lines]
+    except (ValueError, TypeError, Invalid):
         raise Damaged(
             f"the tokens of the store are damaged: remove {folder}/{FILENAME}, and add them anew"
         ) from None
@@ -116,30 +116,33 @@ class Finder:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._seen: Any = None
-        self._tokens: list[tuple[bytes, Rights]] = []
+        # The file's state, and what was in it then. One value: of threads that read at once none
+        # can leave the tokens of an older file under the state of a newer one.
+        self._known: tuple[Any, list[tuple[bytes, Rights]]] = (None, [])
 
     def __call__(self, token: str) -> Optional[Rights]:
-        self._look()
         presented = _hash(token).encode()
         found = None
-        for known, rights in self._tokens:  # all of them: the time tells nothing
+        for known, rights in self._look():  # all of them: the time tells nothing
             if hmac.compare_digest(known, presented):
                 found = rights
         return found
 
-    def _look(self) -> None:
+    def _look(self) -> list[tuple[bytes, Rights]]:
+        last_seen, known = self._known
         try:
             status = os.stat(os.path.join(self._folder, FILENAME))
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         except OSError:
             seen = None
-        if seen != self._seen:
-            tokens = []
-            with contextlib.suppress(OSError, Damaged):  # then nobody but the owner comes in
-                tokens = listed(self._folder)
-            self._tokens = [(each.hash.encode(), each.rights) for each in tokens]
-            self._seen = seen
+        if seen == last_seen:
+            return known
+        tokens = []
+        with contextlib.suppress(OSError, Damaged):  # then nobody but the owner comes in
+            tokens = listed(self._folder)
+        known = [(each.hash.encode(), each.rights) for each in tokens]
+        self._known = (seen, known)
+        return known
 
 
 @contextlib.contextmanager
@@ -154,6 +157,16 @@ def _changing(folder: str) -> Iterator[list[Token]]:
         _write(folder, FILENAME, "".join(lines).encode())
     finally:
         os.close(lock)
+
+
+def _checked(token: Token) -> Token:
+    """The token, if it is one that `add` could have made. Raises `TypeError`, `Invalid`."""
+    is_append = token.append is None or isinstance(token.append, str)
+    is_flags = isinstance(token.admin, bool) and isinstance(token.read, bool)
+    if not (is_append and is_flags and isinstance(token.name, str) and isinstance(token.hash, str)):
+        raise TypeError
+    _ = token.rights
+    return token
 
 
 def _hash(token: str) -> str:
