@@ -195,6 +195,19 @@ def test_a_tcp_socket_is_an_exposed_address(
         pass
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_tcp_socket_that_others_could_read_along_on_takes_insecure(
+    store_dir: str, opened: list[socket.socket], host: str
+) -> None:
+    sock = tcp(opened, host)
+    status, err = ended(launch(["serve", store_dir], [sock]))
+    assert (status, err.count("\n")) == (2, 1) and "--insecure" in err
+    assert not os.path.exists(store_dir)
+    process = launch(["serve", store_dir, "--insecure"], [sock])
+    assert serving(process).endswith(f":{sock.getsockname()[1]}\n")
+    assert end(process)[0] == 0
+
+
 def test_an_address_that_was_also_asked_for_is_served_once(
     store_dir: str, opened: list[socket.socket]
 ) -> None:

@@ -60,6 +60,9 @@ class Running:
         self._scripts = scripts
         self._options = web.options if web is not None else Options()
         addresses = [exposed_address(each, insecure=insecure) for each in expose]
+        for host, port in sockets.exposed:
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            _check_is_private(address, host, port, insecure=insecure)
         self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets)
         try:
             self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
@@ -205,12 +208,16 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
+    _check_is_private(address, host, port, insecure=insecure)
+    return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
+
+
+def _check_is_private(address: str, host: str, port: int, *, insecure: bool) -> None:
     if not (insecure or _is_loopback(host)):
         raise Usage(
             f"can't expose {address!r}: others could read along, tokens too. Expose :{port} and "
             "lead to it by ssh -L or a proxy that speaks TLS, or say --insecure"
         )
-    return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
 
 
 def _is_loopback(host: str) -> bool:
