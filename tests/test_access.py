@@ -426,6 +426,21 @@ def test_the_lines_of_a_batch_are_judged_one_by_one(granted: Granted) -> None:
     assert (status, said[:7]) == (403, b"line 2:")
 
 
+def test_only_an_admin_appends_what_removes_other_frames(granted: Granted) -> None:
+    kept = [granted.ask("admin", "POST", "/append/notes.kept", b"x")[1] for _ in range(3)]
+    line = b'{"topic":"notes.kept","content":"y","ttl":"last:1"}\n'
+    for target in ("/append/notes.kept?ttl=last:1", "/append/notes.kept?chunked&ttl=last:1"):
+        status, said = granted.ask("writer", "POST", target, b"y")
+        assert (status, said.count(b"removes frames")) == (403, 1), target
+    status, said = granted.ask("writer", "POST", "/append?atomic", line, **NDJSON)
+    assert (status, b"removes frames" in said) == (403, True)
+    for target in ("/append", "/append?each"):
+        assert b"removes frames" in granted.ask("writer", "POST", target, line, **NDJSON)[1]
+    assert granted.ask("reader", "GET", "/stream/notes.kept")[1] == b"".join(kept)
+    assert granted.ask("admin", "POST", "/append/notes.kept?ttl=last:1", b"z")[0] == 200
+    assert len(granted.ask("reader", "GET", "/stream/notes.kept")[1].splitlines()) == 1
+
+
 def test_an_admin_does_everything(granted: Granted) -> None:
     made = json.loads(granted.ask("admin", "POST", "/append/notes.gone", b"x")[1])
     assert granted.ask("admin", "DELETE", f"/{made['id']}")[0] == 204
@@ -462,16 +477,41 @@ def test_a_token_that_is_removed_is_good_for_nothing_at_once(granted: Granted) -
         assert wire.ask("GET", "/last", authorization=f"Bearer {token}").status == 401
 
 
-def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(store_dir: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"admin": "false"},
+        {"read": 1},
+        {"append": 7},
+        {"append": "A!"},
+        {"hash": 5},
+        {"name": None},
+        {"more": True},
+        None,
+    ],
+)
+def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(
+    store_dir: str, damage: Optional[dict[str, object]]
+) -> None:
     server = start_server(store_dir, "--expose", ":0")
-    exposed = Exposed(server, port_of(server), Path(store_dir, "token").read_text().strip())
-    Path(store_dir, "tokens").write_text('{"name": "x"')
-    with Wire(exposed.port) as wire:
-        assert wire.ask("GET", "/version", authorization="Bearer x").status == 401
-    assert exposed.ask()[0] == 200
-    done = run_command("token", "list", store_dir)
-    server.stop()
-    assert done.returncode == 1 and b"the tokens of the store are damaged" in done.stderr
+    try:
+        exposed = Exposed(server, port_of(server), Path(store_dir, "token").read_text().strip())
+        token = run_command("token", "add", store_dir, "x", "--read").stdout.decode().strip()
+        assert exposed.ask(authorization=f"Bearer {token}")[0] == 200
+        path = Path(store_dir, "tokens")
+        whole = path.read_text()
+        path.write_text(
+            whole[:-5] if damage is None else json.dumps({**json.loads(whole), **damage})
+        )
+        with Wire(exposed.port) as wire:
+            for said in (token, "x"):
+                assert wire.ask("GET", "/version", authorization=f"Bearer {said}").status == 401
+        assert exposed.ask()[0] == 200
+        done = run_command("token", "list", store_dir)
+    finally:
+        server.stop()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the tokens of the store are damaged" in done.stderr
 
 
 @pytest.mark.parametrize(

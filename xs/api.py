@@ -327,9 +327,9 @@ def _taken_in(store: Store, request: Request) -> Content | None:
 
 def _append(store: Store, request: Request, rest: str) -> Answer:
     topic = frame.check_client_topic(decode(rest))
-    request.rights.check_append(topic)
     given = request.options("ttl", "if-last", "chunked") if request.query else {}
     ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
+    request.rights.check_append(topic, ttl)
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None
     meta = parse_meta_field(request.get("xs-meta"))
     key = parse_key(request.get("idempotency-key"))

@@ -25,7 +25,7 @@ ATOMIC_BYTES = 64 * 1024 * 1024  # … and their bytes
 ERRORS_LISTED = 1000  # in a summary; the others are counted
 
 Line = tuple[int, bytes]  # its number, from 1, and its text
-May = Callable[[str], None]  # raises if nothing may be appended on that topic
+May = Callable[[str, str], None]  # raises if on that topic, with that ttl, nothing may be appended
 Outcome = tuple[int, Union[bytes, XsError]]  # of one line: its number; a frame's JSON or an error
 
 
@@ -34,7 +34,7 @@ def append_lines(
 ) -> bytes:
     """Appends an event for each line and answers the summary as JSON.
 
-    `may` is given each topic, and raises what makes its line an error.
+    `may` is given each topic and ttl, and raises what makes its line an error.
     `atomic`: all lines in one transaction; the first error is raised as it is, and nothing stored.
     A body that breaks off raises `BrokenBody`, which says how many lines are kept.
     """
@@ -283,7 +283,7 @@ def _parse_append(store: Store, text: bytes, may: May | None) -> Append:
         raise Invalid('no topic: a line is {"topic": …, "content": …}')
     frame.check_client_topic(topic)
     if may is not None:
-        may(topic)
+        may(topic, frame.parse_ttl(value.get("ttl")))
     if _PLAIN_KEYS.issuperset(value):
         return Append(topic, _content(store, value), meta)
     ttl = frame.parse_ttl(value.get("ttl"))

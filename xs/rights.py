@@ -29,8 +29,8 @@ class Rights(NamedTuple):
         if not (self.read or self.admin):
             raise Forbidden("this token may not read: one made with --read may")
 
-    def check_append(self, topic: Optional[str] = None) -> None:
-        """On that topic; on any, if it is None."""
+    def check_append(self, topic: Optional[str] = None, ttl: str = frame.FOREVER) -> None:
+        """On that topic; on any, if it is None. With `last:n` an append removes other frames."""
         if self.admin:
             return
         if topic is not None and frame.runs_code(topic):
@@ -38,6 +38,8 @@ class Rights(NamedTuple):
         if self.append == frozenset() or not (topic is None or frame.matches(self.append, topic)):
             what = "append" if topic is None else f"append to {topic[:80]}"
             raise Forbidden(f"this token may not {what}: one made with --append for that may")
+        if frame.kept(ttl) is not None:
+            self.check_admin(f"append with {ttl[:32]}, which removes frames")
 
 
 EVERYTHING = Rights(admin=True)
