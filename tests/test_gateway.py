@@ -1170,7 +1170,8 @@ def test_a_thousand_that_wait_cost_as_few_wake_ups_as_one_and_are_all_answered(
         wires[n].send(request("GET", f"/{n}"))
         waiting.append(handler.next())
     of_all = min(cost() for _ in range(3))
-    assert of_all < of_one * 1.5 + 100
+    # If that one answer woke each of them, there would be 999 more; other work makes some, too.
+    assert of_all < of_one + 700
     assert server.status_of("VmRSS") - memory < 100 * 1024
     for frame in reversed(waiting):
         respond(handler.client, frame, frame.meta["path"])
