@@ -23,6 +23,7 @@ from xs import frame, generators, runner, scripts
 from xs.client import Client
 from xs.commit import Append
 from xs.process import SCRIPT_BYTES
+from xs.scripts import Scripts
 
 SOON = 0.05  # seconds before a restart, for tests that wait for one
 
@@ -457,7 +458,7 @@ def test_terminate_between_two_runs_ends_it_too(service: Service) -> None:
     wait_until(lambda: service.is_out("g"), "it is out of service")
 
 
-@pytest.mark.parametrize("how", ["ephemeral", "removed", "time:1"])
+@pytest.mark.parametrize("how", ["ephemeral", "removed", "time:2000"])
 def test_what_was_terminated_stays_so_though_the_frame_is_gone(service: Service, how: str) -> None:
     service.append("g.spawn", FOREVER)
     service.wait("g.recv")
@@ -466,12 +467,26 @@ def test_what_was_terminated_stays_so_though_the_frame_is_gone(service: Service,
     service.wait("g.stop")
     if how == "removed":
         remove(service.store, made)
+    wait_until(lambda: service.topics("g.terminate") == [], "it is gone")
     restart(service)
     service.append("other.spawn", FOREVER)
     service.wait("other.recv")
     assert service.topics("g.start") == ["g.start"]
     service.append("g.spawn", FOREVER)
     service.wait("g.start", 2)
+
+
+def test_an_ephemeral_order_that_comes_while_the_server_starts_is_obeyed(service: Service) -> None:
+    service.append("g.spawn", FOREVER)
+    service.wait("g.recv")
+    service.stop()
+    service.start(scripts=False)
+    service.scripts = Scripts(service.store, service.said.append)
+    service.append("g.terminate", ttl="ephemeral")  # a socket listens by now
+    service.append("h.spawn", FOREVER)
+    service.scripts.start()
+    service.wait("h.recv")
+    wait_until(lambda: service.is_out("g"), "it is out of service")
 
 
 def test_terminate_of_what_does_not_run_changes_nothing(service: Service) -> None:

@@ -16,7 +16,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from conftest import RunXs, Server, environment, start_server
@@ -33,10 +33,13 @@ from roots import (
     wait_frames,
     web_handler,
 )
+from scripting import wait_until
+from stores import add, lines
 from wire import Wire, request
 
 from xs import stores
 from xs.server import Running
+from xs.store import Store
 
 NDJSON = "application/x-ndjson"
 
@@ -377,7 +380,7 @@ def test_requests_under_way_when_it_ends_are_carried_out_once(
 def test_what_is_kept_does_not_hang_on_frames_that_expire_or_are_removed(
     root: Root, tmp_path: Path
 ) -> None:
-    for n, ttl in enumerate(("ephemeral", "time:1", "last:1", "last:1", "forever")):
+    for n, ttl in enumerate(("ephemeral", "time:2000", "last:1", "last:1", "forever")):
         source = root.request("add", {"path": str(tmp_path / f"s{n}")}, ttl)
         assert root.reply_to(source).what == "added"
     root.remove(tmp_path / "s3")
@@ -390,6 +393,22 @@ def test_what_is_kept_does_not_hang_on_frames_that_expire_or_are_removed(
     root.wait_for("s0", "s1", "s2", "s4")
     assert list(root.stores()) == ["s0", "s1", "s2", "s4"]
     assert topics(root.directory, "xs.store.*") == []
+
+
+def test_an_ephemeral_request_that_comes_while_the_server_starts_is_heard(tmp_path: Path) -> None:
+    def never(*_: Any) -> NoReturn:
+        raise AssertionError
+
+    root = Store(str(tmp_path / "root"), exclusive=True, create=True)
+    asked = stores.Stores(root, never, never, lambda text: None)
+    meta = json.dumps({"name": "none"})
+    source = add(root, "xs.store.remove", meta=meta, ttl="ephemeral")  # a socket listens by now
+    asked.start()
+    wait_until(lambda: bool(lines(root, topic="xs.store.error")), "it is answered")
+    (line,) = lines(root, topic="xs.store.error")
+    assert json.loads(line)["meta"]["source_id"] == source
+    asked.stop()
+    root.close()
 
 
 def imported(root: Root, topic: str, meta: Any, number: int) -> None:

@@ -53,7 +53,8 @@ class Scripts:
         self._stopping = False
         self._evaluations = threading.Semaphore(EVALUATIONS_MAX)
         self._due = threading.Event()
-        self._position = -1
+        # From here on, and not from `start` on: an ephemeral order may come in between.
+        self._position = store.newest()
         self._watch = store.bus.watch(lambda topic: topic.endswith(SUFFIXES), self._due.set)
         self._thread = threading.Thread(target=self._main, name="xs-scripts", daemon=True)
 
@@ -130,7 +131,6 @@ class Scripts:
 
         Reads the frames of the topics that tell of scripts, and no others: the index knows them.
         """
-        self._position = self._store.newest()
         newest: dict[tuple[str, str], list[Optional[Order]]] = {}
         for topic in self._store.index.script_topics():
             for line in self._stored(topic, -1, self._position):

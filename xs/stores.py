@@ -179,7 +179,9 @@ class Stores:
         self._done: set[int] = set()  # that are, above the first of those
         self._answering = threading.Lock()  # one answer at a time: each keeps how far all are
         self._turns = threading.Semaphore(_AT_ONCE)
-        self._position = -1  # requests up to here were read
+        # Requests up to here were read, or are to be read from the index when it starts. From then on
+        # they are heard, and not from `start` on: an ephemeral one may come in between.
+        self._position = root.newest()
         self._try_at = 0.0  # when what could not be opened is tried again
         self._has_begun = False
         self._stopping = threading.Event()
@@ -257,7 +259,7 @@ class Stores:
         """Starts what is kept, and carries out what was asked since."""
         kept = [script for script in self._root.index.active_scripts(_KIND) if script.state]
         marks = self._root.index.scripts(_MARK, "")
-        newest = self._root.newest()
+        newest = self._position
         position, done = -1, set()
         for mark in marks:
             position = ids.parse(mark.position)
