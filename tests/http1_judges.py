@@ -17,20 +17,33 @@ def head_fields(head: http1.RequestHead) -> tuple:
     )
 
 
+def head_alone(buffer: bytearray) -> tuple[tuple, bytearray]:
+    """What is read of a head, and left, by who has seen no head before it."""
+    try:
+        head = http1.read_request_head(buffer)
+    except http1.Refusal as refusal:
+        raise AssertionError("it was taken after another head") from refusal
+    return head_fields(head), buffer
+
+
 def read_all(pieces) -> tuple[list, tuple]:
     """What a server would read: the whole messages, and how it ends.
 
     The end is ("refused", status, sentence), or ("waiting", bytes of the body so far, buffer).
     """
     buffer, messages, head, so_far = bytearray(), [], None, b""
+    before = None
     try:
         for piece in pieces:
             buffer += piece
             while True:
                 if head is None:
-                    head = http1.read_request_head(buffer)
+                    whole = bytearray(buffer) if b"\r\n\r\n" in buffer else None
+                    head = http1.read_request_head(buffer, like=before)
                     if head is None:
                         break
+                    assert head_alone(whole) == (head_fields(head), buffer)
+                    before = head
                     body = http1.body_reader(head)
                 data = body.read(buffer)
                 if data is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import http1_corpus as corpus
 import pytest
-from http1_judges import compare, one_by_one, read_all, read_response
+from http1_judges import compare, head_fields, one_by_one, read_all, read_response
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +118,21 @@ def test_absolute_form_is_reduced_and_overrides_host():
     assert read(b"GET http://b?c HTTP/1.1\r\nHost: a\r\n\r\n").target == "/?c"
     assert read(b"GET http://b/%2f?http://c/ HTTP/1.0\r\n\r\n").authority == "b"
     assert read(b"OPTIONS http://b HTTP/1.1\r\nHost: a\r\n\r\n").target == "*"
+
+
+FIELDS = b"Host: a\r\nContent-Length: 2\r\nConnection: close, keep-alive\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"GET http://b/ HTTP/1.1"])
+@pytest.mark.parametrize(
+    "second", [b"POST /c HTTP/1.1", b"POST /c HTTP/1.0", b"POST http://d/c HTTP/1.1"]
+)
+@pytest.mark.parametrize("fields", [FIELDS, FIELDS.replace(b"2", b"3"), b"Host: a\r\n\r\n"])
+def test_the_same_fields_are_read_as_the_first_time(first: bytes, second: bytes, fields: bytes):
+    before = read(first + b"\r\n" + FIELDS)
+    data = second + b"\r\n" + fields
+    head = http1.read_request_head(bytearray(data), like=before)
+    assert head_fields(head) == head_fields(read(data))
 
 
 def test_a_host_that_is_missing_is_none_and_one_that_is_empty_is_empty():

@@ -149,6 +149,58 @@ def test_pages_hold_large_frames_among_small_ones_once_in_order(store: Store) ->
     assert problems(store) == []
 
 
+def test_a_topic_is_read_whole_where_it_is_dense_and_where_it_is_thin(store: Store) -> None:
+    chance = random.Random(8)
+    appends = []
+    for share in (1.0, 0.5, 0.02, 0.5, 0.0, 0.3, 0.5):
+        for _ in range(900):
+            topic = "a" if chance.random() < share else chance.choice(["b", "a.b"])
+            ttl = "time:1000" if share == 0.5 and chance.random() < 0.5 else "forever"
+            size = LARGE_JSON if chance.random() < 0.002 else 0
+            appends.append(Append(topic, meta=json.dumps("m" * size), ttl=ttl))
+    every = []
+    for start in range(0, len(appends), 100):
+        every += add_all(store, appends[start : start + 100])
+        store.clock.now += 1
+    wanted = [line for line in every if frame.topic_of(line) == "a"]
+    assert lines(store, topic="a") == wanted
+    assert lines(store, topic="a", limit=777) == wanted[:777]
+    store.clock.now += 1000  # some have expired, and lie there until they are swept
+    left = [line for line in wanted if frame.ttl_of(line) == "forever"]
+    assert 100 < len(left) < len(wanted)
+    with store.index._reader() as reader:
+        page = [*reader.execute("SELECT json FROM frame WHERE expires IS NOT NULL LIMIT 1")]
+    assert page
+    assert lines(store, topic="a") == left
+    after = ids.parse(frame.id_of(left[50]))
+    assert lines(store, topic="a", after=after) == left[51:]
+
+
+def test_a_topic_that_gets_thin_is_not_looked_for_among_all_frames(store: Store) -> None:
+    def work(after: int) -> int:
+        """SQLite's for the next page of the topic, in hundreds of its instructions."""
+        counted = [0]
+
+        def count() -> None:
+            counted[0] += 1
+
+        with store.index._reader() as reader:
+            pass
+        reader.set_progress_handler(count, 100)
+        try:
+            _, frames = store.index.page(after, None, frozenset({"a"}), 1000, NOON)
+        finally:
+            reader.set_progress_handler(None, 0)
+        assert 50 <= frames <= 100
+        return counted[0]
+
+    add_all(store, [Append("a")] * 100)
+    store.clock.now += 1
+    alone = work(-1)
+    add_all(store, [Append("b")] * 20_000)
+    assert work(-1) < 2 * alone
+
+
 def test_a_read_of_many_large_frames_takes_little_memory(store: Store) -> None:
     add_all(store, [Append("a.b", meta=json.dumps("m" * 500_000))] * 150)
     program = (

@@ -143,7 +143,7 @@ class Connection(socketserver.BaseRequestHandler):
         if access is not None and access.token.encode() not in self.buffer:
             limit = Limits.head_bytes_tcp
         start = bytes(self.buffer[:_REPEATED_HEAD])
-        head = http1.read_request_head(self.buffer, limit)
+        head = http1.read_request_head(self.buffer, limit, head)
         end = start.find(b"\r\n\r\n") + 4
         if head is not None and end > 4 and start[0] not in b"\r\n":
             self._last_head = (start[:end], head)

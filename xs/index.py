@@ -36,6 +36,7 @@ from xs.scan import (
     as_stored,
     bounded_page,
     bounds,
+    dense_page,
     floor,
     id_at,
     inline_content,
@@ -145,12 +146,24 @@ class Index:
             return one(reader, patterns, None, floor(reader, value - 1), now)
 
     def first(self, patterns: frame.Patterns, now: int) -> bytes | None:
-        with self._reader() as reader:
-            return one(reader, patterns, -1, None, now)
+        return self._one(patterns, -1, None, now)
 
     def last(self, patterns: frame.Patterns, now: int) -> bytes | None:
-        with self._reader() as reader:
-            return one(reader, patterns, None, ROW_MAX, now)
+        return self._one(patterns, None, ROW_MAX, now)
+
+    def _one(
+        self, patterns: frame.Patterns, after_row: int | None, until_row: int | None, now: int
+    ) -> bytes | None:
+        """As `scan.one`: a single statement, which is a transaction by itself."""
+        connection = self._take()
+        usable = False
+        try:
+            with translated():
+                found = one(connection, patterns, after_row, until_row, now)
+            usable = True
+            return found
+        finally:
+            self._give_back(connection, usable=usable)
 
     def start_of_last(
         self,
@@ -167,7 +180,7 @@ class Index:
         Without `chunks` frames that continue a run don't count.
         """
         with self._reader() as reader:
-            source = source_of(reader, patterns)
+            source = source_of(patterns)
             pieces = pieces_of(reader, patterns, after, until) if chunks else None
             if source is None and pieces is None:
                 return None
@@ -200,7 +213,7 @@ class Index:
         continue a run are left out.
         """
         with self._reader() as reader:
-            source = source_of(reader, patterns)
+            source = source_of(patterns)
             pieces = pieces_of(reader, patterns, after, until) if chunks else None
             if source is None and pieces is None:
                 return b"", 0
@@ -227,10 +240,12 @@ class Index:
         if pieces is not None:
             values = {**values, "high": min(values["high"], pieces[1] - 1)}
         bound = next_large(reader, values["low"])
-        if bound is None or bound > values["high"]:
-            return joined_page(reader, source, values)
-        page, found = joined_page(reader, source, {**values, "high": bound - 1})
-        if found:
+        is_bounded = bound is None or bound > values["high"]
+        small = values if is_bounded else {**values, "high": bound - 1}
+        page, found = dense_page(reader, source, small)
+        if not found:
+            page, found = joined_page(reader, source, small)
+        if found or is_bounded:
             return page, found
         lines = select(source, "CAST(f.json AS BLOB)")
         return bounded_page(reader, lines, {**values, "low": bound - 1})
@@ -247,7 +262,7 @@ class Index:
     ) -> list[Stored]:
         """As `page`, frame by frame and with inline content; the list is bounded in bytes."""
         with self._reader() as reader:
-            source = source_of(reader, patterns)
+            source = source_of(patterns)
             pieces = pieces_of(reader, patterns, after, until) if chunks else None
             if source is None and pieces is None:
                 return []
@@ -430,12 +445,7 @@ class Index:
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
         """A connection inside a read transaction, which ends with the block."""
-        with self._readers_lock:
-            if self._closed:
-                raise Unavailable("the store is closing")
-            connection = self._readers.pop() if self._readers else None
-        if connection is None:
-            connection = self._connect(self._mode)
+        connection = self._take()
         usable = False
         try:
             with translated():
@@ -449,12 +459,22 @@ class Index:
             usable = True
             raise
         finally:
-            with self._readers_lock:
-                keep = usable and not self._closed and len(self._readers) < READERS_MAX
-                if keep:
-                    self._readers.append(connection)
-            if not keep:
-                connection.close()
+            self._give_back(connection, usable=usable)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._readers_lock:
+            if self._closed:
+                raise Unavailable("the store is closing")
+            if self._readers:
+                return self._readers.pop()
+        return self._connect(self._mode)
+
+    def _give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
+        with self._readers_lock:
+            if usable and not self._closed and len(self._readers) < READERS_MAX:
+                self._readers.append(connection)
+                return
+        connection.close()
 
     def _connect(self, mode: str, cache_kb: int = READER_CACHE_KB) -> sqlite3.Connection:
         with translated():

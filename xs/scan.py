@@ -10,6 +10,7 @@ runs. What wants everything merges the two, where there are pieces at all.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 
 from xs import frame
@@ -41,11 +42,12 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The frames of a selection: the parts that list them, and the numbers that those name."""
+    """The frames of a selection: the parts that list them, and the values that those name."""
 
-    parts: list[Part]
+    parts: tuple[Part, ...]
     values: dict[str, Any]
     table: str = "frame"
+    is_topic: bool = False  # one topic, and nothing below it
 
 
 class Run(NamedTuple):
@@ -65,24 +67,31 @@ _PIECE_BOUNDS = "{0}.row > :piece_low AND {0}.row <= :piece_high AND " + LIVE
 _EVERY_PIECE = Part("piece f WHERE " + _PIECE_BOUNDS.format("f"), "f.row")
 
 
-def source_of(reader: sqlite3.Connection, patterns: frame.Patterns) -> Source | None:
-    """Where the frames of a selection are listed; None when no frame can be."""
+def source_of(patterns: frame.Patterns) -> Source | None:
+    """Where the frames of a selection are listed; None when it selects no topic at all."""
     if patterns is None:
-        return Source([_EVERY], {})
+        return Source((_EVERY,), {})
+    if not patterns:
+        return None
+    ordered = sorted(patterns)
+    parts = _parts_of(tuple([pattern.endswith(".*") for pattern in ordered]))
+    values = {f"p{n}": pattern for n, pattern in enumerate(ordered)}
+    return Source(parts, values, is_topic=len(parts) == 1 and not ordered[0].endswith(".*"))
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of(are_wildcards: tuple[bool, ...]) -> tuple[Part, ...]:
+    """The parts of a selection: they name its patterns :p0, :p1, …"""
     parts = []
-    values = {}
-    for n, pattern in enumerate(sorted(patterns)):
-        found = reader.execute("SELECT number FROM topic WHERE name = ?", (pattern,)).fetchone()
-        if found is None:
-            continue
-        values[f"p{n}"] = found[0]
-        if pattern.endswith(".*"):
-            listed, row = f"below b CROSS JOIN frame f ON f.row = b.row WHERE b.prefix = :p{n}", "b"
+    for n, is_wildcard in enumerate(are_wildcards):
+        number = f"(SELECT number FROM topic WHERE name = :p{n})"
+        if is_wildcard:
+            listed = f"below b CROSS JOIN frame f ON f.row = b.row WHERE b.prefix = {number}"
+            row = "b.row"
         else:
-            listed, row = f"frame f WHERE f.topic = :p{n}", "f"
-        bounds = f" AND {row}.row > :low AND {row}.row <= :high AND {LIVE}"
-        parts.append(Part(listed + bounds, f"{row}.row"))
-    return Source(parts, values) if parts else None
+            listed, row = f"frame f WHERE f.topic = {number}", "f.row"
+        parts.append(Part(f"{listed} AND {row} > :low AND {row} <= :high AND {LIVE}", row))
+    return tuple(parts)
 
 
 def pieces_of(
@@ -101,7 +110,7 @@ def pieces_of(
     if patterns is None:
         query = "SELECT min(row) FROM piece WHERE row > ? AND row <= ?"
         first = reader.execute(query, (low, high)).fetchone()[0]
-        return None if first is None else (Source([_EVERY_PIECE], values, "piece"), first)
+        return None if first is None else (Source((_EVERY_PIECE,), values, "piece"), first)
     parts = []
     firsts = []
     for n, pattern in enumerate(sorted(patterns)):
@@ -119,7 +128,7 @@ def pieces_of(
             )
             parts.append(Part(listed, "l.row"))
             values[f"t{n}"] = pattern
-    return (Source(parts, values, "piece"), min(firsts)) if parts else None
+    return (Source(tuple(parts), values, "piece"), min(firsts)) if parts else None
 
 
 def merged(source: Source | None, pieces: Source, columns: str, *, descending: bool = False) -> str:
@@ -139,19 +148,57 @@ def merged(source: Source | None, pieces: Source, columns: str, *, descending: b
 
 def select(source: Source, columns: str, *, descending: bool = False) -> str:
     """SQL for columns of the frames `f` between :low and :high, in order, at most :count."""
+    return _select(source.parts, source.table, columns, descending)
+
+
+@functools.lru_cache(maxsize=256)
+def _select(parts: tuple[Part, ...], table: str, columns: str, descending: bool) -> str:
     order = "DESC LIMIT :count" if descending else "LIMIT :count"
-    if len(source.parts) == 1:
-        (part,) = source.parts
+    if len(parts) == 1:
+        (part,) = parts
         return f"SELECT {columns} FROM {part.listed} ORDER BY {part.row} {order}"
     # Each part gives at most :count, in its own order, so that none is read to its end.
     rows = " UNION ".join(
         f"SELECT row FROM (SELECT {part.row} AS row FROM {part.listed} ORDER BY {part.row} {order})"
-        for part in source.parts
+        for part in parts
     )
     return (
         f"SELECT {columns} FROM ({rows} ORDER BY row {order}) s "
-        f"CROSS JOIN {source.table} f ON f.row = s.row ORDER BY s.row {order}"
+        f"CROSS JOIN {table} f ON f.row = s.row ORDER BY s.row {order}"
     )
+
+
+def dense_page(
+    reader: sqlite3.Connection, source: Source, values: dict[str, Any]
+) -> tuple[bytes, int]:
+    """As `joined_page`, for a topic that has a good share of the frames there; else empty.
+
+    Going through all frames then takes less than looking up each one that the topic's index names
+    (bench/replay.py: a quarter). How dense the topic is, its next few frames tell.
+    """
+    if not source.is_topic or values["count"] < _SAMPLE:
+        return b"", 0
+    first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
+    if frames < _SAMPLE or among > _SAMPLE * _DENSE:
+        return b"", 0
+    # Not much further than a page of that density goes: it may get thinner.
+    far = last + (last - first) * (values["count"] // _SAMPLE)
+    among_all = Source((_AMONG_ALL,), source.values)
+    return joined_page(reader, among_all, {**values, "high": min(far, values["high"])})
+
+
+_SAMPLE = 50  # frames
+_DENSE = 3  # times as many frames in all
+_TOPIC = "(SELECT number FROM topic WHERE name = :p0)"
+_DENSITY = (
+    "SELECT first, last, frames, (SELECT count(*) FROM (SELECT 1 FROM frame "
+    f"WHERE row >= first AND row <= last LIMIT {_SAMPLE * _DENSE + 1})) FROM "
+    "(SELECT min(row) AS first, max(row) AS last, count(*) AS frames FROM (SELECT row FROM frame "
+    f"WHERE topic = {_TOPIC} AND row > :low AND row <= :high ORDER BY row LIMIT {_SAMPLE}))"
+)
+_AMONG_ALL = Part(
+    f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = {_TOPIC} AND {LIVE}", "f.row"
+)
 
 
 def joined_page(
@@ -190,7 +237,7 @@ def one(
     now: int,
 ) -> bytes | None:
     """The first selected frame after a row, or the last one up to a row."""
-    source = source_of(reader, patterns)
+    source = source_of(patterns)
     if source is None:
         return None
     values = {
@@ -202,8 +249,8 @@ def one(
     }
     found = reader.execute(
         select(source, "CAST(f.json AS BLOB)", descending=after_row is None), values
-    ).fetchone()
-    return None if found is None else bytes(found[0])
+    ).fetchall()  # to the statement's end, which ends its transaction
+    return bytes(found[0][0]) if found else None
 
 
 def bounds(reader: sqlite3.Connection, after: int, until: int | None) -> tuple[int, int]:
@@ -215,19 +262,32 @@ def floor(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
 
     All ids of that table: in the other one, this row may have another place among the ids.
     """
+    return _find(reader, value, table)[0]
+
+
+def row_of(reader: sqlite3.Connection, value: int, table: str = "frame") -> int | None:
+    """The row of the frame with that id."""
+    row, is_there = _find(reader, value, table)
+    return row if is_there else None
+
+
+def _find(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, bool]:
+    """As `floor`; and whether the frame in that row has just this id."""
     if value < 0:
-        return -1
+        return -1, False
     base = value >> 80 << ORDER_BITS
     low = base - 1
-    found = _last_up_to(reader, low, base | ORDER_MAX, table)
-    if found is None:
-        return low
-    high, high_id = found
+    ends = reader.execute(_ENDS[table], (base, base | ORDER_MAX) * 2).fetchall()
+    if not ends:
+        return low, False
+    (high, high_text) = ends[1]
+    high_id = int(high_text, 36)
     if high_id <= value:
-        return high
-    low, low_id = _first_from(reader, base, table)
+        return high, high_id == value
+    low, low_text = ends[0]
+    low_id = int(low_text, 36)
     if value <= low_id:
-        return low if value == low_id else low - 1
+        return (low, True) if value == low_id else (low - 1, False)
     # Ids of one millisecond mostly come in even steps, one by one or as a batch takes them. So the
     # guess is where the id would be then; in turn with the middle, which bounds what it can cost.
     is_even = True
@@ -235,41 +295,30 @@ def floor(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
         share = (value - low_id) / (high_id - low_id) if is_even else 0.5
         guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
         is_even = not is_even
-        found = _last_up_to(reader, low, guess, table)
+        found = reader.execute(_LAST_UP_TO[table], (low, guess)).fetchone()
         if found is None:
             low = guess
-        elif found[1] == value:
-            return found[0]
-        elif found[1] < value:
-            low, low_id = guess, found[1]
+            continue
+        found_id = int(found[1], 36)
+        if found_id == value:
+            return found[0], True
+        if found_id < value:
+            low, low_id = guess, found_id
         else:
-            high, high_id = found
-    return low
+            high, high_id = found[0], found_id
+    return low, False
 
 
-def _first_from(reader: sqlite3.Connection, low: int, table: str) -> tuple[int, int]:
-    """The row and the id of the first frame from a row on, where there is one."""
-    row, text = reader.execute(
-        f"SELECT row, {ID} FROM {table} WHERE row >= ? ORDER BY row LIMIT 1", (low,)
-    ).fetchone()
-    return row, int(text, 36)
-
-
-def _last_up_to(
-    reader: sqlite3.Connection, low: int, high: int, table: str
-) -> tuple[int, int] | None:
-    found = reader.execute(
-        f"SELECT row, {ID} FROM {table} WHERE row > ? AND row <= ? ORDER BY row DESC LIMIT 1",
-        (low, high),
-    ).fetchone()
-    return None if found is None else (found[0], int(found[1], 36))
-
-
-def row_of(reader: sqlite3.Connection, value: int, table: str = "frame") -> int | None:
-    row = floor(reader, value, table)
-    if row < 0:
-        return None
-    return row if id_at(reader, row, table) == value else None
+_LAST_UP_TO = {
+    table: f"SELECT row, {ID} FROM {table} WHERE row > ? AND row <= ? ORDER BY row DESC LIMIT 1"
+    for table in TABLES_OF_FRAMES
+}
+_ENDS = {  # the first and the last of some rows: two rows, or none
+    table: f"SELECT * FROM (SELECT row, {ID} FROM {table} WHERE row >= ? AND row <= ? ORDER BY row "
+    f"LIMIT 1) UNION ALL SELECT * FROM (SELECT row, {ID} FROM {table} WHERE row >= ? AND row <= ? "
+    "ORDER BY row DESC LIMIT 1)"
+    for table in TABLES_OF_FRAMES
+}
 
 
 def id_at(reader: sqlite3.Connection, row: int, table: str = "frame") -> int:
