@@ -32,8 +32,8 @@ echo $$ $!
 while :; do sleep 1000; done
 """
 
-# Says a last word when asked to end. A shell's trap would not do: a signal that comes after the shell has looked
-# for one, and before it waits, is heard when the wait is over.
+# Says a last word when asked to end. A shell's trap would not do: a signal that comes after the
+# shell has looked for one, and before it waits, is heard when the wait is over.
 LAST_WORD = b"""#!/usr/bin/env python3
 import signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

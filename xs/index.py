@@ -240,12 +240,13 @@ class Index:
         if pieces is not None:
             values = {**values, "high": min(values["high"], pieces[1] - 1)}
         bound = next_large(reader, values["low"])
-        is_bounded = bound is None or bound > values["high"]
-        small = values if is_bounded else {**values, "high": bound - 1}
+        if bound is None or bound > values["high"]:
+            bound = values["high"] + 1
+        small = {**values, "high": bound - 1}
         page, found = dense_page(reader, source, small)
         if not found:
             page, found = joined_page(reader, source, small)
-        if found or is_bounded:
+        if found or bound > values["high"]:
             return page, found
         lines = select(source, "CAST(f.json AS BLOB)")
         return bounded_page(reader, lines, {**values, "low": bound - 1})

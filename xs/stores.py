@@ -179,8 +179,8 @@ class Stores:
         self._done: set[int] = set()  # that are, above the first of those
         self._answering = threading.Lock()  # one answer at a time: each keeps how far all are
         self._turns = threading.Semaphore(_AT_ONCE)
-        # Requests up to here were read, or are to be read from the index when it starts. From then on
-        # they are heard, and not from `start` on: an ephemeral one may come in between.
+        # Requests up to here were read, or will be when it starts. Later ones are heard: from here
+        # on, and not from `start` on, since an ephemeral one may come in between.
         self._position = root.newest()
         self._try_at = 0.0  # when what could not be opened is tried again
         self._has_begun = False
