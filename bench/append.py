@@ -24,7 +24,7 @@ from _plot import Plot
 
 GOALS = {1: 0.6, 8: 1.6, 50: 3.0}
 ROUNDS = pick(7, 3)
-SECONDS = pick(1.0, 0.3)
+SECONDS = pick(0.7, 0.2)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from _measure import (
 
 FRAMES = pick(200_000, 50_000)
 LINES = pick(1_000_000, 50_000)
-ROUNDS = pick(7, 3)
+ROUNDS = pick(5, 3)
 RATE = 150_000  # frames a second: the goal
 BLOCK = 256 * 1024
 

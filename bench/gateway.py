@@ -42,8 +42,8 @@ from _measure import (
 )
 
 CONNECTIONS = (1, 8, 50)
-ROUNDS = pick(7, 3)
-SECONDS = pick(1.0, 0.3)
+ROUNDS = pick(5, 3)
+SECONDS = pick(0.5, 0.2)
 EVENTS = 1000
 AT_FIFTY = 2000.0  # requests/s: the goal
 AT_ONE = 5.0  # ms, p50: the goal
@@ -187,7 +187,7 @@ def requests(report: Report, web: str, api: str, who: str) -> None:
 def events(report: Report, web: str, ttl: str) -> None:
     """A page of events that are all ready at once."""
     took = []
-    for _ in range(pick(9, 3)):
+    for _ in range(pick(5, 3)):
         client = Client(web)
         started = time.perf_counter()
         client.sock.sendall(request("GET", "/events"))

@@ -29,7 +29,7 @@ from _measure import (
 )
 
 FRAMES = pick(1_000_000, 200_000)
-ROUNDS = pick(7, 3)
+ROUNDS = pick(5, 3)
 RATE, OF_SQLITE = 2_000_000, 0.6  # frames a second, and of what SQLite alone does: the goals
 ONE_TOPIC, WILDCARD = 0.7, 0.3  # of the rate of all: the goals
 FIRST_BYTE = 2.0  # ms: the goal

@@ -53,7 +53,7 @@ LIVE_FRAMES = pick(50_000, 20_000)
 VALUES = pick(200_000, 50_000)
 SINGLE = pick(600, 200)  # appends of which each waits for its output, in a round
 APPENDS = pick(200, 100)  # at a Nushell prompt, in a round
-ROUNDS = pick(5, 3)
+ROUNDS = pick(3, 2)
 
 
 class Kind:

@@ -33,8 +33,8 @@ from _measure import (
 from memory import settled
 
 COUNTS = pick((100, 1000), (100,))
-ROUNDS = pick(7, 3)
-SECONDS = pick(1.0, 0.3)
+ROUNDS = pick(5, 3)
+SECONDS = pick(0.5, 0.2)
 START = 2.0  # s for the first of COUNTS: the goal
 IDLE = 2.0  # MB a store, idle: the goal
 MB = 1e6
