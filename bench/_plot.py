@@ -47,8 +47,8 @@ def svg(plot: Plot) -> str:
     for n in range(6):
         y = at_y(n * step)
         drawn.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" stroke="#d0d7de"/>')
-        drawn.append(_text(LEFT - 8, y + 4, f"{n * step:,g}", "end"))
-    drawn += [_text(at_x(x), HEIGHT - BOTTOM + 18, f"{x:,g}") for x in xs]
+        drawn.append(_text(LEFT - 8, y + 4, _number(n * step), "end"))
+    drawn += [_text(at_x(x), HEIGHT - BOTTOM + 18, _number(x)) for x in xs]
     ends = _apart([at_y(points[-1][1]) for points in plot.lines.values()])
     for (name, points), end, colour in zip(plot.lines.items(), ends, COLOURS):
         way = " ".join(f"{at_x(x)},{at_y(y)}" for x, y in points)
@@ -66,6 +66,11 @@ def round_step(most: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(most / 5))
     return next(n * power for n in (1, 2, 2.5, 5, 10) if 5 * n * power >= most)
+
+
+def _number(value: float) -> str:
+    """Without an exponent, however large."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,g}"
 
 
 def _apart(heights: list[float], least: float = 14) -> list[float]:
