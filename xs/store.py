@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
 BATCH_WORKS = 1000  # works that share one commit
+GATHER_SECONDS = 0.005  # that a commit waits for more of them, at most
 EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
 LOOK_SECONDS = 0.05  # between two looks for other processes' commits, when there is no server
 GC_AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless asked otherwise
@@ -126,12 +127,14 @@ class Store:
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
         self._held_back: set[bytes] = set()  # content files that only a backup may still need
-        self._queue_lock = threading.Lock()  # guards the next six
+        self._queue_lock = threading.Lock()  # guards the next seven
         self._queue_changed = threading.Condition(self._queue_lock)
         self._queue: list[Work] = []
+        self._gathering = 0  # how many works the commit thread waits for, if it does
         self._leading = False
         self._handed_over = False
         self._committer: threading.Thread | None = None
+        self._commit_seconds = 0.0  # what the last one took; the leader's alone
         self._closing = self._closed = False
         self._data_version: Callable[[], int] | None = None
         self._sweeps = False
@@ -203,6 +206,8 @@ class Store:
             self._check_open()
             self._queue.append(work)
             if self._leading:
+                if len(self._queue) == self._gathering:
+                    self._queue_changed.notify_all()
                 return
             self._leading = True
             batch = self._take_batch()
@@ -238,18 +243,41 @@ class Store:
 
     def _lead(self) -> None:
         """The commit thread: leads while something waits, and rests while someone else can."""
+        answered = 1  # in the last commit
         while True:
             with self._queue_lock:
                 while not self._handed_over:
                     if self._closed:
                         return
+                    answered = 1
                     self._queue_changed.wait()
+                self._gather(answered)
                 if not self._queue:
                     self._handed_over = self._leading = False
                     self._queue_changed.notify_all()
                     continue
                 batch = self._take_batch()
             self._commit(batch)
+            answered = len(batch)
+
+    def _gather(self, answered: int) -> None:
+        """Waits until those who were just answered are back, but no longer than a commit takes.
+
+        Most who append side by side go on at once. In one commit with those who wait already, not
+        in the one after it, all of them are answered sooner (bench/append.py: with 8 clients half
+        as often again). Who appends alone is not waited for. `_queue_lock` is held.
+        """
+        everyone = answered + len(self._queue)
+        if everyone < 2:
+            return
+        deadline = time.monotonic() + min(self._commit_seconds, GATHER_SECONDS)
+        self._gathering = everyone
+        while len(self._queue) < everyone and not self._closing:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._queue_changed.wait(left)
+        self._gathering = 0
 
     def _commit(self, batch: list[Work]) -> None:
         """One transaction for a batch; then delivery, then the answers."""
@@ -324,7 +352,9 @@ class Store:
                         work.error = error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
+                started = time.monotonic()
                 writer.commit()
+                self._commit_seconds = time.monotonic() - started
             except BaseException:
                 writer.rollback()
                 self._reserved = 0  # what this transaction may have reserved was undone with it
