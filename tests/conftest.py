@@ -62,14 +62,14 @@ class Server(NamedTuple):
             raise
 
 
-def start_server(directory: str, *options: str) -> Server:
-    """Starts `xs serve` and returns once its socket answers."""
+def start_server(directory: str, *options: str, **changes: str) -> Server:
+    """Starts `xs serve` and returns once its socket answers; `changes` are of its environment."""
     process = subprocess.Popen(
         [sys.executable, "-m", "xs", "serve", directory, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env=environment(**changes),
     )
     server = Server(directory, process)
     deadline = time.monotonic() + DEADLINE

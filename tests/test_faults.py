@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from stores import problems
 from test_chunked import make_older
 
 import xs
+from xs import backup, tokens
 from xs.cas import INLINE_MAX, small
 from xs.client import Client
 from xs.errors import BrokenBody, NoStore, XsError
@@ -43,6 +45,7 @@ OTHER = b"other" * INLINE_MAX
 PIECES = b"0123456789abcdef" * 4096  # four pieces of a chunked content
 
 BEFORE, AFTER = "before", "after"
+PART = "part"  # of what is done in several commits, some, in order
 # What the store shows, but for ids: topic, meta, ttl and content of each frame.
 Shown = list[tuple[str, Any, Union[str, None], Union[str, bytes, None]]]
 
@@ -53,6 +56,8 @@ class Deed(NamedTuple):
     command: str
     stdin: bytes = b""
     prepare: Callable[[str], Union[str, None]] = lambda _: None
+    program: str = ""  # in Python, which is given the command's words; else they are for xs
+    again: bool = False  # doing it again completes it, and changes nothing if it was done
 
 
 def with_frames(store_dir: str) -> str:
@@ -100,6 +105,49 @@ def with_a_handler(store_dir: str) -> None:
         client.append("count.register", counter, meta=meta)
 
 
+def with_a_token(store_dir: str) -> None:
+    with_frames(store_dir)
+    tokens.add(store_dir, "desk", append="notes.*")
+
+
+def a_source(store_dir: str) -> str:
+    """A store that is to be backed up to `store_dir`, where there is nothing yet."""
+    source = f"{store_dir}-source"
+    with_frames(source)
+    with xs.open(source) as client:
+        client.append("run", ["one", "two"], chunked=True)
+    return source
+
+
+def with_an_older_copy(store_dir: str) -> str:
+    """A store that is to be backed up to `store_dir`, where a copy is from before some changes."""
+    source = a_source(store_dir)
+    backup.run(source, store_dir)
+    with xs.open(source) as client:
+        client.append("gone", LARGE + b"newer", ttl="last:1")  # whose content it now has alone
+        client.append("new.topic", OTHER + b"new", meta={"n": 2})
+        client.append("new.topic", "small")
+    return source
+
+
+def an_exported_folder(store_dir: str) -> str:
+    """A folder to be imported into `store_dir`, where there is nothing yet, by several commits."""
+    source, folder = f"{store_dir}-source", f"{store_dir}-folder"
+    with xs.open(source) as client:
+        client.append("in.index", b"i" * 5000)
+        client.append("in.file", LARGE)
+        client.append("in.file", LARGE, meta={"same": True})
+        client.append("in.file", OTHER)
+        events = [{"topic": "many", "content": f"{n} " * 50, "meta": n} for n in range(300)]
+        client.append_many(events)
+        client.append("in.parts", [PIECES], chunked=True)
+        client.append_many(events)
+        client.append("last", "one", ttl="last:1")
+    command = [sys.executable, "-m", "xs", "export", source, folder]
+    subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
+    return folder
+
+
 BATCH = b"".join(
     json.dumps(event).encode() + b"\n"
     for event in (
@@ -111,6 +159,16 @@ BATCH = b"".join(
         {"topic": "a", "content": "6"},
     )
 )
+ONCE = b'{"topic":"once","if_last":"none","content":"0"}\n'  # so that it is refused when done again
+NEVER = b'{"topic":"kept","if_last":"none"}\n'
+ATOMICALLY = """
+import sys, xs
+with xs.open(sys.argv[1]) as client:
+    try:
+        client.append_many(sys.stdin.buffer.read().splitlines(), atomic=True)
+    except xs.errors.Conflict:
+        pass
+"""
 OLD = {"topic": "old", "meta": None, "ttl": "forever"}
 HISTORY = b"".join(
     json.dumps({**OLD, "id": id_text, "hash": small(data).hash, "content": data.decode()}).encode()
@@ -123,14 +181,22 @@ DEEDS = {
     "append": Deed("append STORE a", b"small", with_frames),
     "append large": Deed("append STORE a", LARGE + b"new", with_frames),
     "batch": Deed("append STORE --json", BATCH, with_frames),
-    "remove": Deed("remove STORE ID", b"", with_frames),
+    "atomic": Deed("STORE", ONCE + BATCH, with_frames, ATOMICALLY, again=True),
+    "atomic in vain": Deed("STORE", ONCE + BATCH + NEVER, with_frames, ATOMICALLY, again=True),
+    "remove": Deed("remove STORE ID", b"", with_frames, again=True),
     "expire": Deed("append STORE a", b"small", with_an_expired_frame),
     "trim": Deed("append STORE gone --ttl last:1", b"newer", with_frames),
-    "put": Deed("cas-post STORE", LARGE + b"put", with_frames),
-    "put small": Deed("cas-post STORE", b"put", with_frames),
-    "gc": Deed("gc STORE --age 0s", b"", with_leftovers),
+    "put": Deed("cas-post STORE", LARGE + b"put", with_frames, again=True),
+    "put small": Deed("cas-post STORE", b"put", with_frames, again=True),
+    "gc": Deed("gc STORE --age 0s", b"", with_leftovers, again=True),
     "migrate": Deed("append STORE a.b", b"new", make_older),  # type: ignore[arg-type]
-    "import": Deed("import STORE", HISTORY, with_frames),
+    "import": Deed("import STORE", HISTORY, with_frames, again=True),
+    "import folder": Deed("import STORE ID", b"", an_exported_folder, again=True),
+    "first backup": Deed("backup ID STORE", b"", a_source, again=True),
+    "backup": Deed("backup ID STORE", b"", with_an_older_copy, again=True),
+    "add token": Deed("token add STORE phone --read", b"", with_a_token, again=True),
+    "remove token": Deed("token remove STORE desk", b"", with_a_token, again=True),
+    "expose": Deed("serve STORE --expose 127.0.0.1:0", b"", with_a_token),
     "sweep": Deed("serve STORE", b"", with_an_expired_frame),
 }
 
@@ -169,6 +235,18 @@ POINTS = [
     ("commit.before-fsync", "batch", BEFORE),
     ("commit.before-unlink", "batch", AFTER),
     ("commit.before-answers", "batch", AFTER),
+    ("batch.part-begun", "atomic", BEFORE),
+    ("batch.run-added", "atomic", BEFORE),
+    ("batch.frame-added:3", "atomic", BEFORE),
+    ("content.placed", "atomic", BEFORE),
+    ("expiry.trimmed", "atomic", BEFORE),
+    ("batch.part-done", "atomic", BEFORE),
+    ("commit.before-fsync", "atomic", BEFORE),
+    ("commit.durable", "atomic", AFTER),
+    ("commit.unlinked", "atomic", AFTER),
+    ("batch.frame-added:3", "atomic in vain", BEFORE),
+    ("batch.part-undone", "atomic in vain", BEFORE),
+    ("commit.before-unlink", "atomic in vain", BEFORE),
     ("removal.done", "remove", BEFORE),
     ("commit.before-fsync", "remove", BEFORE),
     ("commit.before-unlink", "remove", AFTER),
@@ -202,18 +280,77 @@ POINTS = [
     ("import.frame-added:2", "import", BEFORE),
     ("commit.before-fsync", "import", BEFORE),
     ("commit.durable", "import", AFTER),
+    ("content.placed", "import folder", BEFORE),
+    ("import.content-put", "import folder", BEFORE),
+    ("import.content-put:4", "import folder", BEFORE),
+    ("import.contents-put", "import folder", BEFORE),
+    ("import.frame-added:7", "import folder", BEFORE),
+    ("commit.durable:5", "import folder", PART),  # four contents, and the first of the frames
+    ("import.frame-added:306", "import folder", PART),  # amid the content in parts
+    ("commit.before-fsync:8", "import folder", PART),
+    ("commit.durable:8", "import folder", AFTER),
+    ("backup.folder-made", "first backup", BEFORE),
+    ("backup.marked", "first backup", BEFORE),
+    ("backup.locked", "first backup", BEFORE),
+    ("backup.content-linked", "first backup", BEFORE),
+    ("backup.content-named:2", "first backup", BEFORE),
+    ("backup.before-snapshot", "first backup", BEFORE),
+    ("backup.before-folders-fsync", "first backup", BEFORE),
+    ("backup.contents-kept", "first backup", BEFORE),
+    ("backup.pages-copied", "first backup", BEFORE),
+    ("backup.signed", "first backup", BEFORE),
+    ("backup.before-rename", "first backup", BEFORE),
+    ("backup.before-folder-fsync", "first backup", AFTER),
+    ("backup.done", "first backup", AFTER),
+    ("backup.locked", "backup", BEFORE),
+    ("backup.content-linked", "backup", BEFORE),
+    ("backup.content-named:2", "backup", BEFORE),
+    ("backup.contents-kept", "backup", BEFORE),
+    ("backup.table-done", "backup", BEFORE),
+    ("backup.table-done:4", "backup", BEFORE),
+    ("backup.before-commit", "backup", BEFORE),
+    ("backup.committed", "backup", AFTER),
+    ("backup.before-unlink", "backup", AFTER),
+    ("backup.unlinked", "backup", AFTER),
+    ("token.before-fsync", "add token", BEFORE),
+    ("token.before-rename", "add token", BEFORE),
+    ("token.before-folder-fsync", "add token", AFTER),
+    ("token.done", "add token", AFTER),
+    ("token.before-fsync", "remove token", BEFORE),
+    ("token.before-rename", "remove token", BEFORE),
+    ("token.before-folder-fsync", "remove token", AFTER),
+    ("token.before-fsync", "expose", BEFORE),
+    ("token.before-rename", "expose", BEFORE),
 ]
 
-# In a content that is written piece by piece: the point, and how many pieces are there then.
+# In a repair.
+POINTS_OF_REPAIRS = [
+    "repair.begun",
+    "repair.content-aside",
+    "repair.folder-made",
+    "repair.frames-saved",
+    "repair.built",
+    "repair.named",
+    "repair.database-aside",
+    "repair.log-aside",
+    "repair.log-aside:2",
+    "repair.before-folder-fsync",
+    "repair.done",
+]
+
+# In a content that is written piece by piece: the point, and how much of it is there then.
+NOTHING, SOME, ALL, WHOLE = "nothing", "some", "all, without the end", "whole"
 POINTS_OF_RUNS = [
-    ("run.before-claim", 0),
-    ("run.claimed", 0),
-    ("run.begun", 0),
-    ("run.extended", 0),
-    ("run.step-done", 1),
-    ("run.extended:2", 1),
-    ("run.before-end", 1),
-    ("commit.durable", 1),
+    ("run.before-claim", NOTHING),
+    ("run.claimed", NOTHING),
+    ("run.begun", NOTHING),
+    ("run.extended", NOTHING),
+    ("commit.before-fsync", NOTHING),
+    ("commit.durable", SOME),
+    ("run.step-done", SOME),
+    ("run.extended:2", SOME),
+    ("run.before-end", ALL),
+    ("run.ended", WHOLE),
 ]
 
 # In the life of a handler.
@@ -242,7 +379,8 @@ def test_each_point_in_the_code_is_one_at_which_a_test_dies() -> None:
                 assert isinstance(node.args[0], ast.Constant)
                 in_code.append(node.args[0].value)
     tables = [row[0] for row in (*POINTS, *POINTS_OF_RUNS)]
-    in_tests = {point.partition(":")[0] for point in (*tables, *POINTS_OF_HANDLERS)}
+    others = (*POINTS_OF_HANDLERS, *POINTS_OF_REPAIRS)
+    in_tests = {point.partition(":")[0] for point in (*tables, *others)}
     assert sorted(in_code) == sorted({*in_tests, *POINTS_OF_SERVERS})
 
 
@@ -292,8 +430,9 @@ def carry_out(
 ) -> subprocess.CompletedProcess[bytes]:
     deed = DEEDS[name]
     words = {"STORE": store_dir, "ID": id_text}
+    head = ["-c", deed.program] if deed.program else ["-m", "xs"]
     return subprocess.run(
-        [sys.executable, "-m", "xs", *(words.get(word, word) for word in deed.command.split())],
+        [sys.executable, *head, *(words.get(word, word) for word in deed.command.split())],
         input=deed.stdin,
         capture_output=True,
         env=environment(**changes),
@@ -312,7 +451,15 @@ def show(store_dir: str) -> Shown:
         (each.topic, each.meta, each.ttl, each.content)
         for each in frames
         if not each.topic.startswith("xs.")
-    ]
+    ] + [(f"token {each.name}", each.rights, None, None) for each in tokens.listed(store_dir)]
+
+
+def wrong_in(store_dir: str) -> list[str]:
+    store = Store(store_dir)
+    try:
+        return problems(store)
+    finally:
+        store.close()
 
 
 def check_and_go_on(store_dir: str) -> None:
@@ -342,49 +489,173 @@ def test_a_process_that_dies_at_any_step_leaves_all_of_it_or_nothing(
     copy(folder, store_dir)
     done = carry_out(name, store_dir, id_text, XS_FAULT=point)
     assert done.returncode == -signal.SIGKILL, "the point was not come to"
-    assert show(store_dir) == shown[then]
-    with xs.open(store_dir) as client:
-        for answered in re.findall(rb'^\{.*"id":"(\w+)"', done.stdout, re.MULTILINE):
+    left = show(store_dir)
+    if then == PART:
+        assert left == shown[AFTER][: len(left)] and 0 < len(left) < len(shown[AFTER])
+    else:
+        assert left == shown[then]
+    for answered in re.findall(rb'^\{.*"id":"(\w+)"', done.stdout, re.MULTILINE):
+        with xs.open(store_dir) as client:
             assert client.get(answered.decode()), "it was answered"
+    if DEEDS[name].again:
+        if left:
+            assert wrong_in(store_dir) == []
+        done = carry_out(name, store_dir, id_text)
+        assert done.returncode == 0 or then == AFTER, done.stderr
+        assert show(store_dir) == shown[AFTER]
+    check_and_go_on(store_dir)
+
+
+# ---- Repairs -----------------------------------------------------------------------------------
+
+
+class Ruined(NamedTuple):
+    """A damaged store, to be copied, and what a repair leaves of it."""
+
+    folder: str
+    shown: Shown
+
+
+@pytest.fixture(scope="module")
+def ruined() -> Iterator[Ruined]:
+    with tempfile.TemporaryDirectory() as made:
+        folder, unharmed = f"{made}/before", f"{made}/unharmed"
+        with_frames(folder)
+        with xs.open(folder) as client:
+            client.append("lost", b"damaged" * 100)
+            client.append("lost", LARGE + b"damaged")
+        (path,) = [
+            path for path in Path(folder, "cas").glob("??/*") if path.read_bytes().endswith(b"ged")
+        ]
+        for file, old in ((path, b"large"), (Path(folder, "xs.db"), b"damageddamaged")):
+            data = file.read_bytes()
+            file.write_bytes(data.replace(old, old.upper(), 1))
+        copy(folder, unharmed)
+        assert repair(unharmed).returncode == 0
+        shown = show(unharmed)
+        assert [each[0] for each in shown] == ["kept", "kept", "gone", "after"]
+        yield Ruined(folder, shown)
+
+
+def repair(store_dir: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "xs", "check", store_dir, "--repair"]
+    return subprocess.run(
+        command, capture_output=True, env=environment(**changes), timeout=DEADLINE
+    )
+
+
+@pytest.mark.parametrize("point", POINTS_OF_REPAIRS)
+def test_a_repair_that_dies_at_any_step_is_finished_by_the_next_and_loses_nothing(
+    point: str, store_dir: str, ruined: Ruined
+) -> None:
+    copy(ruined.folder, store_dir)
+    with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as reader:
+        # Who has it open keeps its log, which has something in it.
+        reader.execute("SELECT count(*) FROM frame").fetchone()
+        with xs.open(store_dir) as client:
+            client.append("in.log", "it")
+        assert repair(store_dir, XS_FAULT=point).returncode == -signal.SIGKILL
+    if not os.path.exists(f"{store_dir}/xs.db"):
+        with pytest.raises(XsError), xs.open(store_dir) as client:
+            client.append("other", "store")
+    done = repair(store_dir)
+    assert done.returncode == 0, done.stderr
+    shown = [*ruined.shown, ("in.log", None, "forever", "it")]
+    assert show(store_dir) == shown
+    aside = list(Path(store_dir).glob("aside-*"))
+    assert len([path for each in aside for path in each.glob("cas/*")]) == 1
+    lost = {line for each in aside for path in each.glob("*.jsonl") for line in path.open()}
+    assert [json.loads(line)["topic"] for line in lost] == ["lost", "lost"]
+    assert len([each for each in aside if Path(each, "xs.db").exists()]) == 1
+    assert not {"xs.db.new", "repair"} & set(os.listdir(store_dir))
     check_and_go_on(store_dir)
 
 
 # ---- Contents that are written piece by piece --------------------------------------------------
 
 
-@pytest.mark.parametrize(("point", "count"), POINTS_OF_RUNS)
-def test_a_chunked_content_whose_writer_dies_at_any_step_is_never_taken_for_whole(
-    point: str, count: int, store_dir: str
-) -> None:
-    with_frames(store_dir)
-    before = show(store_dir)
+@contextlib.contextmanager
+def writing(store_dir: str, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that writes a content in parts to the files, and has written the half of it."""
     command = subprocess.Popen(
         [sys.executable, "-m", "xs", "append", store_dir, "slow", "--chunked"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        env=environment(XS_FAULT=point),
+        env=environment(**changes),
     )
     assert command.stdin is not None
     try:
-        for start in range(0, len(PIECES), len(PIECES) // 2):
-            command.stdin.write(PIECES[start : start + len(PIECES) // 2])
+        with contextlib.suppress(BrokenPipeError):  # it is dead already
+            command.stdin.write(PIECES[: len(PIECES) // 2])
             command.stdin.flush()
-            until(
-                lambda: command.poll() is not None or len(show(store_dir)) > len(before), "it came"
-            )
-        command.stdin.close()
-    except OSError:
-        pass  # it is dead already
-    assert command.wait(DEADLINE) == -signal.SIGKILL, "the point was not come to"
+        until(
+            lambda: command.poll() is not None or bytes_of("slow", store_dir) == len(PIECES) // 2,
+            "the half of it came",
+        )
+        yield command
+        with contextlib.suppress(BrokenPipeError):
+            command.stdin.write(PIECES[len(PIECES) // 2 :])
+            command.stdin.close()
+        command.wait(DEADLINE)
+    finally:
+        command.kill()
+        command.wait()
+        with contextlib.suppress(BrokenPipeError):
+            command.stdin.close()
+
+
+def bytes_of(topic: str, store_dir: str) -> int:
+    return sum(len(each[3] or "") for each in show(store_dir) if each[0] == topic)
+
+
+@pytest.mark.parametrize(("point", "then"), POINTS_OF_RUNS)
+def test_a_chunked_content_whose_writer_dies_at_any_step_is_never_taken_for_whole(
+    point: str, then: str, store_dir: str
+) -> None:
+    with_frames(store_dir)
+    before = show(store_dir)
+    with writing(store_dir, XS_FAULT=point) as command:
+        pass
+    assert command.returncode == -signal.SIGKILL, "the point was not come to"
+    came = bytes_of("slow", store_dir)
+    if then == SOME:
+        assert 0 < came < len(PIECES)
+    else:
+        assert came == {NOTHING: 0, ALL: len(PIECES), WHOLE: len(PIECES)}[then]
+    for again in ("run.before-end", "commit.before-fsync"):  # dies while it marks it
+        done = carry_out("append", store_dir, "", XS_FAULT=again)
+        assert (done.returncode == 0) == (again == "run.before-end" and then in (NOTHING, WHOLE))
     with xs.open(store_dir) as client:
         client.append("next", "writer")
         runs = list(client.cat(topic="slow"))
-        assert bool(runs) == bool(count)
-        if runs:
-            assert runs[-1].meta["error"], "it is marked"
+        assert bool(runs) == (then != NOTHING)
+        assert sum("error" in each.meta for each in runs) == (then in (SOME, ALL)), "it is marked"
+        if then == WHOLE:
+            assert client.content(runs[0]) == PIECES
+        elif runs:
             with pytest.raises(BrokenBody):
                 client.content(runs[0])
+    assert bytes_of("slow", store_dir) == came
     assert show(store_dir)[: len(before)] == before
+    check_and_go_on(store_dir)
+
+
+@pytest.mark.parametrize("point", ["run.extended", "run.before-end", "commit.begun:4"])
+def test_a_server_that_dies_at_a_step_of_a_command_s_content_leaves_the_command_to_go_on(
+    point: str, store_dir: str
+) -> None:
+    with_frames(store_dir)
+    with writing(store_dir) as command:
+        server = start_server(store_dir, "--no-scripts", XS_FAULT=point)
+    try:
+        assert server.process.wait(DEADLINE) == -signal.SIGKILL, "the point was not come to"
+    finally:
+        server.stop()
+    assert command.returncode == 0
+    with xs.open(store_dir) as client:
+        first, *others = client.cat(topic="slow")
+        assert client.content(first) == PIECES
+        assert [each.meta.get("more") for each in others] == [True] * (len(others) - 1) + [False]
     check_and_go_on(store_dir)
 
 

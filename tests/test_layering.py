@@ -43,7 +43,7 @@ ARCHITECTURE = {
     "writer":      "fault ids frame records schema scan",
     "index":       "errors frame schema scan writer",
     "bus":         "records",
-    "snapshot":    "errors ids schema index",
+    "snapshot":    "errors fault ids schema index",
     "salvage":     "records schema",
     "commit":      "errors fault ids frame records cas schema writer bus (scan)",
     "work":        "errors fault ids frame cas commit schema",
@@ -71,7 +71,7 @@ ARCHITECTURE = {
                    "evaluation",
     # requests, and what answers them
     "rights":      "errors frame records",
-    "tokens":      "errors frame cas rights",
+    "tokens":      "errors fault frame cas rights",
     "api":         "errors ids frame times query commit work store reader rights version | meta "
                    "batch chunked process (scripts cas)",
     "sockets":     "errors",
@@ -109,9 +109,9 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "service":     "errors records terminal",
     "ndjson":      "errors request transport stdio terminal (arguments)",
-    "transfer":    "errors frame request transport stdio terminal ndjson (arguments)",
-    "backup":      "errors lock cas schema index snapshot terminal",
-    "repair":      "errors ids frame cas schema commit work lock store batch salvage",
+    "transfer":    "errors fault frame request transport stdio terminal ndjson (arguments)",
+    "backup":      "errors fault lock cas schema index snapshot terminal",
+    "repair":      "errors fault ids frame cas schema commit work lock store batch salvage",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors address request transport stdio arguments | tokens "

@@ -18,7 +18,7 @@ from stores import add, add_all, all_ids, content, problems, taken
 from xs import chunked, repair
 from xs.cas import small
 from xs.commit import Append
-from xs.errors import Locked, NotAStore, XsError
+from xs.errors import Damaged, Locked, NotAStore, XsError
 from xs.schema import Script
 from xs.store import Store
 from xs.work import PinWork
@@ -231,3 +231,28 @@ def test_the_command_repairs_and_says_what_was_lost(folder: str, run_xs: Any) ->
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["lost"] == 1
     assert run_xs(["check", folder]).returncode == 0
+
+
+def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(folder: str) -> None:
+    """While somebody reads it, a part of it stays in its log, which would not go with it."""
+    with opened(folder) as store:
+        add(store, "a", LARGE)
+        add(store, "b", b"kept")
+        (digest,) = store.cas.digests()
+        store.cas.remove(digest)
+        before = all_ids(store)
+    saying = repair.run(folder)
+    for line in saying:
+        if b"lost" in line:
+            break
+    with contextlib.closing(sqlite3.connect(os.path.join(folder, "repair", "xs.db"))) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM frame").fetchone()
+        with pytest.raises(Damaged, match="could not be closed in good order; nothing was changed"):
+            list(saying)
+    with opened(folder) as store:
+        assert all_ids(store) == before
+    said, _ = repaired(folder)
+    assert len(said) == 1
+    with opened(folder) as store:
+        assert problems(store) == [] and all_ids(store) == before[1:]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 
+from xs import fault
 from xs.cas import Cas, sync_folder
 from xs.errors import Damaged, Invalid, NoStore, NotFound
 from xs.index import Index
@@ -39,6 +40,7 @@ def run(addr: str, dest: str) -> bytes:
     lock = Lock(dest)
     try:
         lock.acquire(WRITE)
+        fault.at("backup.locked")
         _check_ours(source, dest)
         return json.dumps(_copy(source, dest), separators=(",", ":")).encode()
     finally:
@@ -55,13 +57,17 @@ def _copy(source: str, dest: str) -> dict[str, int]:
             first = _adopt(index.file_digests(), ours, theirs, progress)
         finally:
             index.close()
+        fault.at("backup.before-snapshot")
         snapshot = Snapshot(source, dest)
         try:
             rest = _adopt(snapshot.file_digests(), ours, theirs, progress)
+            fault.at("backup.before-folders-fsync")
             ours.sync_folders()
+            fault.at("backup.contents-kept")
             frames = snapshot.keep()
         finally:
             snapshot.close()
+        fault.at("backup.before-folder-fsync")
         sync_folder(dest)
     return {
         "frames": frames,
@@ -95,11 +101,14 @@ def _remove_unnamed(ours: Cas, dest: str) -> int:
     try:
         for digest in list(ours.digests()):
             if not index.names_file(digest, _ALWAYS):
+                fault.at("backup.before-unlink")
                 ours.remove(digest)
+                fault.at("backup.unlinked")
                 removed += 1
     finally:
         index.close()
     ours.remove_stale()
+    fault.at("backup.done")
     return removed
 
 
@@ -132,7 +141,9 @@ def _make_folder(dest: str) -> None:
             return
         if not names <= _UNFINISHED:
             raise Invalid(f"can't back up to {dest}: it has other files in it")
+        fault.at("backup.folder-made")
         os.close(os.open(os.path.join(dest, PART), os.O_WRONLY | os.O_CREAT, 0o600))
+        fault.at("backup.marked")
         os.makedirs(os.path.join(dest, "cas"), 0o700, exist_ok=True)
         os.chmod(dest, 0o700)
     except OSError as error:

@@ -141,7 +141,9 @@ class Cas:
                     for block in source.open(digest)[1]:
                         _write(file, block)
                     sync(file)
+            fault.at("backup.content-linked")
             os.replace(path, name)
+            fault.at("backup.content-named")
         except BaseException:
             _unlink(path)
             raise

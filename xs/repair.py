@@ -6,8 +6,9 @@ content, or don't read as they were written. Each of these is said in a line. Wh
 the way of an import, into a new database, which takes the place of the old one.
 
 The order, each step needed by the next: the new database is made, and gets the name `xs.db.new` →
-the old one goes aside → the new one takes its name. What breaks off in between is finished, or done
-again, by the next repair; until then there is no store to be mistaken for a whole one.
+the old one goes aside → its log does, if somebody had it open → the new one takes its name. What
+breaks off in between is finished, or done again, by the next repair; until then there is no store
+to be mistaken for a whole one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from xs import frame, ids
+from xs import fault, frame, ids
 from xs.batch import parse_imported
 from xs.cas import INLINE_MAX, Cas, small, sync_folder
 from xs.commit import Commit, Imported
@@ -52,11 +53,11 @@ def run(folder: str) -> Iterator[bytes]:
 
 
 def _repair(folder: str) -> Iterator[dict[str, object]]:
+    shutil.rmtree(os.path.join(folder, _BUILT), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
         if not os.path.exists(os.path.join(folder, _NEW)):
             raise NoStore(f"no store at: {folder}")
-        os.rename(os.path.join(folder, _NEW), os.path.join(folder, FILENAME))
-        sync_folder(folder)
+        _take_its_place(folder, _newest_aside(folder))
     problems = _problems(folder)
     for problem in problems:
         yield {"problem": problem}
@@ -88,13 +89,14 @@ class _Rescue:
     """One repair, and the folder to which it puts things aside."""
 
     def __init__(self, folder: str) -> None:
-        self.name = time.strftime("aside-%Y%m%d-%H%M%S")
+        self.name = _new_aside(folder)
         self.saved = 0
         self.lost = 0
         self._folder = folder
         self._aside = os.path.join(folder, self.name)
         self._cas = Cas(os.path.join(folder, "cas"))
-        os.makedirs(os.path.join(self._aside, "cas"), 0o700)
+        os.mkdir(os.path.join(self._aside, "cas"), 0o700)
+        fault.at("repair.begun")
 
     def contents(self) -> Iterator[dict[str, object]]:
         """Puts aside content files whose bytes are not what their names say."""
@@ -104,14 +106,15 @@ class _Rescue:
                     pass
             except Damaged as error:
                 self._cas.move(digest, os.path.join(self._aside, "cas", digest.hex()))
+                fault.at("repair.content-aside")
                 yield self._loss(str(error))
 
     def database(self) -> Iterator[dict[str, object]]:
         """Makes a new database of what is whole in the old one, and puts it in its place."""
         built = os.path.join(self._folder, _BUILT)
-        shutil.rmtree(built, ignore_errors=True)  # of a repair that broke off
         os.mkdir(built, 0o700)
         os.symlink(os.path.join("..", "cas"), os.path.join(built, "cas"))
+        fault.at("repair.folder-made")
         old = Salvage(self._folder)
         try:
             new = Store(built, exclusive=True, create=True, clock=lambda: _FAR)
@@ -122,14 +125,18 @@ class _Rescue:
                         f"frames {_when(start, 'from the beginning')} {_when(end, 'to the end')}, "
                         "besides those that are named: it can't be told how many, if any"
                     )
+                fault.at("repair.frames-saved")
                 new.run(_RestWork(old))
                 problems = [found for found in new.check() if isinstance(found, str)]
             finally:
                 new.close()
         finally:
             old.close()
+        if not problems and os.path.exists(os.path.join(built, FILENAME + "-wal")):
+            problems = ["the new database could not be closed in good order"]
         if problems:
             raise Damaged(f"the repair came to nothing: {problems[0]}; nothing was changed")
+        fault.at("repair.built")
         self._put_in_place(built)
 
     def _save_frames(self, old: Salvage, new: Store) -> Iterator[dict[str, object]]:
@@ -183,15 +190,14 @@ class _Rescue:
         folder = self._folder
         new = os.path.join(folder, _NEW)
         os.rename(os.path.join(built, FILENAME), new)
+        fault.at("repair.named")
         sync_folder(folder)
-        for suffix in ("", "-wal", "-shm"):
-            path = os.path.join(folder, FILENAME + suffix)
-            if os.path.exists(path):
-                os.rename(path, os.path.join(self._aside, FILENAME + suffix))
+        os.rename(os.path.join(folder, FILENAME), os.path.join(self._aside, FILENAME))
+        fault.at("repair.database-aside")
+        # Before its log goes: without that it would be taken for a whole one.
         sync_folder(self._aside)
-        os.rename(new, os.path.join(folder, FILENAME))
         sync_folder(folder)
-        shutil.rmtree(built)
+        _take_its_place(folder, self._aside)
 
     def _loss(self, what: str) -> dict[str, object]:
         self.lost += 1
@@ -218,6 +224,44 @@ class _RestWork(Work):
             writer.keep_script(script)
         for id_text in self.old.marks():
             writer.raise_mark(ids.parse(id_text))
+
+
+def _new_aside(folder: str) -> str:
+    """Makes a folder for what is put aside, of which the name is above all before it; its name."""
+    name = first = time.strftime("aside-%Y%m%d-%H%M%S")
+    count = 1
+    while True:
+        try:
+            os.mkdir(os.path.join(folder, name), 0o700)
+            return name
+        except FileExistsError:  # of a repair that broke off in this very second
+            count += 1
+            name = f"{first}-{count:03}"
+
+
+def _newest_aside(folder: str) -> str:
+    """The folder to which the repair that broke off has put the old database."""
+    names = [name for name in os.listdir(folder) if name.startswith("aside-")]
+    return os.path.join(folder, max(names) if names else _new_aside(folder))
+
+
+def _take_its_place(folder: str, aside: str) -> None:
+    """Gives the new database its name, when the old one is aside and the old log may not be.
+
+    SQLite would take that log for the new one's.
+    """
+    for suffix in ("-wal", "-shm"):
+        path = os.path.join(folder, FILENAME + suffix)
+        if os.path.exists(path):
+            os.rename(path, os.path.join(aside, FILENAME + suffix))
+            fault.at("repair.log-aside")
+    sync_folder(aside)
+    sync_folder(folder)
+    os.rename(os.path.join(folder, _NEW), os.path.join(folder, FILENAME))
+    fault.at("repair.before-folder-fsync")
+    sync_folder(folder)
+    shutil.rmtree(os.path.join(folder, _BUILT), ignore_errors=True)  # a link is left in it
+    fault.at("repair.done")
 
 
 def _name_of(found: Found) -> str:

@@ -71,6 +71,7 @@ class Run:
         if self.first is None and not rest:
             self._do([])  # a step by itself, so that it can be told whether it was done
         self._do(rest, ended=True)
+        fault.at("run.ended")
         return self.line
 
     def break_off(self, reason: str) -> None:

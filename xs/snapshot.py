@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 
-from xs import ids
+from xs import fault, ids
 from xs.errors import Damaged
 from xs.index import BUSY_MS, Index
 from xs.schema import FILENAME, ID, TABLES_OF_FRAMES, Script, translated, uri
@@ -73,8 +73,11 @@ class Snapshot:
             else:
                 for table in self._tables():
                     self._bring_up(table)
+                    fault.at("backup.table-done")
                 _sign(self._connection, "copy.", self._source)
+                fault.at("backup.before-commit")
                 self._connection.execute("COMMIT")
+                fault.at("backup.committed")
         return frames
 
     def close(self) -> None:
@@ -85,11 +88,14 @@ class Snapshot:
         try:
             _write_through(target, "")
             self._connection.backup(target, name="store")  # in the transaction that is open here
+            fault.at("backup.pages-copied")
             _sign(target, "", self._source)
+            fault.at("backup.signed")
         finally:
             target.close()  # folds its log back, if it has one
         if os.path.exists(self._part + "-wal"):
             raise Damaged(f"{self._part} could not be closed in good order: try again")
+        fault.at("backup.before-rename")
         os.rename(self._part, self._copy)
 
     def _tables(self) -> list[str]:

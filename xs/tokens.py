@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from xs import frame
+from xs import fault, frame
 from xs.cas import sync_folder
 from xs.errors import Damaged, Invalid, NotFound
 from xs.rights import Rights
@@ -188,6 +188,10 @@ def _write(folder: str, name: str, data: bytes) -> None:
     with os.fdopen(os.open(f"{path}.new", flags, 0o600), "wb") as stream:
         stream.write(data)
         stream.flush()
+        fault.at("token.before-fsync")
         os.fsync(stream.fileno())
+    fault.at("token.before-rename")
     os.replace(f"{path}.new", path)
+    fault.at("token.before-folder-fsync")
     sync_folder(folder)
+    fault.at("token.done")

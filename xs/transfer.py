@@ -15,7 +15,7 @@ import sys
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from xs import errors, ndjson
+from xs import errors, fault, ndjson
 from xs.frame import integrity, parse_integrity
 from xs.request import quote
 from xs.stdio import blocks_of
@@ -45,6 +45,7 @@ def import_folder(arguments: Arguments, folder: str) -> None:
         with open(frames, "rb") as file, Progress("frames") as progress:
             if cas is not None:
                 _post_contents(arguments, file, cas)
+                fault.at("import.contents-put")
                 file.seek(0)
             ndjson.send(arguments, "/import", _import_lines(file, cas, progress), progress)
     finally:
@@ -89,6 +90,7 @@ def _post_contents(arguments: Arguments, frames: Iterable[bytes], cas: int) -> N
                     body = blocks_of(descriptor)
                     answer = ask(transport, "POST", "/cas", (), body).read()
                     _check_hash(hash_, answer.decode("ascii", "replace").strip())
+                    fault.at("import.content-put")
             finally:
                 os.close(descriptor)
     finally:

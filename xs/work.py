@@ -87,6 +87,7 @@ class BatchWork(Work):
         results: list[Union[bytes, XsError]] = []
         if self.atomic:
             commit.start_part()
+            fault.at("batch.part-begun")
         for is_plain, run in groupby(self.appends, commit.is_plain):
             if is_plain:
                 results += commit.append_run(list(run))  # type: ignore[arg-type]
@@ -101,12 +102,14 @@ class BatchWork(Work):
                 except XsError as error:
                     if self.atomic:
                         commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
+                        fault.at("batch.part-undone")
                         raise
                     if isinstance(append, Append):
                         discard(append.content)
                     results.append(error)
         if self.atomic:
             commit.end_part()
+            fault.at("batch.part-done")
         return results
 
     def discard(self) -> None:
