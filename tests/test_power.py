@@ -7,17 +7,20 @@ import os
 import random
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import losses
 import power
+import pytest
 from power import Call
 
 from xs import frame
 from xs.cas import INLINE_MAX
 
 LARGE = b"large" * INLINE_MAX
-MOMENTS = 60  # of some 530, each looked at twice; `tools/powerloss` looks at all of them
+MOMENTS = 60  # of some 900, each looked at twice; `tools/powerloss` looks at all of them
 
 
 ON_LINUX = sys.platform == "linux"  # which strace is for
@@ -95,8 +98,8 @@ def test_content_frame_answer_and_delivery_reach_disk_and_world_in_that_order(
     if not ON_LINUX:
         return
     trace = str(tmp_path / "trace")
-    with power.served(store_dir, trace) as client:
-        follower = power.connected(store_dir)
+    with losses.served(store_dir, trace) as client:
+        follower = losses.connected(store_dir)
         assert follower is not None
         with follower:
             live = follower.cat(follow=True)
@@ -126,11 +129,55 @@ def test_a_command_on_the_files_says_what_it_did_when_it_is_durable(
     in_order(steps_of(calls, store_dir, told))
 
 
-def test_whenever_the_power_goes_the_store_opens_with_all_that_was_answered(tmp_path: Path) -> None:
-    if not ON_LINUX:
-        return
-    run = power.Run(str(tmp_path))
-    assert max(made for _, made in run.disks()) == len(run.promises) - 1, "all were seen"
+@pytest.fixture(scope="module")
+def life() -> Iterator[losses.Life | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield losses.Life(folder) if ON_LINUX else None
+
+
+@pytest.fixture
+def seed() -> int:
     seed = random.randrange(10**6)
     print("seed:", seed)
-    assert power.look(run, seed, MOMENTS) == 2 * MOMENTS
+    return seed
+
+
+def test_whenever_the_power_goes_the_store_opens_with_all_that_was_answered(
+    life: losses.Life | None, seed: int
+) -> None:
+    if life is None:
+        return
+    assert max(made for _, made in life.disks()) == len(life.promises) - 1, "all were seen"
+    assert losses.look(life, seed, MOMENTS) >= 2 * MOMENTS
+
+
+def test_whenever_the_power_goes_while_a_store_is_opened_it_opens_again(
+    life: losses.Life | None, seed: int
+) -> None:
+    if life is None:
+        return
+    assert losses.look_again(life, seed, 6, 6) > 6 * 6
+
+
+def test_whenever_the_power_goes_a_store_is_of_the_older_format_or_of_the_newer(
+    tmp_path: Path, seed: int
+) -> None:
+    if not ON_LINUX:
+        return
+    run = losses.Migration(str(tmp_path))
+    assert losses.look(run, seed, 20) >= 40
+    assert losses.look_again(run, seed, 3, 4) > 12
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["store.folders-made", "migration.done", "store.before-folder-fsync", "content.folder-made",
+     "content.before-folder-fsync", "commit.before-fsync"],
+)  # fmt: skip
+def test_what_a_killed_process_has_left_is_not_taken_for_durable(
+    point: str, tmp_path: Path, seed: int
+) -> None:
+    if not ON_LINUX:
+        return
+    run = losses.Killed(str(tmp_path), point)
+    assert losses.look(run, seed, 5) >= 10

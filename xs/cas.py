@@ -102,8 +102,10 @@ class Cas:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, _FOLDER_MODE)
             fault.at("content.folder-made")
+        if not _names(folder):  # new, made here or by a process that was killed before it synced it
             try:
                 sync_folder(self._folder)
+                sync_folder(os.path.dirname(self._folder))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)  # so that the next one makes it anew, and syncs that

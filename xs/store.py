@@ -114,6 +114,9 @@ class Store:
                 if exclusive:
                     self.cas.remove_stale()
                 mark = self.index.mark()
+                if not mark and not read_only:
+                    fault.at("store.before-folder-fsync")
+                    _sync_names(folder)
                 self.bus = Bus(mark if exclusive else self.index.newest())
             except BaseException:
                 self.index.close()
@@ -154,9 +157,6 @@ class Store:
                 os.chmod(self.folder, 0o700)  # an empty directory that was there may be open to all
                 if not (self.exclusive and _has_index(self.folder)):  # else it is opened next
                     Index(self.folder, create=True).close()
-                fault.at("store.before-folder-fsync")
-                sync_folder(self.folder)
-                sync_folder(os.path.dirname(os.path.abspath(self.folder)))
         finally:
             if not self.exclusive:
                 self._lock.release()
@@ -641,6 +641,21 @@ def _unexpected(error: Exception) -> XsError:
         return Unavailable("the process has no memory left for this: nothing of it was stored")
     except Exception:
         return XsError(f"{type(error).__name__}: {error}")
+
+
+def _sync_names(folder: str) -> None:
+    """Makes the name of a store durable that nobody has been answered by yet.
+
+    Who made it, and the folders above it, may have been killed before that was: all that are this
+    user's may be new.
+    """
+    path = os.path.abspath(folder)
+    sync_folder(path)
+    sync_folder(os.path.dirname(path))
+    with contextlib.suppress(OSError):  # what can't be opened was not made by this user
+        while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
+            path = os.path.dirname(path)
+            sync_folder(path)
 
 
 def _has_index(folder: str) -> bool:
