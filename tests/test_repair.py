@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Server
-from stores import add, add_all, all_ids, content, problems, taken
+from stores import Clock, add, add_all, all_ids, content, problems, taken
 
 from xs import chunked, repair
 from xs.cas import small
@@ -179,6 +179,29 @@ def test_pages_that_can_not_be_read_cost_what_is_on_them(folder: str) -> None:
     named = [line for line in said if "on t." in line and "it can't be read" in line]
     assert len(named) == len(before) - len(after) > 10
     assert sum("it can't be told how many, if any" in line for line in said) == 2
+
+
+def test_what_lies_around_a_page_that_can_not_be_read_is_found_at_once_however_old(
+    folder: str,
+) -> None:
+    clock = Clock()
+    store = Store(folder, exclusive=True, create=True, clock=clock)
+    for n in range(100):
+        add(store, "t", b"%d" % n * 500)
+        clock.now += 86_400_000
+    before = all_ids(store)
+    store.close()
+    data = Path(database(folder)).read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if b'"topic":"t"' in data[at : at + 4096]]
+    with open(database(folder), "r+b") as file:
+        file.seek(pages[20])
+        file.write(b"\xff" * 4096)
+    said, _ = repaired(folder)
+    with opened(folder) as store:
+        assert problems(store) == []
+        after = all_ids(store)
+    # Those of the page are named, and one line is about what is not known of.
+    assert set(after) < set(before) and len(said) == len(before) - len(after) + 1 < 20
 
 
 def test_tables_that_disagree_are_made_anew(folder: str) -> None:

@@ -120,23 +120,31 @@ class Salvage:
 
     def _rows(self, table: str) -> Iterator[int]:
         """The rows of a table, without those on pages that can't be read."""
-        at = -1
+        at, count = -1, _PAGE
         while True:
+            query = f"SELECT row FROM {table} NOT INDEXED WHERE row > ? ORDER BY row LIMIT ?"
+            found: list[int] = []
+            failed = False
             try:
-                query = f"SELECT row FROM {table} NOT INDEXED WHERE row > ? ORDER BY row LIMIT ?"
-                found = []
-                for (row,) in self._connection.execute(query, (at, _PAGE)):
+                for (row,) in self._connection.execute(query, (at, count)):
                     found.append(row)
             except sqlite3.Error:
-                at = found[-1] if found else at
+                failed = True
+            yield from found
+            if found and found[-1] <= at:
+                return  # a page that is older than its neighbours leads back
+            at = found[-1] if found else at
+            if not failed:
+                if not found:
+                    return
+            elif count > 1:
+                count = 1  # a row is read ahead: the last one that can be is lost with that
+            else:
                 beyond = self._beyond(table, at)
                 self.gaps.append((at, ROW_MAX if beyond is None else beyond))
-            else:
-                beyond = found[-1] if found else None
-            yield from found
-            if beyond is None:
-                return
-            at = beyond
+                if beyond is None:
+                    return
+                at, count = beyond, _PAGE
 
     def _beyond(self, table: str, at: int) -> int | None:
         """From where on the table can be read again; None if it can't."""
