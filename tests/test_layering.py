@@ -41,7 +41,8 @@ ARCHITECTURE = {
     "schema":      "errors fault records",
     "scan":        "frame records schema",
     "writer":      "fault ids frame records schema scan",
-    "index":       "errors frame schema scan writer",
+    "wal":         "errors records schema",
+    "index":       "errors frame schema scan writer | wal",
     "bus":         "records",
     "snapshot":    "errors fault ids schema index",
     "salvage":     "records schema",
@@ -111,7 +112,8 @@ ARCHITECTURE = {
     "ndjson":      "errors request transport stdio terminal (arguments)",
     "transfer":    "errors fault frame request transport stdio terminal ndjson (arguments)",
     "backup":      "errors fault lock cas schema index snapshot terminal",
-    "repair":      "errors fault ids frame cas schema commit work lock store batch salvage",
+    "repair":      "errors fault ids frame cas schema commit work lock store batch salvage "
+                   "wal",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors address request transport stdio arguments | tokens "
@@ -135,7 +137,7 @@ DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing",
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
 BELOW_HTTP += ("store",)
-THE_ONES_WITH_SQL = ("schema", "scan", "writer", "index", "snapshot", "salvage")
+THE_ONES_WITH_SQL = ("schema", "scan", "writer", "wal", "index", "snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

@@ -1,8 +1,8 @@
 """The SQLite index of a store: its connections, and everything that is read from it.
 
 The door to the files with SQL: `schema` (what is there), `scan` (the way through rows) and `writer`
-(changes). Nothing but SQLite opens `xs.db*`: opening and closing the file by other means would drop
-SQLite's locks in this process.
+(changes). Nothing but SQLite opens `xs.db*` while this process has it open: closing the file by
+other means would drop SQLite's locks. `wal` looks at the log of a store before that.
 
 Where a frame lies: its row is `milliseconds of its id << 15 | order within the millisecond`, so
 rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
@@ -84,6 +84,11 @@ CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py:
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 
 
+# How often this process has the index of a store's folder open, by device and inode of the folder.
+_opened: dict[tuple[int, int], int] = {}
+_opening = threading.Lock()  # guards it; held while a log is looked at
+
+
 class Unfinished(NotAStore):
     """The database has nothing in it yet: it is just being made, or its making was broken off."""
 
@@ -97,15 +102,22 @@ class Index:
     def __init__(self, folder: str, *, create: bool = False, read_only: bool = False) -> None:
         self._path = os.path.join(folder, FILENAME)
         self._read_only = read_only
+        self._watches: list[sqlite3.Connection] = []  # of `data_version`
+        self._readers_lock = threading.Lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
-        self._readers_lock = threading.Lock()  # guards the list alone; taken last
+        self._in_use = 1  # connections of reads under way, and until `close` one more
         self._closed = False
         self._mode = "ro" if read_only else "rw"
-        connection = self._connect("rwc" if create else self._mode, WRITER_CACHE_KB)
+        self._place = _enter(folder)
         try:
-            self._check_format(connection, create=create)
+            connection = self._connect("rwc" if create else self._mode, WRITER_CACHE_KB)
+            try:
+                self._check_format(connection, create=create)
+            except BaseException:
+                connection.close()
+                raise
         except BaseException:
-            connection.close()
+            _leave(self._place)
             raise
         if read_only:
             self._readers.append(connection)
@@ -115,13 +127,26 @@ class Index:
     def close(self) -> None:
         """Closes every connection; reads under way in other threads end with `Unavailable`."""
         with self._readers_lock:
+            if self._closed:
+                return
             self._closed = True
             readers, self._readers = self._readers, []
-        for connection in readers:
+        for connection in (*readers, *self._watches):
             connection.close()
-        if not self._read_only:
-            with translated():
-                self._write_connection.close()
+        try:
+            if not self._read_only:
+                with translated():
+                    self._write_connection.close()
+        finally:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """One less of this index's connections is in use; when none is, this process has left."""
+        with self._readers_lock:
+            self._in_use -= 1
+            is_last = self._in_use == 0
+        if is_last:
+            _leave(self._place)
 
     # Reading
 
@@ -338,6 +363,7 @@ class Index:
     def data_version(self) -> Callable[[], int]:
         """A function whose value changes when another process has committed."""
         connection = self._connect(self._mode)
+        self._watches.append(connection)
 
         def version() -> int:
             with translated():
@@ -466,16 +492,23 @@ class Index:
         with self._readers_lock:
             if self._closed:
                 raise Unavailable("the store is closing")
+            self._in_use += 1
             if self._readers:
                 return self._readers.pop()
-        return self._connect(self._mode)
+        try:
+            return self._connect(self._mode)
+        except BaseException:
+            self._put_back()
+            raise
 
     def _give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
         with self._readers_lock:
             if usable and not self._closed and len(self._readers) < READERS_MAX:
                 self._readers.append(connection)
+                self._in_use -= 1
                 return
         connection.close()
+        self._put_back()
 
     def _connect(self, mode: str, cache_kb: int = READER_CACHE_KB) -> sqlite3.Connection:
         with translated():
@@ -527,6 +560,41 @@ class Index:
             if self._read_only or not (create or application):
                 raise Unfinished(f"not a store: {self._path} is empty")
             migrate(connection, version)
+
+
+def _enter(folder: str) -> tuple[int, int] | None:
+    """Before the index of that folder is opened. Raises `Damaged` if its log is.
+
+    A log that is there has to be read by who opens it first. To look at it costs nothing where
+    there is none, which is what a store that was closed in good order leaves.
+    """
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None  # opening it will say what is wrong
+    place = found.st_dev, found.st_ino
+    with _opening:
+        if place not in _opened and _has_log(folder):
+            from xs import wal  # here: it brings in what is seldom needed
+
+            wal.check(folder)
+        _opened[place] = _opened.get(place, 0) + 1
+    return place
+
+
+def _leave(place: tuple[int, int] | None) -> None:
+    if place is not None:
+        with _opening:
+            _opened[place] -= 1
+            if not _opened[place]:
+                del _opened[place]
+
+
+def _has_log(folder: str) -> bool:
+    try:
+        return os.stat(os.path.join(folder, FILENAME + "-wal")).st_size > 0
+    except OSError:
+        return False
 
 
 _OF_EITHER = "(SELECT row FROM frame UNION ALL SELECT row FROM piece)"

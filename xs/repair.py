@@ -5,6 +5,10 @@ whose bytes are not what they should be, and `frames.jsonl`: the frames that hav
 content, or don't read as they were written. Each of these is said in a line. What is whole goes, by
 the way of an import, into a new database, which takes the place of the old one.
 
+Of a write-ahead log that is damaged SQLite would read what is before the damage. So the database is
+read from two other folders, with a log in each that SQLite reads to its end: in one the damaged
+pages alone are missing; the other ends before them, and is asked for what was on these.
+
 The order, each step needed by the next: the new database is made, and gets the name `xs.db.new` →
 the old one goes aside → its log does, if somebody had it open → the new one takes its name. What
 breaks off in between is finished, or done again, by the next repair; until then there is no store
@@ -19,19 +23,20 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from xs import fault, frame, ids
+from xs import fault, frame, ids, wal
 from xs.batch import parse_imported
 from xs.cas import INLINE_MAX, Cas, small, sync_folder
 from xs.commit import Commit, Imported
-from xs.errors import Damaged, Invalid, Locked, NoStore, XsError
+from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.lock import WRITE, Lock, Served
-from xs.salvage import Found, Salvage
+from xs.salvage import Found, Layered, Salvage
 from xs.schema import FILENAME, ORDER_BITS, ROW_MAX
 from xs.store import Store
 from xs.work import ImportWork, Work
 
 _NEW = FILENAME + ".new"
 _BUILT = "repair"  # the folder in which the new one is made
+_READ = "repair-read"  # where the old one is read, if it can't be in its own place
 _BATCH = 1000
 _FAR = 1 << 47  # a clock for which no import is in the future
 
@@ -53,7 +58,8 @@ def run(folder: str) -> Iterator[bytes]:
 
 
 def _repair(folder: str) -> Iterator[dict[str, object]]:
-    shutil.rmtree(os.path.join(folder, _BUILT), ignore_errors=True)  # of one that broke off
+    for left in (_BUILT, _READ):
+        shutil.rmtree(os.path.join(folder, left), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
         if not os.path.exists(os.path.join(folder, _NEW)):
             raise NoStore(f"no store at: {folder}")
@@ -111,11 +117,17 @@ class _Rescue:
 
     def database(self) -> Iterator[dict[str, object]]:
         """Makes a new database of what is whole in the old one, and puts it in its place."""
-        built = os.path.join(self._folder, _BUILT)
+        built, read = (os.path.join(self._folder, name) for name in (_BUILT, _READ))
         os.mkdir(built, 0o700)
         os.symlink(os.path.join("..", "cas"), os.path.join(built, "cas"))
         fault.at("repair.folder-made")
-        old = Salvage(self._folder)
+        damage = wal.damage(self._folder)
+        if damage is None:
+            old: Salvage | Layered = Salvage(self._folder)
+        else:
+            old, losses = self._old_with_log(damage)
+            for loss in losses:
+                yield self._loss(loss)
         try:
             new = Store(built, exclusive=True, create=True, clock=lambda: _FAR)
             try:
@@ -132,6 +144,7 @@ class _Rescue:
                 new.close()
         finally:
             old.close()
+            shutil.rmtree(read, ignore_errors=True)
         if not problems and os.path.exists(os.path.join(built, FILENAME + "-wal")):
             problems = ["the new database could not be closed in good order"]
         if problems:
@@ -139,7 +152,34 @@ class _Rescue:
         fault.at("repair.built")
         self._put_in_place(built)
 
-    def _save_frames(self, old: Salvage, new: Store) -> Iterator[dict[str, object]]:
+    def _old_with_log(self, damage: wal.Damage) -> tuple[Salvage | Layered, list[str]]:
+        """The old database whose log is damaged, and what is lost of that."""
+        database = os.path.join(self._folder, FILENAME)
+        read = os.path.join(self._folder, _READ)
+        newer, older = os.path.join(read, "newer"), os.path.join(read, "older")
+        os.makedirs(newer, 0o700)
+        try:
+            os.link(database, os.path.join(newer, FILENAME))
+        except OSError:  # not every file system can
+            shutil.copyfile(database, os.path.join(newer, FILENAME))
+        pages, unknown = wal.mend(self._folder, damage, newer)
+        if not pages + unknown:
+            return Salvage(newer), []
+        # A file of its own: SQLite takes two names of one file for one database with one log.
+        os.mkdir(older, 0o700)
+        shutil.copyfile(database, os.path.join(older, FILENAME))
+        wal.cut(self._folder, damage, older)
+        try:
+            found: Salvage | Layered = Layered(
+                Salvage(newer), Salvage(older), all_of_it=unknown > 0
+            )
+        except (NotAStore, Damaged):
+            what = f"what {damage.commits} transactions did"
+            return Salvage(older), [f"{what}, from frame {damage.whole + 1} of {FILENAME}-wal on"]
+        what = f"{pages + unknown} of the index's pages, damaged in {FILENAME}-wal"
+        return found, [f"{what}: what was on them, besides what is named here, can't be told"]
+
+    def _save_frames(self, old: Salvage | Layered, new: Store) -> Iterator[dict[str, object]]:
         wanting = os.path.join(self._aside, "frames.jsonl")
         batch: list[tuple[Found, Imported]] = []
         with open(wanting, "ab") as aside:
@@ -209,7 +249,7 @@ class _RestWork(Work):
 
     __slots__ = ("old",)
 
-    def __init__(self, old: Salvage) -> None:
+    def __init__(self, old: Salvage | Layered) -> None:
         super().__init__()
         self.old = old
 

@@ -169,3 +169,66 @@ class Salvage:
         except sqlite3.Error:
             return False
         return True
+
+
+class Layered:
+    """Two states of one database: what can't be read in the newer one comes from the older one.
+
+    With `all_of_it` no page of the newer one is sure to be there, and the older one is asked for
+    every row that the newer one does not have; else for those that can't be read, so that what was
+    removed stays so.
+    """
+
+    def __init__(self, newer: Salvage, older: Salvage, *, all_of_it: bool) -> None:
+        self._newer = newer
+        self._older = older
+        self._all_of_it = all_of_it
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """As of a `Salvage`: those of the newer one."""
+        return self._newer.gaps
+
+    def close(self) -> None:
+        self._newer.close()
+        self._older.close()
+
+    def frames(self) -> Iterator[Found]:
+        """Every row of the newer one, then those of the older one that are missing there."""
+        missing: dict[int, Found] = {}
+        known: set[int] = set()
+        for found in self._newer.frames():
+            if found.line is None:
+                missing[found.row] = found
+                continue
+            if self._all_of_it:
+                known.add(found.row)
+            yield found
+        if missing or self.gaps or self._all_of_it:
+            for found in self._older.frames():
+                if found.line is not None and self._is_missing(found.row, missing, known):
+                    missing.pop(found.row, None)
+                    yield found
+        yield from missing.values()
+
+    def _is_missing(self, row: int, missing: dict[int, Found], known: set[int]) -> bool:
+        if self._all_of_it:
+            return row not in known
+        return row in missing or any(start < row <= end for start, end in self.gaps)
+
+    def pins(self) -> list[Any]:
+        return self._merged("pins", 1)
+
+    def answered(self) -> list[Any]:
+        return self._merged("answered", 2)
+
+    def scripts(self) -> list[Script]:
+        return self._merged("scripts", 3)
+
+    def marks(self) -> list[str]:
+        return [*self._older.marks(), *self._newer.marks()]
+
+    def _merged(self, what: str, key: int) -> list[Any]:
+        """Rows of both, by their first `key` columns; the newer one's where both have one."""
+        both = [*getattr(self._older, what)(), *getattr(self._newer, what)()]
+        return list({row[:key]: row for row in both}.values())
