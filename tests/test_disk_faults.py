@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Server, environment
+from conftest import DEADLINE, Server, environment, start_server
 from stores import Clock, add, all_ids, content, in_one_batch, lines, problems, taken
 
 import xs
 from xs.client import Client
 from xs.commit import Append
-from xs.errors import Full, Unavailable, XsError
+from xs.errors import Damaged, Full, Unavailable, XsError
 from xs.lock import WRITE, Lock
 from xs.store import Store
 from xs.work import AppendWork
@@ -193,6 +193,40 @@ def test_a_disk_that_can_not_be_read_is_an_error_and_no_other_bytes(server: Serv
             client.content(id_text)
         client.append("a", b"others go on")
     assert client.content(id_text) == LARGE
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENXIO", "EACCES"])
+def test_an_index_that_can_not_be_read_is_no_damaged_one_and_can_be_read_again_later(
+    store_dir: str, error: str
+) -> None:
+    answered: dict[str, bytes] = {}
+    with xs.open(store_dir) as files:
+        for n in range(800):  # more than SQLite keeps in memory
+            append(files, answered, b"%d " % n * 1500)
+    server = start_server(store_dir)
+    try:
+        client = xs.open(server.directory)
+        index = os.path.join(server.directory, "xs.db")
+        with failing(server, "pread64", error, index):
+            for act in (
+                lambda: list(client.cat(topic="a", with_content=True)),
+                lambda: client.append_many([{"topic": f"n.{n}"} for n in range(50)], atomic=True),
+            ):
+                with pytest.raises(XsError) as raised:
+                    act()
+                assert "disk" in str(raised.value) and "malformed" not in str(raised.value)
+                assert not isinstance(raised.value, Damaged) and raised.value.status >= 500
+            done = subprocess.run(
+                [sys.executable, "-m", "xs", "check", server.directory],
+                capture_output=True, env=environment(), timeout=DEADLINE,
+            )  # fmt: skip
+            said = done.stdout + done.stderr
+            assert done.returncode == 1 and b"disk" in said and b"malformed" not in said, said
+        assert [each.id for each in client.cat(topic="a")] == list(answered)
+        append(client, answered, b"after")
+        check_after_a_kill(server, answered)
+    finally:
+        server.stop()
 
 
 def test_a_limit_on_files_refuses_what_is_larger_until_it_is_lifted(server: Server) -> None:

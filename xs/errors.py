@@ -111,6 +111,10 @@ class Unavailable(XsError):
     status = 503
 
 
+class DiskError(Unavailable):
+    """The disk gives an error where the index is read or written; what is on it may be whole."""
+
+
 class Locked(Unavailable):
     """Another process holds the store."""
 

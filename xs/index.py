@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from xs import frame
-from xs.errors import NotAStore, Unavailable, XsError
+from xs.errors import Damaged, DiskError, NotAStore, Unavailable, XsError
 from xs.scan import (
     LARGE_PAGE_BYTES,
     Run,
@@ -86,7 +86,8 @@ BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 
 # How often this process has the index of a store's folder open, by device and inode of the folder.
 _opened: dict[tuple[int, int], int] = {}
-_opening = threading.Lock()  # guards it; held while a log is looked at
+_kept_open: dict[tuple[int, int], int] = {}  # its file, once it was looked at besides SQLite
+_opening = threading.Lock()  # guards both; held while a log is looked at
 
 
 class Unfinished(NotAStore):
@@ -116,8 +117,11 @@ class Index:
             except BaseException:
                 connection.close()
                 raise
-        except BaseException:
+        except BaseException as error:
+            behind = self.disk_error(error)
             _leave(self._place)
+            if behind is not None:
+                raise behind from error
             raise
         if read_only:
             self._readers.append(connection)
@@ -467,6 +471,21 @@ class Index:
         with translated():
             self._write_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
+    def disk_error(self, error: BaseException) -> DiskError | None:
+        """What is behind an error of the index, if that is an error of the disk.
+
+        SQLite says that a database is malformed also when the disk could not read it.
+        """
+        if not isinstance(error, Damaged) or self._place is None:
+            return None
+        reason = _why_not_read(self._place, self._path)
+        if reason is None:
+            return None
+        return DiskError(
+            f"the disk can't read {self._path}: {reason}: what is on it may be whole, and be read "
+            "again later"
+        )
+
     # Connections
 
     @contextlib.contextmanager
@@ -480,10 +499,14 @@ class Index:
                 try:
                     yield connection
                 finally:
-                    connection.execute("COMMIT")
+                    if connection.in_transaction:  # some errors end it
+                        connection.execute("COMMIT")
                 usable = True
-        except XsError:
+        except XsError as error:
             usable = True
+            behind = self.disk_error(error)
+            if behind is not None:
+                raise behind from error
             raise
         finally:
             self._give_back(connection, usable=usable)
@@ -588,6 +611,34 @@ def _leave(place: tuple[int, int] | None) -> None:
             _opened[place] -= 1
             if not _opened[place]:
                 del _opened[place]
+                if place in _kept_open:
+                    os.close(_kept_open.pop(place))
+
+
+def _why_not_read(place: tuple[int, int], path: str) -> str | None:
+    """The system's word for why an index, or its log, can't be read to its end; None if it can."""
+    try:
+        with _opening:
+            # Closed when nobody here has it open any more: that gives SQLite's locks back.
+            if place not in _kept_open:
+                _kept_open[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _read_all(_kept_open[place])
+        log = os.open(path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _read_all(log)
+        finally:
+            os.close(log)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _read_all(file: int) -> None:
+    at = 0
+    while size := len(os.pread(file, 1 << 20, at)):
+        at += size
 
 
 def _has_log(folder: str) -> bool:

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 from xs import fault
-from xs.errors import Damaged, Full, NotAStore, Unavailable, XsError
+from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -222,4 +222,6 @@ def _as_error(error: sqlite3.Error) -> XsError:
         return Unavailable("another process is writing to the store: try again")
     if "closed" in text:
         return Unavailable("the store is closing")
+    if "I/O error" in text:
+        return DiskError(f"the index can't be read or written: {text}: it may work again later")
     return Unavailable(f"the index can't be used: {text}")

@@ -30,7 +30,7 @@ from xs import fault, frame, ids
 from xs.bus import Bus
 from xs.cas import Cas, on_disk, small, sync_folder
 from xs.commit import Append, Commit
-from xs.errors import Damaged, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.errors import Damaged, DiskError, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index, Unfinished
 from xs.lock import SERVE, WRITE, Lock
 from xs.place import why_not_written
@@ -293,7 +293,7 @@ class Store:
                     self._commit([work])
                 return
             cause = error if isinstance(error, XsError) else _unexpected(error)
-            batch[0].error = cause
+            batch[0].error = self.index.disk_error(cause) or cause
             batch[0].discard()
             batch[0].finish()
             return
@@ -550,7 +550,7 @@ class Store:
         ):
             try:
                 yield from part
-            except Damaged as error:
+            except (Damaged, DiskError) as error:
                 yield f"it can't be read further: {error}"
         yield counted["frames"], counted["contents"]
 
