@@ -36,7 +36,7 @@ from xs.lock import SERVE, WRITE, Lock
 from xs.place import why_not_written
 from xs.runs import KILLED, STOPPED, Runs
 from xs.schema import FILENAME as INDEX_FILENAME
-from xs.schema import Stored
+from xs.schema import Stored, translated
 from xs.work import AppendWork, EndRunsWork, RemoveOrphanWork, SweepWork, UnpinWork, Work
 from xs.writer import Writer
 
@@ -349,7 +349,7 @@ class Store:
                     except XsError as error:
                         if work.is_whole:
                             raise
-                        work.error = error
+                        work.error = self.index.disk_error(error) or error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
                 started = time.monotonic()
@@ -633,7 +633,7 @@ def _verified(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
 
 def _unexpected(error: Exception) -> XsError:
     try:
-        with on_disk():
+        with on_disk(), translated():
             raise error
     except XsError as found:
         return found
