@@ -191,6 +191,8 @@ class Index:
                 found = one(connection, patterns, after_row, until_row, now)
             usable = True
             return found
+        except Damaged as error:
+            raise (self.disk_error(error) or error) from error.__cause__
         finally:
             self._give_back(connection, usable=usable)
 
@@ -504,10 +506,7 @@ class Index:
                 usable = True
         except XsError as error:
             usable = True
-            behind = self.disk_error(error)
-            if behind is not None:
-                raise behind from error
-            raise
+            raise (self.disk_error(error) or error) from error.__cause__
         finally:
             self._give_back(connection, usable=usable)
 
