@@ -12,17 +12,18 @@ leaves a file that no frame names, which `gc` removes.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
-import hashlib
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator
-from itertools import chain
 
 from xs import fault, frame
 from xs.errors import Damaged, Full, NotFound, TooLarge, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
 INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
 CONTENT_MAX = 64 << 30  # bytes: a body without end is ended before it has all of the disk
@@ -52,7 +53,38 @@ class Content:
 
 def small(data: bytes) -> Content:
     """Content of at most INLINE_MAX bytes, as it lies in memory."""
-    return Content(hashlib.sha256(data).digest(), len(data), data, None)
+    return Content(_sha256(data).digest(), len(data), data, None)
+
+
+def _first_sha256(data: bytes) -> Any:
+    """The hash of the first content, by the interpreter's own SHA-256.
+
+    It takes longer for each byte, but most commands hash once, and to load OpenSSL takes 2 ms.
+    """
+    global _sha256
+    _sha256 = _next_sha256
+    if "hashlib" in sys.modules:  # as in a server
+        return _next_sha256(data)
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]  # CPython 3.12 and later
+    except ImportError:
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found]
+        except ImportError:  # it was built without
+            return _next_sha256(data)
+    return sha256(data)
+
+
+def _next_sha256(data: bytes = b"") -> Any:
+    """From here on it is `hashlib`'s."""
+    global _sha256
+    from hashlib import sha256
+
+    _sha256 = sha256
+    return sha256(data)
+
+
+_sha256: Callable[[bytes], Any] = _first_sha256
 
 
 class Cas:
@@ -78,6 +110,8 @@ class Cas:
             return small(first) if first else None
         head: list[bytes] = []
         size = 0
+        from itertools import chain  # here, as below: most contents are small
+
         source = chain((first, second or b""), source)
         for block in source:
             head.append(block)
@@ -99,16 +133,20 @@ class Cas:
         name = self._path(content.digest)
         folder = os.path.dirname(name)
         if not os.path.isdir(folder):
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.mkdir(folder, _FOLDER_MODE)
+            except FileExistsError:
+                pass
             fault.at("content.folder-made")
         if not _names(folder):  # new, made here or by a process that was killed before it synced it
             try:
                 sync_folder(self._folder)
                 sync_folder(os.path.dirname(self._folder))
             except OSError:
-                with contextlib.suppress(OSError):
+                try:
                     os.rmdir(folder)  # so that the next one makes it anew, and syncs that
+                except OSError:
+                    pass
                 raise
         fault.at("content.before-rename")
         os.replace(content.path, name)
@@ -139,10 +177,13 @@ class Cas:
             try:
                 os.link(source._path(digest), path)
             except OSError:  # another file system, or one that has no links
-                with self._created(path) as file:
+                file = self._create(path)
+                try:
                     for block in source.open(digest)[1]:
                         _write(file, block)
                     sync(file)
+                finally:
+                    os.close(file)
             fault.at("backup.content-linked")
             os.replace(path, name)
             fault.at("backup.content-named")
@@ -158,22 +199,12 @@ class Cas:
                 sync_folder(os.path.join(self._folder, prefix))
         sync_folder(self._folder)
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Held:
         """A block within which no writer removes a file, in whatever process (`is_held`).
 
         Who may not write here can't do this; then nothing is held.
         """
-        try:
-            file = os.open(self._path_of_hold, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
-        except PermissionError:
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(file)
+        return Held(self._path_of_hold)
 
     def is_held(self) -> bool:
         """Whether somebody needs all files to stay.
@@ -226,6 +257,12 @@ class Cas:
         data = b"".join(blocks)
         return len(data), iter((data,))
 
+    def verified(self, data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
+        """As `open`, of content that lies elsewhere and was found under that hash."""
+        if small(data).hash != hash_:
+            raise Damaged(f"content {hash_} is damaged: its bytes don't match")
+        return len(data), iter((data,))
+
     def remove(self, digest: bytes) -> int:
         """Removes a file, and answers how many bytes it had (0 if it was not there)."""
         name = self._path(digest)
@@ -246,10 +283,12 @@ class Cas:
             if len(prefix) != 2:
                 continue
             for rest in sorted(_names(os.path.join(self._folder, prefix))):
-                with contextlib.suppress(ValueError):
+                try:
                     digest = bytes.fromhex(prefix + rest)
-                    if len(digest) == 32 and digest.hex() == prefix + rest:
-                        yield digest
+                except ValueError:
+                    continue
+                if len(digest) == 32 and digest.hex() == prefix + rest:
+                    yield digest
 
     def age(self, digest: bytes) -> float:
         """Seconds since the file was placed."""
@@ -281,10 +320,11 @@ class Cas:
 
     def _spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
         path = self._new_path()
-        digest = hashlib.sha256()
+        digest = _next_sha256()
         size = 0
         try:
-            with self._created(path) as file:
+            file = self._create(path)
+            try:
                 for blocks in (head, rest):
                     for block in blocks:
                         digest.update(block)
@@ -296,28 +336,48 @@ class Cas:
                 fault.at("content.before-fsync")
                 with on_disk():
                     sync(file)
+            finally:
+                os.close(file)
         except BaseException:
             _unlink(path)
             raise
         return Content(digest.digest(), size, None, path)
 
-    @contextlib.contextmanager
-    def _created(self, path: str) -> Iterator[int]:
-        """A new file, open for writing within the block."""
+    def _create(self, path: str) -> int:
+        """A new file, open for writing."""
         with on_disk():
             try:
-                file = _new_file(path)
+                return _new_file(path)
             except FileNotFoundError:
                 # The folder is lost: the power went as it was made, or what copies a store leaves
                 # out empty folders.
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.mkdir(self._folder, _FOLDER_MODE)
+                except FileExistsError:
+                    pass
                 sync_folder(os.path.dirname(self._folder))
-                file = _new_file(path)
+                return _new_file(path)
+
+
+class Held:
+    """The block that `Cas.held` gives."""
+
+    __slots__ = ("_file", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = -1
+
+    def __enter__(self) -> None:
         try:
-            yield file
-        finally:
-            os.close(file)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        except PermissionError:
+            return
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def __exit__(self, *_: object) -> None:
+        if self._file >= 0:
+            os.close(self._file)
 
 
 def discard(content: Content | None) -> None:
@@ -345,7 +405,7 @@ def _is_arriving(name: str) -> bool:
 
 
 def _verified(file: int, digest: bytes) -> Iterator[bytes]:
-    seen = hashlib.sha256()
+    seen = _next_sha256()
     held = b""
     try:
         while True:
@@ -394,8 +454,6 @@ def _full_sync(file: int) -> None:
 
 
 def _find_full_sync() -> int | None:
-    import sys
-
     if sys.platform != "darwin":
         return None
     import fcntl
@@ -412,20 +470,34 @@ def _write(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-@contextlib.contextmanager
-def on_disk() -> Iterator[None]:
-    """A block in which the system's errors are those of the disk, and become ours."""
-    try:
-        yield
-    except OSError as error:
+class _OnDisk:
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        import errno
+
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise Full("the disk is full: nothing of this request was stored") from error
         raise Unavailable(f"the store can't be written: {error.strerror}") from error
 
 
+_ON_DISK = _OnDisk()
+
+
+def on_disk() -> _OnDisk:
+    """A block in which the system's errors are those of the disk, and become ours."""
+    return _ON_DISK
+
+
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
         os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
 
 
 def _names(folder: str) -> list[str]:

@@ -1,26 +1,84 @@
-"""`NamedTuple` as in `typing`, without what `typing` costs to import.
+"""`NamedTuple` as in `typing`, without what `typing` and `collections` cost to import.
 
-A command on the files starts through most of this package: `typing` and the `re` it brings would be
-a third of that (bench/start.py). Type checkers are shown the original.
+A command on the files starts through most of this package: with `typing`, and the `re` it brings,
+that took a third longer, and `collections` takes a ms by itself (bench/start.py). So a record is a
+tuple made here, with what records of `typing` have besides; making one costs the same, as its
+`__new__` is a plain function of its fields. Type checkers are shown the original.
 """
 
 from __future__ import annotations
 
-from collections import namedtuple
+try:
+    from _collections import _tuplegetter  # type: ignore[import-not-found]
+except ImportError:  # an interpreter that is made otherwise
+    from operator import itemgetter
+
+    def _tuplegetter(number: int, text: None) -> property:
+        return property(itemgetter(number))
+
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import CodeType, FunctionType
     from typing import Any, NamedTuple
 else:
+
+    class _Record(tuple):
+        """What all records have."""
+
+        __slots__ = ()
+        _fields = ()
+
+        @classmethod
+        def _make(cls, values: Iterable[Any]) -> Any:
+            return cls(*values)
+
+        def _replace(self, **changes: Any) -> Any:
+            found = type(self)(*map(changes.pop, self._fields, self))
+            if changes:
+                raise ValueError(f"no such fields: {', '.join(changes)}")
+            return found
+
+        __replace__ = _replace  # for copy.replace
+
+        def _asdict(self) -> dict[str, Any]:
+            return dict(zip(self._fields, self))
+
+        def __getnewargs__(self) -> tuple:
+            return tuple(self)
+
+        def __repr__(self) -> str:
+            fields = ", ".join(f"{n}={v!r}" for n, v in zip(self._fields, self))
+            return f"{type(self).__name__}({fields})"
+
+    _CODES: dict[int, CodeType] = {}  # of `__new__`, by the number of fields
+
+    def _new_of(fields: tuple[str, ...]) -> FunctionType:
+        """`__new__` for a tuple of these fields. To compile one takes longer than all the rest."""
+        code = _CODES.get(len(fields))
+        if code is None:
+            names = "".join([f"_{n}, " for n in range(len(fields))])
+            code = eval(f"lambda cls, {names}: make(cls, ({names}))").__code__
+            _CODES[len(fields)] = code = code.replace(co_name="__new__")
+        code = code.replace(co_varnames=("cls", *fields))
+        return type(_new_of)(code, {"make": tuple.__new__})
 
     class _RecordType(type):
         """Makes a tuple of the fields that a class annotates, with what it gives as defaults."""
 
         def __new__(cls, name: str, _: tuple, namespace: dict[str, Any]) -> type:
-            fields = list(namespace.get("__annotations__", ()))
-            defaults = [namespace.pop(field) for field in fields if field in namespace]
-            base = namedtuple(name, fields, defaults=defaults, module=namespace["__module__"])
-            return type(name, (base,), {**namespace, "__slots__": ()})
+            fields = tuple(namespace.get("__annotations__", ()))
+            defaults = {field: namespace[field] for field in fields if field in namespace}
+            for number, field in enumerate(fields):
+                namespace[field] = _tuplegetter(number, None)
+            namespace["__new__"] = new = _new_of(fields)
+            new.__defaults__ = tuple(defaults.values())
+            new.__qualname__ = f"{name}.__new__"
+            namespace["__slots__"] = ()
+            namespace["__match_args__"] = namespace["_fields"] = fields
+            namespace["_field_defaults"] = defaults
+            return type(name, (_Record,), namespace)
 
     NamedTuple = type.__new__(_RecordType, "NamedTuple", (), {})
 

@@ -10,9 +10,6 @@ runs. What wants everything merges the two, where there are pieces at all.
 
 from __future__ import annotations
 
-import functools
-import sqlite3
-
 from xs import frame
 from xs.records import NamedTuple
 from xs.schema import (
@@ -26,9 +23,11 @@ from xs.schema import (
     StoredPiece,
     short,
 )
+from xs.sqlite import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     from typing import Any, Optional
 
 LARGE_PAGE_BYTES = 1 << 20
@@ -79,7 +78,7 @@ def source_of(patterns: frame.Patterns) -> Source | None:
     return Source(parts, values, is_topic=len(parts) == 1 and not ordered[0].endswith(".*"))
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _parts_of(are_wildcards: tuple[bool, ...]) -> tuple[Part, ...]:
     """The parts of a selection: they name its patterns :p0, :p1, …"""
     parts = []
@@ -151,7 +150,7 @@ def select(source: Source, columns: str, *, descending: bool = False) -> str:
     return _select(source.parts, source.table, columns, descending)
 
 
-@functools.lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def _select(parts: tuple[Part, ...], table: str, columns: str, descending: bool) -> str:
     order = "DESC LIMIT :count" if descending else "LIMIT :count"
     if len(parts) == 1:

@@ -7,15 +7,15 @@ here. docs/architecture.md tells what each table is for.
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 
-from xs import fault
+from xs import fault, sqlite
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     from typing import Optional
 
 FILENAME = "xs.db"
@@ -176,7 +176,7 @@ def _use_log(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             return
-        except sqlite3.OperationalError:
+        except sqlite.OperationalError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.002)
@@ -195,7 +195,7 @@ class _Translated:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, sqlite.Error):
             raise _as_error(error) from error
 
 

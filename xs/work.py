@@ -5,10 +5,6 @@ The store's leader gives each the `Commit` of its batch, and calls it back when 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from itertools import groupby
-
 from xs import fault, frame, ids
 from xs.cas import Content, discard
 from xs.commit import Append, Commit, Imported, RunResult
@@ -17,6 +13,8 @@ from xs.schema import BROKEN, GOES_ON, WHOLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
     from typing import Any, Union
 
 
@@ -84,6 +82,8 @@ class BatchWork(Work):
         self.atomic = atomic
 
     def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
+        from itertools import groupby
+
         results: list[Union[bytes, XsError]] = []
         if self.atomic:
             commit.start_part()

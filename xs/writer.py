@@ -7,10 +7,6 @@ bench/batch.py).
 
 from __future__ import annotations
 
-import functools
-import sqlite3
-from collections.abc import Callable, Iterator
-
 from xs import fault, frame, ids
 from xs.records import NamedTuple
 from xs.scan import (
@@ -42,9 +38,12 @@ from xs.schema import (
     short,
     translated,
 )
+from xs.sqlite import VERSION, lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
 BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index
@@ -613,16 +612,16 @@ def hash_in(line: bytes) -> bytes | None:
 
 # Rows in one statement: 6 values each at most, of 999 that a statement may have before SQLite 3.32.
 _ROWS_EXACT = 64  # up to so many, whatever their number
-_ROWS_MAX = 512 if sqlite3.sqlite_version_info >= (3, 32, 0) else 128
+_ROWS_MAX = 512 if VERSION >= (3, 32, 0) else 128
 
 
-@functools.lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def _insert_statement(table: str, width: int, rows: int) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
-@functools.lru_cache(maxsize=128)
+@lru_cache(maxsize=128)
 def _run_statement(rows: int) -> str:
     """?1 is the first row, ?2 the topic; then come digest, JSON and content of each row."""
     return "INSERT INTO frame (row, topic, digest, json, content) VALUES " + ",".join(
