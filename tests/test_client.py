@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import xs
-from xs import errors, request, transport
+from xs import errors, request
 from xs.client import Client
 from xs.transport import HttpTransport
 
@@ -581,7 +581,7 @@ def test_lines_are_found_however_the_blocks_are_cut():
     text = b"one\ntwo\n\nthree"
     for size in range(1, len(text) + 1):
         blocks = [text[at : at + size] for at in range(0, len(text), size)]
-        assert list(transport.split_lines(blocks)) == [b"one", b"two", b"three"]
+        assert list(request.split_lines(blocks)) == [b"one", b"two", b"three"]
 
 
 # The store's words, on the wire

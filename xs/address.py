@@ -14,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xs.transport import Address, Body, Fields, Response, Transport
+    from xs.request import Body, Fields, Response, Transport
+    from xs.transport import Address
 
 _TYPE_BITS = 0o170000  # S_IFMT, S_IFSOCK, S_IFDIR; `stat` is not needed for the rest of its names
 _SOCKET = 0o140000
@@ -152,10 +153,12 @@ def _open_socket(path: str, timeout: float | None) -> Transport:
 
 
 def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport:
-    from xs.transport import HttpTransport
-
+    path = os.path.join(addr, "sock")
     try:
-        return HttpTransport(("unix", os.path.join(addr, "sock")), None, timeout).open()
+        os.stat(path)  # without one, what speaks to it is not loaded
+        from xs.transport import HttpTransport
+
+        return HttpTransport(("unix", path), None, timeout).open()
     except (FileNotFoundError, ConnectionRefusedError):
         pass  # no server, or one that has died and left its socket behind
     except PermissionError:

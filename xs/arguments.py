@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from xs.transport import Transport
+    from xs.request import Transport
 
 
 class Option:

@@ -8,8 +8,7 @@ with no server, to the store's files. It knows requests and answers, and nothing
 from __future__ import annotations
 
 from xs import errors
-from xs.request import NDJSON, append_request, quote, with_query
-from xs.transport import BLOCK, SMALL, ask, split_lines
+from xs.request import BLOCK, NDJSON, SMALL, append_request, ask, quote, split_lines, with_query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, Union, overload
 
     from xs.frame import Frame
-    from xs.transport import Body, Fields, Response, Transport
+    from xs.request import Body, Fields, Response, Transport
 
     Content = Union[None, str, bytes, BinaryIO, Iterable[bytes], Iterable[str]]
 

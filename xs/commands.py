@@ -12,9 +12,8 @@ import os
 
 from xs import address, errors, stdio
 from xs.arguments import Command, Option
-from xs.request import append_request, quote, with_query
+from xs.request import append_request, ask, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
-from xs.transport import ask, split_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from xs.arguments import Arguments
     from xs.mount import Web
-    from xs.transport import Fields, Response
+    from xs.request import Fields, Response
 
     Run = Callable[[Arguments], int | None]
 

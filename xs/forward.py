@@ -14,8 +14,8 @@ from typing import Any, Union
 from xs import errors, frame, ids
 from xs.cas import BLOCK, Content
 from xs.commit import Imported, RunResult
-from xs.request import NDJSON, append_request, quote
-from xs.transport import HttpTransport, ask
+from xs.request import NDJSON, append_request, ask, quote
+from xs.transport import HttpTransport
 from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, RunWork, Work
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 
 from xs import errors, stdio
-from xs.request import NDJSON
+from xs.request import NDJSON, ask
 from xs.terminal import Progress
-from xs.transport import ask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

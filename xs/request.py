@@ -1,8 +1,9 @@
-"""Requests as the API spells them: their targets and fields, from a caller's values.
+"""Requests as the API spells them, from a caller's values, and what became of them.
 
 Whoever asks a store for something, over a socket or in this process, writes it by these: text
 percent-encoded, meta and keys in a form that a head can hold. Whether a value is right, the API
-judges; here is refused only what could not even be sent.
+judges; here is refused only what could not even be sent. `ask` makes errors of answers that are
+some, whatever `Transport` they come by.
 """
 
 from __future__ import annotations
@@ -13,7 +14,35 @@ from xs import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from typing import Protocol, Union
+
+    Fields = Iterable[tuple[str, str]]
+    Body = Union[None, bytes, Iterable[bytes]]
+
+    class Response(Protocol):
+        """An answer: its status, its fields (names in lower case), and its body as it arrives."""
+
+        status: int
+        fields: list[tuple[str, str]]
+
+        def get(self, name: str, default: str | None = None) -> str | None: ...
+        def __iter__(self) -> Iterator[bytes]: ...
+        def read(self) -> bytes: ...
+        def close(self) -> None: ...
+
+    class Transport(Protocol):
+        """Whatever can take a request to a store: `HttpTransport`, or `local.Local`."""
+
+        def request(
+            self, method: str, target: str, fields: Fields = (), body: Body = None
+        ) -> Response: ...
+        def close(self) -> None: ...
+
+
+BLOCK = 256 * 1024  # bytes read at once, from the socket and from files
+SMALL = 64 * 1024  # a body up to this size goes out with its head in one call
+_SENTENCE_MAX = 64 * 1024  # bytes read of an error's sentence, or of a conflict's frame
 
 NDJSON = ("content-type", "application/x-ndjson")  # the field of a body of lines
 
@@ -70,3 +99,80 @@ def append_request(
         raise errors.Invalid("the topic is empty: give one such as notes or notes.add")
     options = [("ttl", ttl), ("if-last", if_last), ("chunked", "true" if chunked else None)]
     return with_query("/append/" + quote(topic), options), fields
+
+
+# Asking
+
+
+def ask(
+    transport: Transport, method: str, target: str, fields: Fields = (), body: Body = None
+) -> Response:
+    """The answer to a request. Raises what `error_from` makes of a status of 400 or above."""
+    response = transport.request(method, target, fields, body)
+    if response.status >= 400:
+        raise error_from(response)
+    return response
+
+
+def error_from(response: Response) -> errors.XsError:
+    """The error that an answer with a status of 400 or above stands for; reads and ends it."""
+    text = bytearray()
+    try:
+        for block in response:
+            text += block
+            if len(text) > _SENTENCE_MAX:
+                break
+    except errors.BrokenBody:
+        pass  # half a sentence says more than that it broke off
+    finally:
+        response.close()
+    status = response.status
+    kind = (response.get("content-type") or "").partition(";")[0].strip().lower()
+    if status == 409 and kind == "application/json":
+        frame = bytes(text).strip()
+        return errors.Conflict(response.get("xs-error") or _newest_is(frame), frame=frame)
+    sentence = text.decode("utf-8", "replace").strip() or f"the server answered {status}"
+    if status == 405:
+        return errors.MethodNotAllowed(sentence, response.get("allow") or "")
+    return _type_of(status)(sentence)
+
+
+def _type_of(status: int) -> type[errors.XsError]:
+    by_status: dict[int, type[errors.XsError]] = {
+        400: errors.Invalid,
+        401: errors.Unauthorized,
+        403: errors.Forbidden,
+        404: errors.NotFound,
+        409: errors.Conflict,
+        413: errors.TooLarge,
+        421: errors.Misdirected,
+        431: errors.TooLarge,
+        501: errors.NoNushell,
+        503: errors.Unavailable,
+        507: errors.Full,
+    }
+    return by_status.get(status) or (errors.Invalid if status < 500 else errors.XsError)
+
+
+def _newest_is(frame: bytes) -> str:
+    if frame == b"null":
+        return "not appended: the topic has no frame"
+    import json
+
+    try:
+        newest = json.loads(frame)["id"]
+    except (ValueError, TypeError, KeyError):
+        newest = "another one"
+    return f"not appended: the topic's newest frame is {newest}"
+
+
+def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines in a body that comes in blocks, without their ends; empty ones are left out."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+    if rest.strip():
+        yield rest

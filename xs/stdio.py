@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 
 from xs import errors
-from xs.transport import BLOCK, SMALL
+from xs.request import BLOCK, SMALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from xs.transport import Body
+    from xs.request import Body
 
 
 _INTERRUPTED = 130  # the exit status, as a shell has it: 128 + SIGINT

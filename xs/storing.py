@@ -9,15 +9,15 @@ import json
 import os
 
 from xs import address, errors, stdio
-from xs.request import append_request, with_query
-from xs.transport import HttpTransport, ask, split_lines
+from xs.request import append_request, ask, split_lines, with_query
+from xs.transport import HttpTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from xs.arguments import Arguments
-    from xs.transport import Transport
+    from xs.request import Transport
 
 _PULSE_MS = 1000
 _WAIT_PULSES = 60  # so long it may take to open a store

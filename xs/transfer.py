@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xs import errors, fault, ndjson
 from xs.frame import integrity, parse_integrity
-from xs.request import quote
+from xs.request import SMALL, ask, quote, split_lines
 from xs.stdio import blocks_of
 from xs.terminal import Progress
-from xs.transport import SMALL, ask, split_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from xs.arguments import Arguments
-    from xs.transport import Transport
+    from xs.request import Transport
 
 _INLINE = 4096  # bytes of content that an import sends within the frame's line
 

@@ -1,9 +1,9 @@
 """The wire: requests to a server over a socket, and its answers as they arrive.
 
 `HttpTransport` speaks HTTP/1.1 on Unix sockets, TCP and TLS. It is one kind of `Transport`, what
-takes a request to a store; the other is `local.Local`. Both promise the same `Response`, and
-`error_from` the type of error that a status stands for. This module knows no addresses (`address`),
-no grammar of HTTP (`http1`) and none of the store's words (`client`).
+takes a request to a store; the other is `local.Local`. Both promise the same `Response`,
+which `request` tells of. This module knows no addresses (`address`), no grammar of HTTP (`http1`)
+and none of the store's words (`client`).
 
 Its strategy is one connection, one exchange at a time, and no threads: while a body is on its way,
 what the server says meanwhile is read (`_Connection.move`), so that neither end can wait for the
@@ -17,119 +17,20 @@ import _socket
 import os
 
 from xs import errors, http1
+from xs.request import BLOCK, SMALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, Protocol, Union
+    from typing import Any, Union
 
-    Fields = Iterable[tuple[str, str]]
-    Body = Union[None, bytes, Iterable[bytes]]
+    from xs.request import Body, Fields
+
     Address = Union[tuple[str, str], tuple[str, str, int]]
 
-    class Response(Protocol):
-        """An answer: its status, its fields (names in lower case), and its body as it arrives."""
-
-        status: int
-        fields: list[tuple[str, str]]
-
-        def get(self, name: str, default: str | None = None) -> str | None: ...
-        def __iter__(self) -> Iterator[bytes]: ...
-        def read(self) -> bytes: ...
-        def close(self) -> None: ...
-
-    class Transport(Protocol):
-        """Whatever can take a request to a store: `HttpTransport`, or `local.Local`."""
-
-        def request(
-            self, method: str, target: str, fields: Fields = (), body: Body = None
-        ) -> Response: ...
-        def close(self) -> None: ...
-
-
-BLOCK = 256 * 1024  # bytes read at once, from the socket and from files
-SMALL = 64 * 1024  # a body up to this size goes out with its head in one call
 _KEPT_CONNECTIONS = 4  # idle ones, kept for the next requests
-_SENTENCE_MAX = 64 * 1024  # bytes read of an error's sentence, or of a conflict's frame
 _SUN_PATH = 103  # bytes of a socket's path that every system takes (Linux 107, macOS 103)
-
-
-# Asking
-
-
-def ask(
-    transport: Transport, method: str, target: str, fields: Fields = (), body: Body = None
-) -> Response:
-    """The answer to a request. Raises what `error_from` makes of a status of 400 or above."""
-    response = transport.request(method, target, fields, body)
-    if response.status >= 400:
-        raise error_from(response)
-    return response
-
-
-def error_from(response: Response) -> errors.XsError:
-    """The error that an answer with a status of 400 or above stands for; reads and ends it."""
-    text = bytearray()
-    try:
-        for block in response:
-            text += block
-            if len(text) > _SENTENCE_MAX:
-                break
-    except errors.BrokenBody:
-        pass  # half a sentence says more than that it broke off
-    finally:
-        response.close()
-    status = response.status
-    kind = (response.get("content-type") or "").partition(";")[0].strip().lower()
-    if status == 409 and kind == "application/json":
-        frame = bytes(text).strip()
-        return errors.Conflict(response.get("xs-error") or _newest_is(frame), frame=frame)
-    sentence = text.decode("utf-8", "replace").strip() or f"the server answered {status}"
-    if status == 405:
-        return errors.MethodNotAllowed(sentence, response.get("allow") or "")
-    return _type_of(status)(sentence)
-
-
-def _type_of(status: int) -> type[errors.XsError]:
-    by_status: dict[int, type[errors.XsError]] = {
-        400: errors.Invalid,
-        401: errors.Unauthorized,
-        403: errors.Forbidden,
-        404: errors.NotFound,
-        409: errors.Conflict,
-        413: errors.TooLarge,
-        421: errors.Misdirected,
-        431: errors.TooLarge,
-        501: errors.NoNushell,
-        503: errors.Unavailable,
-        507: errors.Full,
-    }
-    return by_status.get(status) or (errors.Invalid if status < 500 else errors.XsError)
-
-
-def _newest_is(frame: bytes) -> str:
-    if frame == b"null":
-        return "not appended: the topic has no frame"
-    import json
-
-    try:
-        newest = json.loads(frame)["id"]
-    except (ValueError, TypeError, KeyError):
-        newest = "another one"
-    return f"not appended: the topic's newest frame is {newest}"
-
-
-def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines in a body that comes in blocks, without their ends; empty ones are left out."""
-    rest = b""
-    for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            if line:
-                yield line
-    if rest.strip():
-        yield rest
 
 
 # Connections
