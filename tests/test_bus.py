@@ -7,7 +7,8 @@ import threading
 import pytest
 from conftest import DEADLINE
 
-from xs.bus import RING_BYTES, RING_FRAMES, Bus, Entry
+from xs.bus import RING_BYTES, RING_FRAMES, Bus
+from xs.frame import Entry
 
 
 def entry(value: int, size: int = 50, **more: object) -> Entry:

@@ -190,6 +190,32 @@ def test_every_write_goes_to_a_server_that_has_come(taken_over: Client) -> None:
         client.content(made)
 
 
+def test_who_only_reads_needs_no_lock_and_makes_none(store_dir: str) -> None:
+    first = Client(Local(store_dir, create=True))
+    first.append("a", "content")
+    first.close()
+    path = os.path.join(store_dir, "lock")
+    os.unlink(path)
+    client = Client(Local(store_dir))
+    assert client.content(client.last("a")) == b"content"
+    assert [frame.topic for frame in client.cat(limit=1)] == ["a"]
+    assert not os.path.exists(path)
+    os.mkdir(path)
+    with pytest.raises(XsError, match="its lock: Is a directory"):
+        client.append("a", "more")
+    assert client.last("a") is not None
+    os.rmdir(path)
+    assert client.append("a", "more") == client.last("a")  # what was in the way once is forgotten
+    client.close()
+
+
+def test_large_content_can_be_what_a_store_is_made_by(store_dir: str) -> None:
+    client = Client(Local(store_dir, create=True))
+    client.append("a", b"x" * 100_000)
+    assert client.content(client.last("a")) == b"x" * 100_000
+    client.close()
+
+
 def test_who_is_kept_waiting_too_long_is_told_by_whom(
     store_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -724,7 +724,8 @@ def test_check_is_content_with_what_may_be_stored(store: Store) -> None:
 _WRITER = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1])
-from xs.store import Append, Store
+from xs.commit import Append
+from xs.store import Store
 from xs.errors import XsError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(sys.argv[2], exclusive=True, create=True)

@@ -24,10 +24,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from xs import frame, ids
-from xs.bus import Entry
 from xs.commit import Append, Commit
 from xs.errors import Unavailable, XsError
 from xs.exchange import RESPONSE
+from xs.frame import Entry
 from xs.schema import Stored
 from xs.store import Store
 from xs.work import AppendWork, Work

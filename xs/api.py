@@ -1,18 +1,15 @@
 """The HTTP API as functions: a request in, an answer out (docs/protocol.md, HTTP API).
 
 Knows the store, the routes and the statuses, and no sockets: `httpd` puts it on connections, and
-`local` calls it in the same process when no server has the store.
+`local` calls it in the same process when no server has the store. There a command starts with it:
+so what only writing needs, or only reading more than a frame, is loaded when the first request
+comes to it (`_load_writing`, `_load_reading`). What few requests need is imported by their routes.
+A server has all of that from its start (`load`).
 """
 
 from __future__ import annotations
 
-import binascii
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-
-from xs import frame, ids, query, times
-from xs.commit import Append
+from xs import frame, ids
 from xs.errors import (
     Conflict,
     Forbidden,
@@ -22,26 +19,32 @@ from xs.errors import (
     TooLarge,
     XsError,
 )
-from xs.reader import Form, Reader, write
-from xs.rights import EVERYTHING
 from xs.store import GC_AGE_SECONDS, Store
-from xs.version import VERSION
-from xs.work import AppendWork, ImportWork, PinWork, RemoveWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Optional
 
     from xs.cas import Content
+    from xs.commit import Append
+    from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
+    from xs.reader import Form, Reader, write
+    from xs.rights import Rights
     from xs.scripts import Scripts
+    from xs.work import AppendWork, ImportWork, PinWork, RemoveWork, Work
+
+    Fields = list[tuple[str, str]]
+    Handler = Callable[[Store, "Request", str], "Answer"]
+    _Handlers = dict[str, Handler]
+else:
+    AppendWork = Reader = None  # not loaded yet
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"
 EVENTS = "text/event-stream"
-
-Fields = list[tuple[str, str]]
 
 
 class Request:
@@ -76,7 +79,7 @@ class Request:
         self.scripts: Scripts | None = None
         self.stores: Any = None
         self.is_wanted: Callable[[], bool] = lambda: True
-        self.rights = EVERYTHING
+        self.rights: Rights | None = None  # the owner's: everything
 
     def get(self, name: str) -> str | None:
         """The value of a field that may come once. Raises `Invalid` if it comes twice."""
@@ -167,7 +170,26 @@ def error_answer(error: XsError) -> Answer:
 
 # Routes
 
-Handler = Callable[[Store, Request, str], Answer]
+
+def _load_writing() -> None:
+    global Append, AppendWork, ImportWork, PinWork, RemoveWork
+    from xs.commit import Append
+    from xs.work import AppendWork, ImportWork, PinWork, RemoveWork
+
+
+def _load_reading() -> None:
+    global Form, ReadOptions, Reader, parse_count, parse_flag, parse_read_options, write
+    from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
+    from xs.reader import Form, Reader, write
+
+
+def load() -> None:
+    """Loads what any route may need: later there may be no descriptor left, or no disk."""
+    from xs import batch, chunked, process, version  # noqa: F401
+
+    _load_writing()
+    _load_reading()
+
 
 METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"})
 
@@ -191,20 +213,20 @@ def _route(store: Store, request: Request) -> Answer:
         if request.method not in METHODS:
             raise _NotImplemented(f"unknown method: {request.method[:32]}; this path has {allow}")
         raise MethodNotAllowed(f"{request.method} is not for {path[:128]}: use {allow}", allow)
-    if not request.rights.admin:
-        _check_rights(request, handler)
+    if request.rights is not None and not request.rights.admin:
+        _check_rights(request, request.rights, handler)
     return handler(store, request, rest)
 
 
-def _check_rights(request: Request, handler: Handler) -> None:
+def _check_rights(request: Request, rights: Rights, handler: Handler) -> None:
     """Raises `Forbidden` for what a request may not do. On which topics is looked at later."""
     if handler in (_append, _append_lines, _put_content):
-        request.rights.check_append()
+        rights.check_append()
     elif request.method in ("GET", "HEAD"):
         if handler is not _version:
-            request.rights.check_read()
+            rights.check_read()
     else:
-        request.rights.check_admin(f"{request.method} {request.path[:128]}")
+        rights.check_admin(f"{request.method} {request.path[:128]}")
 
 
 class _NotImplemented(XsError):
@@ -223,13 +245,15 @@ def _read_topic(store: Store, request: Request, rest: str) -> Answer:
 
 
 def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -> Answer:
+    if Reader is None:
+        _load_reading()
     sse = _accepts_events(request)
     resume = request.get("last-event-id") if sse else None
     if resume and not any(name in ("after", "last-id") for name, _ in parameters):
         # A browser that reconnects repeats the first request: where it was counts, not its start.
         parameters = [p for p in parameters if p[0] not in ("from", "new", "tail", "last")]
         parameters.append(("after", resume))
-    options = query.parse_read_options(parameters, store.clock())
+    options = parse_read_options(parameters, store.clock())
     reader = Reader(store, options, sse=sse)
     kind = EVENTS if sse else NDJSON
     if options.follow:
@@ -243,9 +267,11 @@ def _accepts_events(request: Request) -> bool:
 
 
 def _get(store: Store, request: Request, rest: str) -> Answer:
+    if Reader is None:
+        _load_reading()
     value = ids.parse(decode(rest))
     given = request.options("with-timestamp", "with-content")
-    form = Form(False, *(query.parse_flag(n, given.get(n, "0")) for n in _WITH))
+    form = Form(False, *(_flag(given, n) for n in _WITH))
     return _frame(write(form, store, store.get(value)))
 
 
@@ -253,6 +279,8 @@ _WITH = ("with-timestamp", "with-content")
 
 
 def _remove(store: Store, request: Request, rest: str) -> Answer:
+    if AppendWork is None:
+        _load_writing()
     request.options()
     return _when_done(RemoveWork(ids.parse(decode(rest))), lambda _: Answer(204))
 
@@ -272,27 +300,29 @@ def _prev(store: Store, request: Request, rest: str) -> Answer:
 def _first(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("first", "topic")
     pattern = _one_topic(given, rest)
-    count = query.parse_count("first", given["first"]) if "first" in given else 1
+    count = _count(given, "first")
     patterns = _patterns(pattern)
     if count == 1:
         line = store.index.first(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    options = query.ReadOptions(patterns=patterns, limit=count, no_chunks=True)
+    options = ReadOptions(patterns=patterns, limit=count, no_chunks=True)
     return _lines_or_none(Reader(store, options), pattern)
 
 
 def _last(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("last", "topic", "follow")
     pattern = _one_topic(given, rest)
-    count = query.parse_count("last", given["last"]) if "last" in given else 1
+    count = _count(given, "last")
     patterns = _patterns(pattern)
-    if query.parse_flag("follow", given.get("follow", "0")):
-        options = query.ReadOptions(patterns=patterns, last=count, follow=True, no_chunks=True)
-        return Answer(200, NDJSON, reader=Reader(store, options, threshold=False))
-    if count == 1:
+    follow = _flag(given, "follow")
+    if count == 1 and not follow:
         line = store.index.last(patterns, store.clock())
         return _frame_or_none(line, _none_of(pattern))
-    options = query.ReadOptions(patterns=patterns, last=count, no_chunks=True)
+    if Reader is None:
+        _load_reading()
+    options = ReadOptions(patterns=patterns, last=count, follow=follow, no_chunks=True)
+    if follow:
+        return Answer(200, NDJSON, reader=Reader(store, options, threshold=False))
     return _lines_or_none(Reader(store, options), pattern)
 
 
@@ -311,6 +341,8 @@ def _content(store: Store, request: Request, rest: str) -> Answer:
 
 
 def _put_content(store: Store, request: Request, _: str) -> Answer:
+    if AppendWork is None:
+        _load_writing()
     request.options()
     content = _taken_in(store, request)
     if content is None:
@@ -326,10 +358,13 @@ def _taken_in(store: Store, request: Request) -> Content | None:
 
 
 def _append(store: Store, request: Request, rest: str) -> Answer:
+    if AppendWork is None:
+        _load_writing()
     topic = frame.check_client_topic(decode(rest))
     given = request.options("ttl", "if-last", "chunked") if request.query else {}
     ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
-    request.rights.check_append(topic, ttl)
+    if request.rights is not None:
+        request.rights.check_append(topic, ttl)
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None
     meta = parse_meta_field(request.get("xs-meta"))
     key = parse_key(request.get("idempotency-key"))
@@ -338,7 +373,7 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
         append = Append(topic, None, meta, ttl, if_last, key)
         if step is not None:
             return _append_step(store, request, append, step)
-        if query.parse_flag("chunked", given["chunked"]):
+        if _flag(given, "chunked"):
             from xs import chunked
 
             return _frame(chunked.append(store, append, request.body) + b"\n")
@@ -385,11 +420,12 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
 
     _need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
     given = request.options("each", "atomic")
-    each = query.parse_flag("each", given.get("each", "0"))
-    atomic = query.parse_flag("atomic", given.get("atomic", "0"))
+    each = _flag(given, "each")
+    atomic = _flag(given, "atomic")
     if each and atomic:
         raise Invalid("each and atomic can't go together: atomic has one answer for all lines")
-    may = None if request.rights.admin else request.rights.check_append
+    rights = request.rights
+    may = None if rights is None or rights.admin else rights.check_append
     if each:
         return Answer(200, NDJSON, blocks=append_lines_each(store, request.body, may))
     return Answer(200, JSON, append_lines(store, request.body, may, atomic=atomic))
@@ -398,6 +434,8 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
 def _import(store: Store, request: Request, _: str) -> Answer:
     from xs.batch import EVERY_LINE, import_lines, parse_imported
 
+    if AppendWork is None:
+        _load_writing()
     request.options()
     kind = _kind(request)
     if kind == NDJSON:
@@ -418,6 +456,8 @@ def _import(store: Store, request: Request, _: str) -> Answer:
 
 
 def _version(store: Store, request: Request, _: str) -> Answer:
+    from xs.version import VERSION
+
     request.options()
     return Answer(200, JSON, f'{{"version":"{VERSION}"}}\n'.encode())
 
@@ -444,7 +484,9 @@ def _gc(store: Store, request: Request, _: str) -> Answer:
     age = request.options("age").get("age")
     seconds: float = GC_AGE_SECONDS
     if age is not None:
-        ms = times.parse_time(age, 0)
+        from xs.times import parse_time
+
+        ms = parse_time(age, 0)
         if ms is None or ms > 0:
             raise Invalid(f"age={age[:64]!r}: use how long ago, such as 90s, 2h or 7d")
         seconds = -ms / 1000
@@ -515,8 +557,6 @@ def _scripts(request: Request) -> Scripts:
     return request.scripts
 
 
-_Handlers = dict[str, Handler]
-
 # A path's first word → what it does by itself, and with one more part behind it.
 _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "": ({"GET": _read}, {}),
@@ -552,6 +592,8 @@ def decode(text: str) -> str:
     """Percent-decoded UTF-8. Raises `Invalid` for bytes that are no UTF-8."""
     if "%" not in text:
         return text
+    import binascii
+
     pieces = text.encode("latin-1").split(b"%")
     data = [pieces[0]]
     for piece in pieces[1:]:
@@ -571,6 +613,8 @@ def parse_meta_field(value: str | None) -> str:
     """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
     if value is None:
         return "null"
+    import binascii
+
     from xs import meta  # here: most appends have none
 
     try:
@@ -623,6 +667,22 @@ def _patterns(text: str | None) -> frame.Patterns:
     return None if text is None else frame.parse_patterns(text)
 
 
+def _count(given: dict[str, str], name: str) -> int:
+    if name not in given:
+        return 1
+    if Reader is None:
+        _load_reading()
+    return parse_count(name, given[name])
+
+
+def _flag(given: dict[str, str], name: str) -> bool:
+    if name not in given:
+        return False
+    if Reader is None:
+        _load_reading()
+    return parse_flag(name, given[name])
+
+
 def _one_topic(given: dict[str, str], rest: str) -> str | None:
     if not rest:
         return given.get("topic")
@@ -653,12 +713,18 @@ def _lines_or_none(reader: Reader, pattern: str | None) -> Answer:
     first = next(blocks, None)
     if first is None:
         raise NotFound(_none_of(pattern))
-    return Answer(200, NDJSON, blocks=chain((first,), blocks))
+    return Answer(200, NDJSON, blocks=_after(first, blocks))
 
 
 def _begun(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The same blocks, the first of them read already: an error so early can still be a status."""
-    return chain([block for block in (next(blocks, None),) if block is not None], blocks)
+    first = next(blocks, None)
+    return iter(()) if first is None else _after(first, blocks)
+
+
+def _after(first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from blocks
 
 
 def _when_done(work: Work, success: Callable[[Any], Answer]) -> Answer:
@@ -672,6 +738,8 @@ def run(store: Store, found: Answer) -> Answer:
     """The real answer of one that depends on a commit, for who can wait for it in this thread."""
     if found.work is None or found.finish is None:
         return found
-    with contextlib.suppress(XsError):  # `finish` answers it
+    try:
         store.run(found.work)
+    except XsError:
+        pass  # `finish` answers it
     return found.finish(found.work)

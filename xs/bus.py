@@ -16,35 +16,11 @@ from xs.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from xs.frame import Entry
 
 RING_FRAMES = 8192
 RING_BYTES = 8 * 1024 * 1024  # of lines and ephemeral content
 _TRIM = 1024  # frames beyond the bound before the lists are cut: cutting one by one is slow
-
-
-class Entry(NamedTuple):
-    """A frame in the ring. `line` is its JSON without a newline.
-
-    `digest` and `content` are there for an ephemeral frame only; `first`, the id of a run's first
-    frame, for one that continues it.
-    """
-
-    id: int
-    topic: str
-    line: bytes
-    expires: Optional[int] = None
-    digest: Optional[bytes] = None
-    content: Optional[bytes] = None
-    first: Optional[int] = None
-
-    def is_live(self, now: int) -> bool:
-        """Whether it may still be delivered: not expired, and not removed (then it has no line)."""
-        return bool(self.line) and (self.expires is None or self.expires > now)
-
-    @property
-    def size(self) -> int:
-        return len(self.line) + len(self.content or b"")
 
 
 class Watch(NamedTuple):

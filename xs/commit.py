@@ -6,18 +6,17 @@ once the transaction is durable: entries to publish, content files to unlink. No
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from xs import fault, frame, ids
-from xs.bus import Entry
 from xs.cas import Cas, Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
+from xs.frame import Entry
 from xs.records import NamedTuple
 from xs.schema import BROKEN, GOES_ON, WHOLE
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Optional, Union
 
     from xs.scan import Run

@@ -27,8 +27,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional, Protocol
 
 from xs import frame, http1
-from xs.bus import Entry
 from xs.errors import Unavailable, XsError
+from xs.frame import Entry
 from xs.reader import Form, Reader, write_entries
 from xs.sockets import is_half_closed
 from xs.store import Store

@@ -75,6 +75,30 @@ class Frame(NamedTuple):
         )
 
 
+class Entry(NamedTuple):
+    """A frame on its way to who follows live. `line` is its JSON without a newline.
+
+    `digest` and `content` are there for an ephemeral frame only; `first`, the id of a run's first
+    frame, for one that continues it.
+    """
+
+    id: int
+    topic: str
+    line: bytes
+    expires: Optional[int] = None
+    digest: Optional[bytes] = None
+    content: Optional[bytes] = None
+    first: Optional[int] = None
+
+    def is_live(self, now: int) -> bool:
+        """Whether it may still be delivered: not expired, and not removed (then it has no line)."""
+        return bool(self.line) and (self.expires is None or self.expires > now)
+
+    @property
+    def size(self) -> int:
+        return len(self.line) + len(self.content or b"")
+
+
 def _long_integer(digits: str) -> Any:
     try:
         return int(digits)

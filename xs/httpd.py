@@ -30,6 +30,8 @@ from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
 from xs.work import Work
 
+api.load()
+
 
 class Limits:
     """What a client can make a server spend. One place; docs/protocol.md lists it.

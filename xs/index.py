@@ -21,13 +21,10 @@ stay close, and a look-up asks each bucket.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from _thread import allocate_lock
 
-from xs import frame
+from xs import frame, sqlite
 from xs.errors import Damaged, DiskError, NotAStore, Unavailable, XsError
 from xs.scan import (
     LARGE_PAGE_BYTES,
@@ -70,11 +67,14 @@ from xs.schema import (
     translated,
     uri,
 )
-from xs.writer import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
     from typing import Any, Optional
+
+    from xs.writer import Writer
 
 PAGE_ROWS = 1000  # frames in one page of a read
 READERS_MAX = 4  # idle connections kept; each costs some 170 KB
@@ -87,7 +87,7 @@ BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 # How often this process has the index of a store's folder open, by device and inode of the folder.
 _opened: dict[tuple[int, int], int] = {}
 _kept_open: dict[tuple[int, int], int] = {}  # its file, once it was looked at besides SQLite
-_opening = threading.Lock()  # guards both; held while a log is looked at
+_opening = allocate_lock()  # guards both; held while a log is looked at
 
 
 class Unfinished(NotAStore):
@@ -104,14 +104,15 @@ class Index:
         self._path = os.path.join(folder, FILENAME)
         self._read_only = read_only
         self._watches: list[sqlite3.Connection] = []  # of `data_version`
-        self._readers_lock = threading.Lock()  # guards the next three; taken last
+        self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
-        self._in_use = 1  # connections of reads under way, and until `close` one more
+        self._in_use = 1  # connections of reads under way, the writer's, and until `close` one more
         self._closed = False
         self._mode = "ro" if read_only else "rw"
+        self._write_connection: sqlite3.Connection | None = None
         self._place = _enter(folder)
         try:
-            connection = self._connect("rwc" if create else self._mode, WRITER_CACHE_KB)
+            connection = self._connect("rwc" if create else self._mode)
             try:
                 self._check_format(connection, create=create)
             except BaseException:
@@ -123,10 +124,7 @@ class Index:
             if behind is not None:
                 raise behind from error
             raise
-        if read_only:
-            self._readers.append(connection)
-        else:
-            self._write_connection = connection
+        self._readers.append(connection)
 
     def close(self) -> None:
         """Closes every connection; reads under way in other threads end with `Unavailable`."""
@@ -138,9 +136,12 @@ class Index:
         for connection in (*readers, *self._watches):
             connection.close()
         try:
-            if not self._read_only:
-                with translated():
-                    self._write_connection.close()
+            if self._write_connection is not None:
+                try:
+                    with translated():
+                        self._write_connection.close()
+                finally:
+                    self._put_back()
         finally:
             self._put_back()
 
@@ -466,12 +467,14 @@ class Index:
 
     def writer(self) -> Writer:
         """The one door to changes. The caller sees to it that there is one at a time."""
-        return Writer(self._write_connection)
+        from xs.writer import Writer  # here: who only reads has no need of it
+
+        return Writer(self._writing())
 
     def checkpoint(self) -> None:
         """Folds the write-ahead log back into the database, as far as readers allow."""
         with translated():
-            self._write_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._writing().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def disk_error(self, error: BaseException) -> DiskError | None:
         """What is behind an error of the index, if that is an error of the disk.
@@ -490,27 +493,12 @@ class Index:
 
     # Connections
 
-    @contextlib.contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
+    def _reader(self) -> _Reading:
         """A connection inside a read transaction, which ends with the block."""
-        connection = self._take()
-        usable = False
-        try:
-            with translated():
-                connection.execute("BEGIN")
-                try:
-                    yield connection
-                finally:
-                    if connection.in_transaction:  # some errors end it
-                        connection.execute("COMMIT")
-                usable = True
-        except XsError as error:
-            usable = True
-            raise (self.disk_error(error) or error) from error.__cause__
-        finally:
-            self._give_back(connection, usable=usable)
+        return _Reading(self)
 
     def _take(self) -> sqlite3.Connection:
+        """A connection to read from: one that is idle, or a new one."""
         with self._readers_lock:
             if self._closed:
                 raise Unavailable("the store is closing")
@@ -524,6 +512,7 @@ class Index:
             raise
 
     def _give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
+        """A connection that is idle again is kept, if it can be used and there are few."""
         with self._readers_lock:
             if usable and not self._closed and len(self._readers) < READERS_MAX:
                 self._readers.append(connection)
@@ -532,13 +521,21 @@ class Index:
         connection.close()
         self._put_back()
 
-    def _connect(self, mode: str, cache_kb: int = READER_CACHE_KB) -> sqlite3.Connection:
+    def _writing(self) -> sqlite3.Connection:
+        """The connection for changes: that with which the index was opened, if it is idle."""
+        if self._write_connection is None:
+            self._write_connection = self._take()
+            with translated():
+                self._write_connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KB}")
+        return self._write_connection
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
         with translated():
             connection = self._open(mode)
             try:
                 for setting in (
                     f"busy_timeout = {BUSY_MS}",
-                    f"cache_size = -{cache_kb}",
+                    f"cache_size = -{READER_CACHE_KB}",
                     "synchronous = FULL",
                     f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
                     "fullfsync = ON",  # F_FULLFSYNC on macOS
@@ -551,7 +548,7 @@ class Index:
             return connection
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
+        return sqlite.connect(
             uri(self._path, mode),
             uri=True,
             isolation_level=None,
@@ -645,6 +642,44 @@ def _has_log(folder: str) -> bool:
         return os.stat(os.path.join(folder, FILENAME + "-wal")).st_size > 0
     except OSError:
         return False
+
+
+class _Reading:
+    """A block with a connection of its own, in a read transaction. SQLite's errors become ours."""
+
+    __slots__ = ("_connection", "_index")
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection = connection = self._index._take()
+        try:
+            with translated():
+                connection.execute("BEGIN")
+        except XsError as error:
+            self._index._give_back(connection, usable=True)
+            raise (self._index.disk_error(error) or error) from error.__cause__
+        except BaseException:
+            self._index._give_back(connection, usable=False)
+            raise
+        return connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        usable = error is None or isinstance(error, (XsError, sqlite.Error))
+        try:
+            with translated():
+                if self._connection.in_transaction:  # some errors end it
+                    self._connection.execute("COMMIT")
+            translated().__exit__(None, error, None)
+        except Damaged as damaged:
+            raise (self._index.disk_error(damaged) or damaged) from damaged.__cause__
+        finally:
+            self._index._give_back(self._connection, usable=usable)
+        if isinstance(error, Damaged):
+            behind = self._index.disk_error(error)
+            if behind is not None:
+                raise behind from error.__cause__
 
 
 _OF_EITHER = "(SELECT row FROM frame UNION ALL SELECT row FROM piece)"

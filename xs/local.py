@@ -9,22 +9,23 @@ there what it was about to commit.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from _thread import allocate_lock
 
 from xs import api, errors, frame, ids
-from xs.lock import WRITE, Served
-from xs.reader import Reader
+from xs.request import ask
 from xs.store import Store
-from xs.transport import HttpTransport, ask
-from xs.work import BatchWork, ImportWork, RunWork, Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from xs.transport import Response
+    from xs.lock import Served
+    from xs.reader import Reader
+    from xs.request import Response
+    from xs.transport import HttpTransport
+    from xs.work import Work
 
 _SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
 _LOOK_SECONDS = 0.01
@@ -113,7 +114,7 @@ class _Files(Store):
 
     def __init__(self, folder: str, *, create: bool = False) -> None:
         self.folder = folder
-        self._opening = threading.Lock()
+        self._opening = allocate_lock()
         if not create:
             self.open()
 
@@ -124,6 +125,9 @@ class _Files(Store):
                 super().__init__(self.folder, create=create)
                 self.is_open = True
 
+    def opened(self) -> None:
+        self.open(create=True)
+
     def __getattr__(self, name: str) -> Any:
         self.open(create=True)  # what is looked for in vain is what only an open store has
         return object.__getattribute__(self, name)
@@ -133,6 +137,8 @@ class _Files(Store):
         return super().start(work) if refused is None else lambda: refused
 
     def _shut_out(self, batch: list[Work], error: errors.Locked) -> None:
+        from xs.lock import Served
+
         if not isinstance(error, Served):
             super()._shut_out(batch, error)
             return
@@ -159,6 +165,7 @@ class _Files(Store):
     def _is_forwarded(self, work: Work, transport: HttpTransport) -> bool:
         """Sends work to the server; False if it is to be tried again."""
         from xs.forward import forward
+        from xs.work import RunWork
 
         work.error = None
         try:
@@ -174,6 +181,8 @@ class _Files(Store):
 
     def _is_served(self) -> bool:
         """Whether a server has the lock still."""
+        from xs.lock import WRITE, Served
+
         assert self._lock is not None
         try:
             self._lock.acquire(WRITE, wait=0)
@@ -187,6 +196,8 @@ class _Files(Store):
 
 def _refused(work: Work) -> list[Any] | None:
     """The errors of lines that are wrong one and all, so that there is nothing to commit."""
+    from xs.work import BatchWork, ImportWork
+
     lines: list[Any] = []
     if isinstance(work, BatchWork):
         lines = work.appends
@@ -200,6 +211,8 @@ def _server(folder: str) -> HttpTransport | None:
     path = os.path.join(folder, "sock")
     if not os.path.exists(path):
         return None
+    from xs.transport import HttpTransport
+
     try:
         return HttpTransport(("unix", path), None, None).open()
     except OSError:

@@ -6,7 +6,6 @@ from xs import ids
 from xs.errors import Invalid
 from xs.frame import parse_patterns
 from xs.records import NamedTuple
-from xs.times import parse_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,6 +113,8 @@ def _parse_follow(value: str) -> tuple[bool, int | None]:
 def _parse_position(name: str, value: str, now_ms: int, *, end: bool) -> int:
     if ids.is_id(value):
         return ids.parse(value)
+    from xs.times import parse_time  # here: most reads name no time
+
     ms = parse_time(value, now_ms)
     if ms is None:
         raise Invalid(

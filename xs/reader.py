@@ -10,15 +10,18 @@ What is given is bytes, whole lines (or server-sent events), as they are to be s
 
 from __future__ import annotations
 
-import binascii
-from collections.abc import Iterable, Iterator
-
-from xs import frame, ids, query, times
-from xs.bus import Entry
+from xs import frame, ids, times
 from xs.errors import NotFound
 from xs.records import NamedTuple
 from xs.schema import Stored
-from xs.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from xs.frame import Entry
+    from xs.query import ReadOptions
+    from xs.store import Store
 
 THRESHOLD = "xs.threshold"
 PULSE = "xs.pulse"
@@ -47,7 +50,7 @@ class Reader:
     def __init__(
         self,
         store: Store,
-        options: query.ReadOptions,
+        options: ReadOptions,
         *,
         sse: bool = False,
         threshold: bool = True,
@@ -244,5 +247,7 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
     try:
         added = ',"content":' + json.dumps(data.decode(), ensure_ascii=False)
     except UnicodeDecodeError:
+        import binascii
+
         added = f',"content_base64":"{binascii.b2a_base64(data, newline=False).decode()}"'
     return line[:-1] + added.encode() + b"}"

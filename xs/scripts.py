@@ -14,9 +14,9 @@ import threading
 import time
 
 from xs import frame, ids, times
-from xs.bus import Entry
 from xs.errors import Unavailable, XsError
 from xs.evaluation import Evaluation
+from xs.frame import Entry
 from xs.generators import Generator, name_of
 from xs.handlers import Handler
 from xs.log import WARNING, log_of

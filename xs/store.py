@@ -16,33 +16,39 @@ tests/test_faults.py dies at all of them:
 
 Locks, in the order in which they are taken: the store's lock file, `_queue_lock`, the bus's own.
 Content files are unlinked only by the leader, after a commit that left no frame naming them.
+
+A command on the files starts through this module, and mostly does one thing. So what only writing
+needs is imported by the first commit, what only some commands need by the functions that need it,
+and parts that a server has from its start are made when they are asked for (`_Part`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from _thread import allocate_lock, get_ident
 
 from xs import fault, frame, ids
-from xs.bus import Bus
-from xs.cas import Cas, on_disk, small, sync_folder
-from xs.commit import Append, Commit
 from xs.errors import Damaged, DiskError, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.index import Index, Unfinished
-from xs.lock import SERVE, WRITE, Lock
 from xs.place import why_not_written
-from xs.runs import KILLED, STOPPED, Runs
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored, translated
-from xs.work import AppendWork, EndRunsWork, RemoveOrphanWork, SweepWork, UnpinWork, Work
-from xs.writer import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
     from typing import Any, Union
+
+    from xs.bus import Bus
+    from xs.cas import Cas
+    from xs.commit import Append, Commit
+    from xs.lock import Lock
+    from xs.runs import Runs
+    from xs.schema import Stored
+    from xs.work import Work
+    from xs.writer import Writer
 
 BATCH_WORKS = 1000  # works that share one commit
 GATHER_SECONDS = 0.005  # that a commit waits for more of them, at most
@@ -63,12 +69,51 @@ def _clock() -> int:
     return time.time_ns() // 1_000_000
 
 
+class _Part:
+    """A part of a store, made when it is asked for; from then on it is a plain attribute."""
+
+    def __init__(self, make: Callable[[Store], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, store: Store, _: type) -> Any:
+        store.opened()
+        return vars(store).setdefault(self._name, self._make(store))
+
+
+def _make_cas(store: Store) -> Cas:
+    from xs.cas import Cas
+
+    return Cas(os.path.join(store.folder, CAS_FOLDER))
+
+
+def _make_bus(store: Store) -> Bus:
+    from xs.bus import Bus
+
+    return Bus(store.index.mark() if store.exclusive else store.index.newest())
+
+
+def _make_runs(store: Store) -> Runs:
+    from xs.runs import Runs
+
+    return Runs(store.folder, store.run)
+
+
 class Store:
     """One store, in its directory.
 
     `exclusive`: this process is the store's one writer until `close` (a server). Otherwise each
     batch takes the lock, and reads see what other processes have committed.
     """
+
+    if TYPE_CHECKING:
+        cas: Cas
+        bus: Bus
+        runs: Runs
+    else:
+        cas, bus, runs = _Part(_make_cas), _Part(_make_bus), _Part(_make_runs)
 
     def __init__(
         self,
@@ -88,15 +133,8 @@ class Store:
         _check_folder(folder, create=create)
         self._unwritable = why_not_written(folder)
         self._lock: Lock | None = None
-        if self._unwritable is None:
-            try:
-                self._lock = Lock(folder)
-            except OSError as error:
-                self._unwritable = (
-                    f"can't write to the store at {folder}: its lock: {error.strerror}"
-                )
-        if self._unwritable is not None and (exclusive or create):
-            raise NotAStore(self._unwritable)
+        if exclusive or create:
+            self._open_lock()
         read_only = self._unwritable is not None
         try:
             if exclusive or (create and not _has_index(folder)):
@@ -105,19 +143,17 @@ class Store:
                 self.index = Index(folder, create=exclusive or create, read_only=read_only)
             except Unfinished:
                 # Another process is just making it, or was killed while it did.
-                if self._lock is None or read_only:
+                if read_only:
                     raise
                 self._with_lock_held_once(create=True)
                 self.index = Index(folder)
             try:
-                self.cas = Cas(os.path.join(folder, CAS_FOLDER))
                 if exclusive:
                     self.cas.remove_stale()
                 mark = self.index.mark()
                 if not mark and not read_only:
                     fault.at("store.before-folder-fsync")
                     _sync_names(folder)
-                self.bus = Bus(mark if exclusive else self.index.newest())
             except BaseException:
                 self.index.close()
                 raise
@@ -125,13 +161,12 @@ class Store:
             if self._lock is not None:
                 self._lock.close()
             raise
-        self.runs = Runs(folder, self.run)
         self._writer: Writer | None = None
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
         self._held_back: set[bytes] = set()  # content files that only a backup may still need
-        self._queue_lock = threading.Lock()  # guards the next seven
-        self._queue_changed = threading.Condition(self._queue_lock)
+        self._queue_lock = allocate_lock()  # guards the next seven
+        self._queue_changed: threading.Condition | None = None  # once there are threads to wait
         self._queue: list[Work] = []
         self._gathering = 0  # how many works the commit thread waits for, if it does
         self._leading = False
@@ -143,12 +178,29 @@ class Store:
         self._sweeps = False
         self._sweeper: threading.Thread | None = None
         self._next_expiry: int | None = None
-        self._expiry_known = threading.Condition(threading.Lock())  # guards the two above
+        self._expiry_known: threading.Condition | None = None  # guards the two above
+
+    def _open_lock(self) -> Lock:
+        """The store's lock, not taken. Raises `NotAStore` where nobody may write."""
+        if self._unwritable is not None:
+            raise NotAStore(self._unwritable)
+        if self._lock is None:
+            from xs.lock import Lock
+
+            try:
+                self._lock = Lock(self.folder)
+            except OSError as error:
+                raise NotAStore(
+                    f"can't write to the store at {self.folder}: its lock: {error.strerror}"
+                ) from None
+        return self._lock
 
     def _with_lock_held_once(self, *, create: bool) -> None:
         """Makes what a store consists of, under its lock, which a server then keeps."""
-        assert self._lock is not None
-        self._lock.acquire(SERVE if self.exclusive else WRITE)
+        from xs.lock import SERVE, WRITE
+
+        lock = self._open_lock()
+        lock.acquire(SERVE if self.exclusive else WRITE)
         try:
             fault.at("store.locked")
             os.makedirs(os.path.join(self.folder, CAS_FOLDER), 0o700, exist_ok=True)
@@ -159,17 +211,22 @@ class Store:
                     Index(self.folder, create=True).close()
         finally:
             if not self.exclusive:
-                self._lock.release()
+                lock.release()
+
+    def opened(self) -> None:
+        """Before a part of it is used: one that is yet to be opened can do so now."""
 
     # Writing
 
     def append(self, append: Append) -> bytes:
         """Appends one frame and answers its line, when it is durable."""
+        from xs.work import AppendWork
+
         return bytes(self.run(AppendWork(append)))
 
     def run(self, work: Work) -> Any:
         """Does `work`, waits until it is durable, and gives its result or raises its error."""
-        work.waiter = waiter = threading.Lock()
+        work.waiter = waiter = allocate_lock()
         waiter.acquire()
         self.submit(work)
         if not work.finished:
@@ -180,7 +237,7 @@ class Store:
 
     def start(self, work: Work) -> Callable[[], Any]:
         """Hands `work` to the commit thread; the function that it gives waits, as `run` does."""
-        work.waiter = waiter = threading.Lock()
+        work.waiter = waiter = allocate_lock()
         waiter.acquire()
         if self.exclusive:
             with self._queue_lock:
@@ -207,7 +264,7 @@ class Store:
             self._queue.append(work)
             if self._leading:
                 if len(self._queue) == self._gathering:
-                    self._queue_changed.notify_all()
+                    self._waiting().notify_all()
                 return
             self._leading = True
             batch = self._take_batch()
@@ -221,7 +278,7 @@ class Store:
             if not self._queue:
                 self._leading = False
                 if self._closing:
-                    self._queue_changed.notify_all()
+                    self._waiting().notify_all()
                 return
             self._hand_over()
 
@@ -232,10 +289,21 @@ class Store:
     def _hand_over(self) -> None:
         """Lets the commit thread lead; `_queue_lock` is held and `_leading` is set."""
         self._handed_over = True
+        changed = self._waiting()
         if self._committer is None:
+            import threading
+
             self._committer = threading.Thread(target=self._lead, name="xs-commit", daemon=True)
             self._committer.start()
-        self._queue_changed.notify_all()
+        changed.notify_all()
+
+    def _waiting(self) -> threading.Condition:
+        """What tells of changes of the queue; `_queue_lock` is held."""
+        if self._queue_changed is None:
+            import threading
+
+            self._queue_changed = threading.Condition(self._queue_lock)
+        return self._queue_changed
 
     def _take_batch(self) -> list[Work]:
         batch, self._queue = self._queue[:BATCH_WORKS], self._queue[BATCH_WORKS:]
@@ -250,11 +318,11 @@ class Store:
                     if self._closed:
                         return
                     answered = 1
-                    self._queue_changed.wait()
+                    self._waiting().wait()
                 self._gather(answered)
                 if not self._queue:
                     self._handed_over = self._leading = False
-                    self._queue_changed.notify_all()
+                    self._waiting().notify_all()
                     continue
                 batch = self._take_batch()
             self._commit(batch)
@@ -276,7 +344,7 @@ class Store:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            self._queue_changed.wait(left)
+            self._waiting().wait(left)
         self._gathering = 0
 
     def _commit(self, batch: list[Work]) -> None:
@@ -297,8 +365,9 @@ class Store:
             batch[0].discard()
             batch[0].finish()
             return
-        if commit.gone:
+        if commit.gone and self.exclusive:  # else nothing is in the bus
             self.bus.discard(commit.gone, commit.gone_runs)
+        if commit.gone_runs:
             self.runs.forget(commit.gone_runs)
         fault.at("commit.before-delivery")
         if commit.unseen_mark is not None:  # before what is above it: readers go to the index
@@ -324,21 +393,21 @@ class Store:
             work.finish()
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
-        if self._unwritable is not None:
-            raise NotAStore(self._unwritable)
-        if self._writer is None:
-            self._writer = self.index.writer()
-        writer = self._writer
+        writer = self._writer or self._begin_writing()
         if not self.exclusive:
-            assert self._lock is not None
-            self._lock.acquire(WRITE)
+            from xs.lock import WRITE
+
+            lock = self._open_lock()
+            lock.acquire(WRITE)
         try:
             others_wrote = writer.begin()
             try:
                 fault.at("commit.begun")
                 if not self.exclusive or others_wrote:
                     self._ids.raise_to(writer.mark())
-                commit = Commit(writer, self.cas, self._ids, self.clock(), delivers=self.exclusive)
+                commit = self._new_commit(
+                    writer, self.cas, self._ids, self.clock(), delivers=self.exclusive
+                )
                 if self.exclusive and others_wrote:
                     # Somebody removed the lock's file, and another took the lock.
                     commit.unseen_mark = writer.newest()
@@ -366,8 +435,15 @@ class Store:
             return commit
         finally:
             if not self.exclusive:
-                assert self._lock is not None
-                self._lock.release()
+                lock.release()
+
+    def _begin_writing(self) -> Writer:
+        from xs.commit import Commit
+
+        self._open_lock()
+        self._new_commit = Commit
+        self._writer = self.index.writer()
+        return self._writer
 
     def _remove_files(self, digests: list[bytes]) -> None:
         if self.cas.is_held():  # by a backup: then a later commit removes them, else gc finds them
@@ -375,8 +451,10 @@ class Store:
             return
         for digest in digests:
             fault.at("commit.before-unlink")
-            with contextlib.suppress(OSError):  # gc finds it
+            try:
                 self.cas.remove(digest)
+            except OSError:
+                pass  # gc finds it
             fault.at("commit.unlinked")
         self._held_back.clear()
 
@@ -384,7 +462,10 @@ class Store:
         commit.apply_trims()
         if not self.exclusive:
             commit.sweep()
-            commit.end_runs(self.runs.is_gone, KILLED)
+            if commit.writer.runs_being_written():
+                from xs.runs import KILLED
+
+                commit.end_runs(self.runs.is_gone, KILLED)
         if self._held_back and not self.cas.is_held():
             commit.look_again(self._held_back)
         commit.look_for_unnamed_files()
@@ -401,23 +482,36 @@ class Store:
 
         There is none until a frame has a time to expire: most stores have no such frame.
         """
+        import threading
+
+        self._expiry_known = threading.Condition(threading.Lock())
         self._sweeps = True
         at = self.index.next_expiry()
         if at is not None:
             self._expect_expiry(at)
 
     def _expect_expiry(self, at: int) -> None:
+        if not self._sweeps:
+            return
+        assert self._expiry_known is not None
         with self._expiry_known:
             if self._next_expiry is None or at < self._next_expiry:
                 self._next_expiry = at
                 self._expiry_known.notify_all()
-            if self._sweeps and self._sweeper is None and not self._closing:
+            if self._sweeper is None and not self._closing:
+                import threading
+
                 sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
-                with contextlib.suppress(RuntimeError):  # no more threads: the next frame may tell
+                try:
                     sweeper.start()
-                    self._sweeper = sweeper
+                except RuntimeError:
+                    return  # no more threads: the next frame may tell
+                self._sweeper = sweeper
 
     def _sweep(self) -> None:
+        from xs.work import SweepWork
+
+        assert self._expiry_known is not None
         while True:
             with self._expiry_known:
                 while not self._closing:
@@ -446,7 +540,8 @@ class Store:
         """The position of a reader that has seen all there is."""
         if self.exclusive:
             return self.bus.newest
-        return max(self.bus.newest, self.index.newest())  # the newest may have been removed
+        newest = self.index.newest()  # which may have been removed: who follows goes on from there
+        return max(self.bus.newest, newest) if "bus" in vars(self) else newest
 
     def wait_for_run(self, first: int, position: int, timeout: float) -> bool:
         """Waits until there may be more of a run above `position`; False if nothing came.
@@ -500,7 +595,7 @@ class Store:
             return 0, iter(())
         if stored.is_file:
             return self.cas.open(frame.parse_integrity(hash_))
-        return _verified(stored.content or b"", hash_)
+        return self.cas.verified(stored.content or b"", hash_)
 
     def content(self, hash_: str) -> tuple[int, Iterator[bytes]]:
         """Size and blocks of the content with that hash. Raises `NotFound`, `Damaged`."""
@@ -513,7 +608,7 @@ class Store:
             data = self.bus.content(digest)
         if data is None:
             raise NotFound(f"no content {hash_}")
-        return _verified(data, hash_)
+        return self.cas.verified(data, hash_)
 
     # Housekeeping
 
@@ -522,6 +617,8 @@ class Store:
 
         Answers how many contents went, and their bytes.
         """
+        from xs.work import RemoveOrphanWork, UnpinWork
+
         removed, size = self.run(UnpinWork(self.clock() - int(age_seconds * 1000)))
         fault.at("gc.unpinned")
         for digest in self.cas.digests():
@@ -570,7 +667,7 @@ class Store:
                 frame.parse_ttl(fields.ttl)
                 if fields.hash is not None and not is_file:
                     counted["contents"] += 1
-                    _verified(content or b"", fields.hash)
+                    self.cas.verified(content or b"", fields.hash)
             except (XsError, ValueError, KeyError, TypeError, AttributeError) as error:
                 yield f"{name}: {error}"
 
@@ -588,7 +685,10 @@ class Store:
 
         What is still being written here, piece by piece, is ended before it.
         """
-        waiter = threading.Lock()
+        from xs.runs import STOPPED
+        from xs.work import AppendWork, EndRunsWork
+
+        waiter = allocate_lock()
         waiter.acquire()
         with self._queue_lock:
             if self._closing:
@@ -608,30 +708,30 @@ class Store:
         """Finishes what was submitted, then closes. What is submitted later is refused."""
         with self._queue_lock:
             self._closing = True
-            self._queue_changed.wait_for(lambda: not self._leading)
+            if self._leading:
+                self._waiting().wait_for(lambda: not self._leading)
             if self._closed:
                 return
             self._closed = True
-            self._queue_changed.notify_all()
-        with self._expiry_known:
-            self._expiry_known.notify_all()
+            if self._committer is not None:
+                self._waiting().notify_all()
+        if self._expiry_known is not None:
+            with self._expiry_known:
+                self._expiry_known.notify_all()
         for thread in (self._sweeper, self._committer):
-            if thread is not None and thread is not threading.current_thread():
+            if thread is not None and thread.ident != get_ident():
                 thread.join()
-        self.runs.close()
-        self.bus.close()
+        for part in ("runs", "bus"):
+            if part in vars(self):
+                vars(self)[part].close()
         self.index.close()
         if self._lock is not None:
             self._lock.close()
 
 
-def _verified(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
-    if small(data).hash != hash_:
-        raise Damaged(f"content {hash_} is damaged: its bytes don't match")
-    return len(data), iter((data,))
-
-
 def _unexpected(error: Exception) -> XsError:
+    from xs.cas import on_disk
+
     try:
         with on_disk(), translated():
             raise error
@@ -649,13 +749,17 @@ def _sync_names(folder: str) -> None:
     Who made it, and the folders above it, may have been killed before that was: all that are this
     user's may be new.
     """
+    from xs.cas import sync_folder
+
     path = os.path.abspath(folder)
     sync_folder(path)
     sync_folder(os.path.dirname(path))
-    with contextlib.suppress(OSError):  # what can't be opened was not made by this user
+    try:
         while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
             path = os.path.dirname(path)
             sync_folder(path)
+    except OSError:
+        pass  # what can't be opened was not made by this user
 
 
 def _has_index(folder: str) -> bool:
