@@ -150,7 +150,7 @@ class Store:
             try:
                 if exclusive:
                     self.cas.remove_stale()
-                mark = self.index.mark()
+                mark = self.bus.newest if exclusive else self.index.mark()
                 if not mark and not read_only:
                     fault.at("store.before-folder-fsync")
                     _sync_names(folder)
