@@ -1532,7 +1532,7 @@ def test_imports_amid_a_run_find_their_place_and_move_it(store: Store) -> None:
         ("UPDATE piece SET content = x'00' WHERE content IS NOT NULL", "don't match"),
         ("UPDATE piece SET digest = NULL", "neither beside it nor named as a file"),
         ("UPDATE run SET writer = 'x'", "is being written and has ended"),
-        ("INSERT OR REPLACE INTO frame SELECT row, 1, NULL, json, NULL, NULL FROM piece",
+        ("INSERT OR REPLACE INTO frame SELECT row, 1, NULL, sum, json, NULL, NULL FROM piece",
          "has the place of another"),
     ],
 )  # fmt: skip
@@ -1729,7 +1729,7 @@ def test_python_gives_every_kind_of_content_chunked(store_dir: str, tmp_path: Pa
 
 
 def make_older(store_dir: str) -> list[bytes]:
-    """A store as it was before there were scripts and runs; its lines."""
+    """A store as it was before there were scripts, runs and sums; its lines."""
     with xs.open(store_dir) as client:
         for n in range(5):
             client.append("a.b", f"content {n}")
@@ -1738,6 +1738,19 @@ def make_older(store_dir: str) -> list[bytes]:
     connection.execute("DROP INDEX topic_script")
     for table in ("script", "run", "piece", "listed"):
         connection.execute(f"DROP TABLE {table}")
+    for table in ("frame", "answered"):
+        connection.execute(f"ALTER TABLE {table} RENAME TO made_{table}")
+    for name in ("frame_topic", "frame_digest", "frame_expires"):
+        connection.execute(f"DROP INDEX {name}")
+    for statement in schema._SCHEMA_1.split(";\n"):
+        if "TABLE answered" in statement or " frame" in statement:
+            connection.execute(statement)
+    connection.execute(
+        "INSERT INTO frame SELECT row, topic, digest, json, content, expires FROM made_frame"
+    )
+    connection.execute("INSERT INTO answered SELECT topic, key, json FROM made_answered")
+    for table in ("frame", "answered"):
+        connection.execute(f"DROP TABLE made_{table}")
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
     connection.close()

@@ -29,6 +29,7 @@ ARCHITECTURE = {
     "fault":       "",
     "ids":         "errors",
     "frame":       "errors ids records",
+    "sums":        "",
     "meta":        "errors",
     "times":       "",
     "query":       "errors ids frame records | times",
@@ -39,14 +40,14 @@ ARCHITECTURE = {
     "place":       "",
     "cas":         "errors fault frame",
     "sqlite":      "",
-    "schema":      "errors fault records sqlite",
-    "scan":        "frame records sqlite schema",
-    "writer":      "fault ids frame records sqlite schema scan",
+    "schema":      "errors fault records sums sqlite",
+    "scan":        "errors ids frame records sums sqlite schema",
+    "writer":      "errors fault ids frame records sums sqlite schema scan",
     "wal":         "errors records schema",
     "index":       "errors frame sqlite schema scan | writer wal",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids schema index",
-    "salvage":     "records schema",
+    "salvage":     "records sums schema",
     "commit":      "errors fault ids frame records cas schema writer (scan)",
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
@@ -148,7 +149,7 @@ STANDARD_LIBRARY = frozenset(
     binascii bisect codecs collections contextlib datetime decimal difflib errno faulthandler
     fcntl functools gc hashlib heapq hmac ipaddress itertools json operator os plistlib pwd re
     resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat struct
-    subprocess sys tempfile threading time traceback types typing
+    subprocess sys tempfile threading time traceback types typing zlib
     """.split()  # noqa: SIM905
 )
 

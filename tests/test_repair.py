@@ -114,9 +114,10 @@ def test_a_frame_whose_content_file_is_lost_is_put_aside_with_it(folder: str, da
     ("old", "new", "said"),
     [
         (b"small content", b"smalL content", "is damaged"),
-        (b'{"topic":"x.y"', b'{"topic":"x.z"', "does not read as it was written"),
-        (b'"meta":{"n":1}', b'"meta":{"n":1{', "not JSON|delimiter|column"),
-        (b'"ttl":"last:9"', b'"ttl":"lost:9"', "ttl"),
+        (b'{"topic":"x.y"', b'{"topic":"x.z"', "on x.y: it is not what was stored"),
+        (b'"meta":{"n":1}', b'"meta":{"n":2}', "on x.y: it is not what was stored"),
+        (b'"meta":{"n":1}', b'"meta":{"n":1{', "on x.y: it is not what was stored"),
+        (b'"ttl":"last:9"', b'"ttl":"last:8"', "on x.y: it is not what was stored"),
     ],
 )
 def test_flipped_bytes_in_a_frame_are_named_and_cost_that_frame_alone(

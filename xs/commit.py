@@ -115,17 +115,17 @@ class Commit:
         while True:
             value = self._ids.next(self.now)
             json = frame.encode(topic, self._ids.text(value), hash_, meta, ttl)
+            line = json.encode()
             if ttl != frame.FOREVER:
                 expires = frame.expiry(ttl, value >> 80)
             if ttl == frame.EPHEMERAL:
                 self.newest_ephemeral = value
                 break
-            if self.writer.append(NewFrame(value, topic, json, expires, digest, data)):
+            if self.writer.append(NewFrame(value, topic, json, line, expires, digest, data)):
                 break
             self._ids.skip_millisecond()
         if run_of is not None:
             self.writer.begin_run(run_of, key)
-        line = json.encode()
         if ttl != frame.EPHEMERAL:
             digest = data = None  # stored: the ring needs no content of it
         self.entries.append(Entry(value, topic, line, expires, digest, data))
@@ -172,7 +172,7 @@ class Commit:
                 line = json.encode()
                 lines.append(line)
                 self.entries.append(Entry(value, topic, line))
-                frames.append((value, topic, json, None, digest, data))
+                frames.append((value, topic, json, line, None, digest, data))
             self.writer.append_run(row, frames)
             self._mark = None if self._mark is None else values[-1]
         return lines
@@ -303,11 +303,11 @@ class Commit:
         while True:
             value = self._ids.next(self.now)
             json = frame.encode(run.topic, self._ids.text(value), hash_, meta, run.ttl)
-            new = NewFrame(value, run.topic, json, run.expires, digest, data)
+            line = json.encode()
+            new = NewFrame(value, run.topic, json, line, run.expires, digest, data)
             if self.writer.append(new, run, ends):
                 break
             self._ids.skip_millisecond()
-        line = json.encode()
         self.entries.append(Entry(value, run.topic, line, run.expires, first=first))
         self._mark = None if self._mark is None else value
         return line
@@ -369,7 +369,7 @@ class Commit:
         run, ends = self._run_to_join(new)
         digest, data = self._content_of(new)
         expires = frame.expiry(new.ttl, new.id >> 80) if run is None else run.expires
-        stored = NewFrame(new.id, new.topic, json, expires, digest, data)
+        stored = NewFrame(new.id, new.topic, json, line, expires, digest, data)
         ahead = new.id > self._mark
         # Above all others it may still need room: those of its millisecond may lie at its end.
         if not (

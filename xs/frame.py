@@ -143,6 +143,12 @@ def ttl_of(line: bytes) -> str:
     return line[line.rindex(b'"ttl":"') + 7 : -2].decode("ascii")
 
 
+def meta_of(line: bytes) -> str:
+    """The meta of a frame that `encode` made, as its text."""
+    start = line.index(b',"meta":') + 8  # no topic, id or hash has such a comma
+    return line[start : line.rindex(b',"ttl":"')].decode()
+
+
 # Runs: content in pieces, a frame for each (docs/protocol.md, Chunked content)
 
 

@@ -460,7 +460,12 @@ class Handler(Runner):
         store, now = self.store, self.store.clock()
         entries = store.bus.after(self._given)
         if entries is None:
-            return self._stored_lines(most, now)
+            try:
+                return self._stored_lines(most, now)
+            except Damaged:
+                if self._waiting or self._answers or self._committing is not None:
+                    return []  # what precedes a damaged frame comes first
+                raise
         patterns = self._asked.patterns
         lines: list[bytes] = []
         size = 0

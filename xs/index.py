@@ -28,15 +28,18 @@ from xs import frame, sqlite
 from xs.errors import Damaged, DiskError, NotAStore, Unavailable, XsError
 from xs.scan import (
     LARGE_PAGE_BYTES,
+    LINE,
+    Asked,
     Run,
     Source,
-    as_stored,
     bounded_page,
+    bounded_rows,
     bounds,
+    continues,
     dense_page,
-    floor,
     id_at,
     inline_content,
+    is_whole,
     joined_page,
     mark_of,
     merged,
@@ -58,12 +61,12 @@ from xs.schema import (
     IS_SCRIPT_TOPIC,
     LARGE_JSON,
     ORDER_BITS,
-    ROW_MAX,
-    TABLES_OF_FRAMES,
     Script,
     Stored,
     StoredPiece,
+    check_tables,
     migrate,
+    sum_of_answer,
     translated,
     uri,
 )
@@ -168,28 +171,28 @@ class Index:
     def next(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The first frame above that id among those selected, or None."""
         with self._reader() as reader:
-            return one(reader, patterns, floor(reader, value), None, now)
+            return one(reader, patterns, value, None, now)
 
     def prev(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The last frame below that id among those selected, or None."""
         with self._reader() as reader:
-            return one(reader, patterns, None, floor(reader, value - 1), now)
+            return one(reader, patterns, None, value, now)
 
     def first(self, patterns: frame.Patterns, now: int) -> bytes | None:
         return self._one(patterns, -1, None, now)
 
     def last(self, patterns: frame.Patterns, now: int) -> bytes | None:
-        return self._one(patterns, None, ROW_MAX, now)
+        return self._one(patterns, None, None, now)
 
     def _one(
-        self, patterns: frame.Patterns, after_row: int | None, until_row: int | None, now: int
+        self, patterns: frame.Patterns, after: int | None, before: int | None, now: int
     ) -> bytes | None:
-        """As `scan.one`: a single statement, which is a transaction by itself."""
+        """As `scan.one` at either end: a single statement, which is a transaction by itself."""
         connection = self._take()
         usable = False
         try:
             with translated():
-                found = one(connection, patterns, after_row, until_row, now)
+                found = one(connection, patterns, after, before, now)
             usable = True
             return found
         except Damaged as error:
@@ -240,7 +243,8 @@ class Index:
         """The next selected frames above `after`: their lines, each with its newline, and how many.
 
         At most PAGE_ROWS and `limit` frames; bounded in bytes too. No frames means that there are
-        none (now). SQLite joins the page itself, so that Python handles one value (measured with
+        none (now). A page ends before a damaged frame; one that would begin with it raises
+        `Damaged`. SQLite joins the page itself, so that Python handles one value (measured with
         bench/replay.py: 2 × the frames a second that rows give). Without `chunks` frames that
         continue a run are left out.
         """
@@ -249,22 +253,24 @@ class Index:
             pieces = pieces_of(reader, patterns, after, until) if chunks else None
             if source is None and pieces is None:
                 return b"", 0
+            asked = Asked(after, until, patterns)
             low, high = bounds(reader, after, until)
             values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
             if source is not None:
                 values.update(source.values)
-                page, found = self._page_of_frames(reader, source, values, pieces)
+                page, found = self._page_of_frames(reader, source, asked, values, pieces)
                 if found or pieces is None:
                     return page, found
             assert pieces is not None
             values.update(pieces[0].values)
-            lines = f"SELECT CAST(json AS BLOB) FROM ({merged(source, pieces[0], 'json')})"
-            return bounded_page(reader, lines, values)
+            rows = merged(source, pieces[0], "sum, json")
+            return bounded_page(reader, f"SELECT {LINE} FROM ({rows}) f", asked, values)
 
     def _page_of_frames(
         self,
         reader: sqlite3.Connection,
         source: Source,
+        asked: Asked,
         values: dict[str, Any],
         pieces: tuple[Source, int] | None,
     ) -> tuple[bytes, int]:
@@ -275,13 +281,12 @@ class Index:
         if bound is None or bound > values["high"]:
             bound = values["high"] + 1
         small = {**values, "high": bound - 1}
-        page, found = dense_page(reader, source, small)
+        page, found = dense_page(reader, source, asked, small)
         if not found:
-            page, found = joined_page(reader, source, small)
+            page, found = joined_page(reader, source, asked, small)
         if found or bound > values["high"]:
             return page, found
-        lines = select(source, "CAST(f.json AS BLOB)")
-        return bounded_page(reader, lines, {**values, "low": bound - 1})
+        return bounded_page(reader, select(source, LINE), asked, {**values, "low": bound - 1})
 
     def rows(
         self,
@@ -293,7 +298,10 @@ class Index:
         *,
         chunks: bool = True,
     ) -> list[Stored]:
-        """As `page`, frame by frame and with inline content; the list is bounded in bytes."""
+        """As `page`, frame by frame and with inline content; the list is bounded in bytes.
+
+        It ends before a damaged frame; one that would begin with it raises `Damaged`.
+        """
         with self._reader() as reader:
             source = source_of(patterns)
             pieces = pieces_of(reader, patterns, after, until) if chunks else None
@@ -303,21 +311,12 @@ class Index:
             values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
             if source is not None:
                 values.update(source.values)
-                rows = select(source, "CAST(f.json AS BLOB), f.content, f.digest")
+                rows = select(source, f"{LINE}, f.content, f.digest")
             if pieces is not None:
                 values.update(pieces[0].values)
-                rows = merged(source, pieces[0], "json, content, digest")
-                rows = f"SELECT CAST(json AS BLOB), content, digest FROM ({rows})"
-            found: list[Stored] = []
-            size = 0
-            cursor = reader.execute(rows, values)
-            for line, content, digest in cursor:
-                found.append(as_stored(line, content, digest))
-                size += len(line) + len(content or b"")
-                if size > LARGE_PAGE_BYTES:
-                    break
-            cursor.close()
-            return found
+                rows = merged(source, pieces[0], "sum, json, content, digest")
+                rows = f"SELECT {LINE}, f.content, f.digest FROM ({rows}) f"
+            return bounded_rows(reader, rows, Asked(after, until, patterns), values)
 
     def content(self, digest: bytes, now: int) -> bytes | None:
         """Inline content with that digest, of a frame or pinned; None if there is none here."""
@@ -357,7 +356,7 @@ class Index:
             found = run_of(reader, first)
             if found is None or (found.expires is not None and found.expires <= now):
                 return None
-            return found, pieces_after(reader, found.number, after)
+            return found, pieces_after(reader, first, found.number, after)
 
     def next_expiry(self) -> int | None:
         """When the next frame expires, in milliseconds since 1970; None if none ever will."""
@@ -415,11 +414,17 @@ class Index:
             for what, query in _CROSS_CHECKS:
                 for row in reader.execute(query):
                     yield f"{what}: {row[0]}"
+            for name, key, total, line in reader.execute(
+                "SELECT t.name, a.key, a.sum, CAST(a.json AS BLOB) FROM answered a "
+                "LEFT JOIN topic t ON t.number = a.topic"
+            ):
+                if total != sum_of_answer(key, line) or frame.topic_of(line) != name:
+                    yield f"what was answered to the key {key} on {name} is damaged"
 
-    def everything(self) -> Iterator[tuple[int, bytes, Optional[bytes], bool]]:
-        """Every row in order, also what no read gives: its millisecond, line, content, is a file.
+    def everything(self) -> Iterator[tuple[int, bytes, Optional[bytes], bool, bool]]:
+        """Every row in order, also what no read gives: damaged ones, and those that have expired.
 
-        Unlike the reads it takes no line at its word.
+        Of each its millisecond, line, content, is that a file, does all of the row agree.
         """
         row = -1
         while True:
@@ -427,17 +432,27 @@ class Index:
             size = 0
             with self._reader() as reader:
                 both = " UNION ALL ".join(
-                    f"SELECT * FROM (SELECT row, json, content, digest FROM {table} "
-                    "WHERE row > :row ORDER BY row LIMIT :count)"
-                    for table in TABLES_OF_FRAMES
+                    f"SELECT * FROM (SELECT row, sum, json, content, digest, expires, {ends} "
+                    f"FROM {table} WHERE row > :row ORDER BY row LIMIT :count)"
+                    for table, ends in (("frame", "NULL AS ends"), ("piece", "ends"))
                 )
                 cursor = reader.execute(
-                    "SELECT row, CAST(json AS BLOB), content, digest IS NULL "
-                    f"FROM ({both}) ORDER BY row LIMIT :count",
+                    f"SELECT {LINE}, f.content, f.digest IS NULL, f.expires, f.ends "
+                    f"FROM ({both}) f ORDER BY f.row LIMIT :count",
                     {"row": row, "count": PAGE_ROWS},
                 )
-                for row, line, content, not_inline in cursor:
-                    page.append((row >> ORDER_BITS, line, content, bool(not_inline)))
+                last = row
+                for row, total, line, content, is_file, expires, ends in cursor:
+                    if row <= last:
+                        raise Damaged(f"the index is damaged: row {row} comes after row {last}")
+                    last = row
+                    whole = is_whole(row, total, line)
+                    if whole and ends is None:
+                        whole = expires == frame.expiry(frame.ttl_of(line), row >> ORDER_BITS)
+                    elif whole:
+                        whole = continues(line, ends)
+                    line = line if isinstance(line, bytes) else b""
+                    page.append((row >> ORDER_BITS, line, content, bool(is_file), whole))
                     size += len(line) + len(content or b"")
                     if size > LARGE_PAGE_BYTES:
                         break
@@ -460,8 +475,10 @@ class Index:
             if not found:
                 return
             for (digest,) in found:
+                if digest <= last:
+                    raise Damaged("the index is damaged: digests are out of order")
+                last = digest
                 yield digest
-            last = found[-1][0]
 
     # Writing
 
@@ -562,6 +579,8 @@ class Index:
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == FORMAT and application == APPLICATION_ID:
+                check_tables(connection)
             connection.execute("COMMIT")
         if application not in (0, APPLICATION_ID) or (application == 0 and tables):
             raise NotAStore(f"not a store: {self._path} is another program's database")
@@ -683,10 +702,28 @@ class _Reading:
 
 
 _OF_EITHER = "(SELECT row FROM frame UNION ALL SELECT row FROM piece)"
+# Whether the topic `p` is a wildcard above the topic `t`, and how many there are.
+_IS_ABOVE = (
+    "(substr(p.name, -2) = '.*' AND "
+    "substr(t.name, 1, length(p.name) - 1) = substr(p.name, 1, length(p.name) - 1))"
+)
+_DOTS = "length(t.name) - length(replace(t.name, '.', ''))"
 _CROSS_CHECKS = [
     (
         "a frame is listed under a wildcard without being stored, at row",
         "SELECT row FROM below WHERE row NOT IN (SELECT row FROM frame)",
+    ),
+    (
+        "a frame is listed under a wildcard that is not above its topic, at row",
+        "SELECT b.row FROM below b JOIN frame f ON f.row = b.row "
+        "JOIN topic t ON t.number = f.topic LEFT JOIN topic p ON p.number = b.prefix "
+        f"WHERE NOT coalesce({_IS_ABOVE}, 0)",
+    ),
+    (
+        "frames are listed under wildcards more often than they should be by",
+        "SELECT n FROM (SELECT (SELECT count(*) FROM below) - total(n * dots) AS n FROM "
+        "(SELECT topic, count(*) AS n FROM frame GROUP BY topic) "
+        f"JOIN (SELECT number, {_DOTS} AS dots FROM topic t) ON number = topic) WHERE n != 0",
     ),
     (
         "a frame is not listed under the wildcards above its topic, at row",
@@ -739,6 +776,20 @@ _CROSS_CHECKS = [
     (
         "a frame that continues a run is not listed under its topics, at row",
         "SELECT row FROM piece WHERE row NOT IN (SELECT row FROM listed)",
+    ),
+    (
+        "a frame that continues a run is listed under another topic than its run's, at row",
+        "SELECT l.row FROM listed l JOIN piece ON piece.row = l.row "
+        "JOIN run r ON r.number = piece.run JOIN frame f ON f.row = r.row "
+        "JOIN topic t ON t.number = f.topic LEFT JOIN topic p ON p.number = l.topic "
+        f"WHERE NOT coalesce(p.name = t.name OR {_IS_ABOVE}, 0)",
+    ),
+    (
+        "frames that continue runs are listed more often than they should be by",
+        "SELECT n FROM (SELECT (SELECT count(*) FROM listed) - total(n * (1 + dots)) AS n FROM "
+        "(SELECT run, count(*) AS n FROM piece GROUP BY run) JOIN run r ON r.number = run "
+        "JOIN frame f ON f.row = r.row "
+        f"JOIN (SELECT number, {_DOTS} AS dots FROM topic t) s ON s.number = f.topic) WHERE n != 0",
     ),
     (
         "a frame is listed as one that continues a run, and is none, at row",

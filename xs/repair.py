@@ -30,7 +30,7 @@ from xs.commit import Commit, Imported
 from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.lock import WRITE, Lock, Served
 from xs.salvage import Found, Layered, Salvage
-from xs.schema import FILENAME, ORDER_BITS, ROW_MAX
+from xs.schema import FILENAME, ORDER_BITS, ROW_MAX, described, sum_of_answer, time_of
 from xs.store import Store
 from xs.work import ImportWork, Work
 
@@ -138,7 +138,10 @@ class _Rescue:
                         "besides those that are named: it can't be told how many, if any"
                     )
                 fault.at("repair.frames-saved")
-                new.run(_RestWork(old))
+                rest = _RestWork(old)
+                new.run(rest)
+                for what in rest.lost:
+                    yield self._loss(what)
                 problems = [found for found in new.check() if isinstance(found, str)]
             finally:
                 new.close()
@@ -210,6 +213,8 @@ class _Rescue:
         """The frame in a row. Raises `XsError` unless all of it is there and right."""
         if found.line is None:
             raise Damaged("it can't be read")
+        if not found.is_whole:
+            raise Damaged("it is not what was stored: its JSON and its sum disagree")
         read = parse_imported(new, found.line)
         if isinstance(read, XsError):
             raise read
@@ -247,19 +252,24 @@ class _Rescue:
 class _RestWork(Work):
     """Takes over all that is no frame: pins, answers to keys, what is kept of scripts, the mark."""
 
-    __slots__ = ("old",)
+    __slots__ = ("lost", "old")
 
     def __init__(self, old: Salvage | Layered) -> None:
         super().__init__()
         self.old = old
+        self.lost: list[str] = []
 
     def apply(self, commit: Commit) -> None:
         writer = commit.writer
+        self.lost.clear()
         for digest, created, content in self.old.pins():
             if commit.is_content(digest, content):
                 writer.pin(digest, content, created)
-        for topic, key, line in self.old.answered():
-            writer.keep_answer(topic, key, line)
+        for topic, key, line, total in self.old.answered():
+            if total in (None, sum_of_answer(key, line)):
+                writer.keep_answer(topic, key, line.decode())
+            else:
+                self.lost.append(f"what was answered to the key {key} on {topic}: it is damaged")
         for script in self.old.scripts():
             writer.keep_script(script)
         for id_text in self.old.marks():
@@ -305,20 +315,15 @@ def _take_its_place(folder: str, aside: str) -> None:
 
 
 def _name_of(found: Found) -> str:
-    if found.line is not None:
+    if found.line is not None and found.is_whole:
         try:
             return f"{ids.text(ids.parse(frame.id_of(found.line)))} on {frame.topic_of(found.line)}"
         except (XsError, ValueError):
             pass
-    return f"a frame of {_time(found.row)} on {found.topic or 'a topic that is not known'}"
+    return described(found.row, found.topic)
 
 
 def _when(row: int, otherwise: str) -> str:
     if row in (-1, ROW_MAX):
         return otherwise
-    return f"{otherwise.split()[0]} {_time(row)}"
-
-
-def _time(row: int) -> str:
-    seconds = min((row >> ORDER_BITS) / 1000, 253_402_300_799)  # the end of the year 9999
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return f"{otherwise.split()[0]} {time_of(row)}"

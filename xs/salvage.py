@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 
+from xs import sums
 from xs.records import NamedTuple
 from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri
 
@@ -31,12 +32,21 @@ _BY_OTHER_INDEXES = (
 
 
 class Found(NamedTuple):
-    """A row that holds a frame. No line: that could not be read. `topic` is from an index."""
+    """A row that holds a frame. No line: that could not be read. `topic` is from an index.
+
+    `sum` is the checksum that the row has of its line; None in formats that had none.
+    """
 
     row: int
     line: Optional[bytes]
     content: Optional[bytes]
     topic: Optional[str]
+    sum: Optional[int] = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the line, if there is one, is what was stored, as far as the row can tell."""
+        return self.line is not None and self.sum in (None, sums.of(self.line))
 
 
 class Salvage:
@@ -50,9 +60,11 @@ class Salvage:
             try:
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                columns = self._connection.execute("PRAGMA table_info(frame)").fetchall()
             except BaseException:
                 self._connection.close()
                 raise
+        self._sum = "sum" if "sum" in [name for _, name, *_ in columns] else "NULL"
 
     def close(self) -> None:
         self._connection.close()
@@ -76,10 +88,11 @@ class Salvage:
         """Digest, time and inline content of what POST /cas has put there."""
         return self._readable("SELECT digest, created, content FROM pin")
 
-    def answered(self) -> list[tuple[str, str, str]]:
-        """Topic, idempotency key, and the JSON of the frame that it made."""
+    def answered(self) -> list[tuple[str, str, bytes, Optional[int]]]:
+        """Topic, idempotency key, the JSON of the frame that it made, and the sum of both."""
         return self._readable(
-            "SELECT t.name, a.key, a.json FROM answered a JOIN topic t ON t.number = a.topic"
+            f"SELECT t.name, a.key, CAST(a.json AS BLOB), {self._sum} "
+            "FROM answered a JOIN topic t ON t.number = a.topic"
         )
 
     def scripts(self) -> list[Script]:
@@ -93,14 +106,14 @@ class Salvage:
 
     def _found(self, row: int, topic: str | None) -> Found:
         for table in TABLES_OF_FRAMES:
-            query = f"SELECT CAST(json AS BLOB), content FROM {table} WHERE row = ?"
+            query = f"SELECT CAST(json AS BLOB), content, {self._sum} FROM {table} WHERE row = ?"
             try:
                 found = self._connection.execute(query, (row,)).fetchone()
             except sqlite3.Error:
                 continue
             if found is not None and isinstance(found[0], bytes):
                 content = found[1] if isinstance(found[1], bytes) else None
-                return Found(row, found[0], content, topic)
+                return Found(row, found[0], content, topic, found[2])
         return Found(row, None, None, topic)
 
     def _readable(self, query: str) -> list[Any]:

@@ -10,17 +10,21 @@ runs. What wants everything merges the two, where there are pieces at all.
 
 from __future__ import annotations
 
-from xs import frame
+from xs import frame, ids, sums
+from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.schema import (
-    ID,
+    BROKEN,
+    GOES_ON,
     LIVE,
     ORDER_BITS,
     ORDER_MAX,
     ROW_MAX,
     TABLES_OF_FRAMES,
+    WHOLE,
     Stored,
     StoredPiece,
+    described,
     short,
 )
 from xs.sqlite import lru_cache
@@ -104,7 +108,7 @@ def pieces_of(
     if reader.execute("SELECT 1 FROM piece LIMIT 1").fetchone() is None:
         return None
     low = floor(reader, after, "piece")
-    high = ROW_MAX if until is None else floor(reader, until, "piece")
+    high = ROW_MAX if until is None else ceiling(reader, until, "piece")
     values: dict[str, Any] = {"piece_low": low, "piece_high": high}
     if patterns is None:
         query = "SELECT min(row) FROM piece WHERE row > ? AND row <= ?"
@@ -168,7 +172,7 @@ def _select(parts: tuple[Part, ...], table: str, columns: str, descending: bool)
 
 
 def dense_page(
-    reader: sqlite3.Connection, source: Source, values: dict[str, Any]
+    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
 ) -> tuple[bytes, int]:
     """As `joined_page`, for a topic that has a good share of the frames there; else empty.
 
@@ -183,7 +187,7 @@ def dense_page(
     # Not much further than a page of that density goes: it may get thinner.
     far = last + (last - first) * (values["count"] // _SAMPLE)
     among_all = Source((_AMONG_ALL,), source.values)
-    return joined_page(reader, among_all, {**values, "high": min(far, values["high"])})
+    return joined_page(reader, among_all, asked, {**values, "high": min(far, values["high"])})
 
 
 _SAMPLE = 50  # frames
@@ -200,93 +204,219 @@ _AMONG_ALL = Part(
 )
 
 
+class Asked(NamedTuple):
+    """What frames of a page are to be: above an id, at most another one, and of which topics."""
+
+    after: int
+    until: Optional[int]
+    patterns: frame.Patterns
+
+    def fits(self, line: bytes, after: int) -> bool:
+        """Whether a frame may come next behind that id: if not, what lists it is damaged."""
+        value = id_in(line)
+        return (
+            after < value
+            and (self.until is None or value <= self.until)
+            and frame.matches(self.patterns, frame.topic_of(line))
+        )
+
+
 def joined_page(
-    reader: sqlite3.Connection, source: Source, values: dict[str, Any]
+    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
 ) -> tuple[bytes, int]:
-    """A page that SQLite joins."""
-    page, count = reader.execute(
-        "SELECT CAST(group_concat(json, char(10)) || char(10) AS BLOB), count(*) "
-        f"FROM ({select(source, 'f.json AS json')})",
+    """A page that SQLite joins. It is held to the sums of its lines all at once.
+
+    That its order and its topics are right is looked at where it begins and ends.
+    """
+    page, count, total = reader.execute(
+        "SELECT CAST(group_concat(json, char(10)) || char(10) AS BLOB), count(*), "
+        f"sum(sum & {sums.HALF}) FROM ({select(source, 'f.json AS json, f.sum AS sum')})",
         values,
     ).fetchone()
-    return (page, count) if count else (b"", 0)
+    if not count:
+        return b"", 0
+    if sums.agree(page, total, count):
+        first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
+        if asked.fits(first, asked.after) and asked.fits(last, id_in(first) - 1):
+            return page, count
+    return bounded_page(reader, select(source, LINE), asked, values)
 
 
 def bounded_page(
-    reader: sqlite3.Connection, statement: str, values: dict[str, Any]
+    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
 ) -> tuple[bytes, int]:
-    """A page that is bounded in bytes, taken row by row from a statement that gives lines."""
-    lines: list[bytes] = []
+    """A page that is bounded in bytes, taken row by row from a statement that gives LINE.
+
+    It ends before a damaged frame; one that would begin with it raises `Damaged`.
+    """
+    lines = [stored.line for stored in bounded_rows(reader, statement, asked, values)]
+    return (b"\n".join(lines) + b"\n" if lines else b""), len(lines)
+
+
+def bounded_rows(
+    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
+) -> list[Stored]:
+    """As `bounded_page`, frame by frame; after LINE may come content and digest."""
+    found: list[Stored] = []
     size = 0
+    last = asked.after
     cursor = reader.execute(statement, values)
-    for (line,) in cursor:
-        lines.append(line)
-        size += len(line)
+    for columns in cursor:
+        try:
+            stored = as_stored(reader, *columns)
+            if not asked.fits(stored.line, last):
+                raise damage(reader, columns[0])
+        except Damaged:
+            if not found:
+                raise
+            break
+        last = id_in(stored.line)
+        found.append(stored)
+        size += len(stored.line) + len(stored.content or b"")
         if size > LARGE_PAGE_BYTES:
             break
     cursor.close()
-    return (b"\n".join(lines) + b"\n" if lines else b""), len(lines)
+    return found
 
 
 def one(
     reader: sqlite3.Connection,
     patterns: frame.Patterns,
-    after_row: int | None,
-    until_row: int | None,
+    after: int | None,
+    before: int | None,
     now: int,
 ) -> bytes | None:
-    """The first selected frame after a row, or the last one up to a row."""
+    """The first selected frame after an id, or (None) the last one before an id, or of all."""
     source = source_of(patterns)
     if source is None:
         return None
-    values = {
-        **source.values,
-        "low": -1 if after_row is None else after_row,
-        "high": ROW_MAX if until_row is None else until_row,
-        "now": now,
-        "count": 1,
-    }
+    low, high = -1, ROW_MAX
+    if after is not None:
+        low = floor(reader, after)
+    elif before is not None:
+        high = ceiling(reader, before - 1)
+    values = {**source.values, "low": low, "high": high, "now": now, "count": 1}
+    rows = reader.execute(select(source, LINE, descending=after is None), values).fetchall()
+    if not rows:  # (all of them: to the statement's end, which ends its transaction)
+        return None
+    (found,) = rows
+    line = held(reader, *found)
+    asked = Asked(-1 if after is None else after, None if before is None else before - 1, patterns)
+    if not asked.fits(line, asked.after):
+        raise damage(reader, found[0])
+    return line
+
+
+# What is stored, held to its sum
+
+
+# What a statement gives for each frame `f` that `held` is to judge.
+LINE = "f.row, f.sum, CAST(f.json AS BLOB)"
+
+
+def is_whole(row: int, total: Any, line: Any) -> bool:
+    """Whether a row has what was stored, and lies where its id says.
+
+    A damaged row may have values of any type.
+    """
+    return type(line) is bytes and sums.of(line) == total and id_in(line) >> 80 == row >> ORDER_BITS
+
+
+def held(reader: sqlite3.Connection, row: int, total: Any, line: Any) -> bytes:
+    """The line of a row, if it is what was stored. Raises `Damaged`, which names the frame."""
+    if is_whole(row, total, line):
+        return bytes(line)
+    raise damage(reader, row)
+
+
+def damage(reader: sqlite3.Connection, row: int) -> Damaged:
+    """That the frame at that row is damaged, in a sentence that doesn't rely on its JSON."""
     found = reader.execute(
-        select(source, "CAST(f.json AS BLOB)", descending=after_row is None), values
-    ).fetchall()  # to the statement's end, which ends its transaction
-    return bytes(found[0][0]) if found else None
+        "SELECT name FROM topic WHERE number IN (SELECT topic FROM frame WHERE row = :row "
+        "UNION ALL SELECT f.topic FROM piece p CROSS JOIN run r ON r.number = p.run "
+        "CROSS JOIN frame f ON f.row = r.row WHERE p.row = :row)",
+        {"row": row},
+    ).fetchone()
+    return Damaged(
+        f"{described(row, None if found is None else found[0])} is damaged: it is not what was "
+        "stored (xs check says what else is)"
+    )
+
+
+def line_at(reader: sqlite3.Connection, table: str, row: int) -> bytes:
+    """The line at a row that is there, expired or not."""
+    found = reader.execute(f"SELECT {LINE} FROM {table} f WHERE f.row = ?", (row,)).fetchone()
+    return held(reader, *found)
+
+
+# Positions
 
 
 def bounds(reader: sqlite3.Connection, after: int, until: int | None) -> tuple[int, int]:
-    return floor(reader, after), ROW_MAX if until is None else floor(reader, until)
+    """Between which two rows, the first left out, the ids are that are between two ids."""
+    return floor(reader, after), ROW_MAX if until is None else ceiling(reader, until)
 
 
 def floor(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
     """The row below or at which all ids are at most `value`, and above which all are greater.
 
-    All ids of that table: in the other one, this row may have another place among the ids.
+    All ids of that table: in the other one, this row may have another place among the ids. A
+    damaged frame, whose id is not known, is above the row if it may be.
     """
-    return _find(reader, value, table)[0]
+    return _place(reader, value, table)[0]
 
 
-def row_of(reader: sqlite3.Connection, value: int, table: str = "frame") -> int | None:
-    """The row of the frame with that id."""
-    row, is_there = _find(reader, value, table)
-    return row if is_there else None
+def ceiling(reader: sqlite3.Connection, value: int, table: str = "frame") -> int:
+    """As `floor`, but a damaged frame is at or below the row if it may be."""
+    return _place(reader, value, table)[1]
 
 
-def _find(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, bool]:
-    """As `floor`; and whether the frame in that row has just this id."""
+def _place(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int, int]:
+    """The floor and the ceiling of an id: between them are damaged frames, and mostly none.
+
+    Besides, the last id of its millisecond up to the floor; -1 if there is none.
+    """
+    try:
+        row, at = _search(reader, value, table)
+    except Damaged:
+        return _place_amid_damage(reader, value, table)
+    return row, row, at
+
+
+def _place_amid_damage(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int, int]:
+    """As `_place`, by a look at each frame of the millisecond."""
+    base = value >> 80 << ORDER_BITS
+    low = high = base - 1
+    at = -1
+    for row, total, line in reader.execute(
+        f"SELECT {LINE} FROM {table} f WHERE f.row BETWEEN ? AND ? ORDER BY f.row",
+        (base, base | ORDER_MAX),
+    ):
+        if is_whole(row, total, line):
+            found = id_in(line)
+            if found > value:
+                break
+            low, at = row, found
+        high = row
+    return low, high, at
+
+
+def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int]:
+    """The floor of an id, and the last id up to there. Raises `Damaged` if one on its way is."""
     if value < 0:
-        return -1, False
+        return -1, -1
     base = value >> 80 << ORDER_BITS
     low = base - 1
-    ends = reader.execute(_ENDS[table], (base, base | ORDER_MAX) * 2).fetchall()
+    end = base | ORDER_MAX
+    ends = reader.execute(_ENDS[table], (base, end) * 2).fetchall()
     if not ends:
-        return low, False
-    (high, high_text) = ends[1]
-    high_id = int(high_text, 36)
+        return low, -1
+    high, high_id = found = _place_and_id(reader, low, end, ends[-1])
     if high_id <= value:
-        return high, high_id == value
-    low, low_text = ends[0]
-    low_id = int(low_text, 36)
+        return found
+    low, low_id = _place_and_id(reader, low, end, ends[0])
     if value <= low_id:
-        return (low, True) if value == low_id else (low - 1, False)
+        return (low, low_id) if value == low_id else (low - 1, -1)
     # Ids of one millisecond mostly come in even steps, one by one or as a batch takes them. So the
     # guess is where the id would be then; in turn with the middle, which bounds what it can cost.
     is_even = True
@@ -294,51 +424,104 @@ def _find(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, bool
         share = (value - low_id) / (high_id - low_id) if is_even else 0.5
         guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
         is_even = not is_even
-        found = reader.execute(_LAST_UP_TO[table], (low, guess)).fetchone()
-        if found is None:
+        last = reader.execute(_LAST_UP_TO[table], (low, guess)).fetchone()
+        if last is None:
             low = guess
             continue
-        found_id = int(found[1], 36)
-        if found_id == value:
-            return found[0], True
-        if found_id < value:
-            low, low_id = guess, found_id
+        found = _place_and_id(reader, low, guess, last)
+        if found[1] == value:
+            return found
+        if found[1] < value:
+            low, low_id = guess, found[1]
         else:
-            high, high_id = found[0], found_id
-    return low, False
+            high, high_id = found
+    return low, low_id
+
+
+def _place_and_id(
+    reader: sqlite3.Connection, low: int, high: int, found: tuple[int, Any, Any]
+) -> tuple[int, int]:
+    """Row and id of a frame that lies between two rows, as LINE gives it. Raises `Damaged`."""
+    row = found[0]
+    if not low < row <= high:
+        raise damage(reader, row)  # the rows are out of order
+    return row, id_in(held(reader, *found))
 
 
 _LAST_UP_TO = {
-    table: f"SELECT row, {ID} FROM {table} WHERE row > ? AND row <= ? ORDER BY row DESC LIMIT 1"
+    table: f"SELECT {LINE} FROM {table} f WHERE f.row > ? AND f.row <= ? "
+    "ORDER BY f.row DESC LIMIT 1"
     for table in TABLES_OF_FRAMES
 }
 _ENDS = {  # the first and the last of some rows: two rows, or none
-    table: f"SELECT * FROM (SELECT row, {ID} FROM {table} WHERE row >= ? AND row <= ? ORDER BY row "
-    f"LIMIT 1) UNION ALL SELECT * FROM (SELECT row, {ID} FROM {table} WHERE row >= ? AND row <= ? "
-    "ORDER BY row DESC LIMIT 1)"
+    table: f"SELECT * FROM (SELECT {LINE} FROM {table} f WHERE f.row >= ? AND f.row <= ? "
+    f"ORDER BY f.row LIMIT 1) UNION ALL SELECT * FROM (SELECT {LINE} FROM {table} f "
+    "WHERE f.row >= ? AND f.row <= ? ORDER BY f.row DESC LIMIT 1)"
     for table in TABLES_OF_FRAMES
 }
 
 
-def id_at(reader: sqlite3.Connection, row: int, table: str = "frame") -> int:
-    found = reader.execute(f"SELECT {ID} FROM {table} WHERE row = ?", (row,)).fetchone()
-    return -1 if found is None else int(found[0], 36)
+def id_in(line: bytes) -> int:
+    """The id in a line that is whole."""
+    return int(frame.id_of(line), 36)
 
 
-def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored | None:
-    for table in TABLES_OF_FRAMES:
-        row = row_of(reader, value, table)
-        if row is not None:
-            found = reader.execute(
-                f"SELECT CAST(f.json AS BLOB), f.content, f.digest FROM {table} f "
-                f"WHERE f.row = :row AND {LIVE}",
-                {"row": row, "now": now},
-            ).fetchone()
-            return None if found is None else as_stored(*found)
+def row_of(reader: sqlite3.Connection, value: int, table: str = "frame") -> int | None:
+    """The row of the frame with that id. Raises `Damaged` where a damaged one may be it."""
+    row, high, at = _place(reader, value, table)
+    if at == value:
+        return row
+    if high > row:
+        raise damage(reader, high)
     return None
 
 
-def as_stored(line: bytes, content: bytes | None, digest: int | None) -> Stored:
+def located(reader: sqlite3.Connection, value: int) -> tuple[str, int] | None:
+    """The table and the row of the frame with that id, expired or not. Raises as `row_of` does."""
+    doubt = None
+    for table in TABLES_OF_FRAMES:
+        try:
+            row = row_of(reader, value, table)
+        except Damaged as error:  # it may still be in the other one
+            doubt = error
+        else:
+            if row is not None:
+                return table, row
+    if doubt is not None:
+        raise doubt
+    return None
+
+
+def id_at(reader: sqlite3.Connection, row: int, table: str = "frame") -> int:
+    """The id of the frame at that row; -1 if there is none."""
+    found = reader.execute(f"SELECT {LINE} FROM {table} f WHERE f.row = ?", (row,)).fetchone()
+    return -1 if found is None else id_in(held(reader, *found))
+
+
+def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored | None:
+    found = located(reader, value)
+    if found is None:
+        return None
+    table, row = found
+    stored = reader.execute(
+        f"SELECT {LINE}, f.content, f.digest FROM {table} f WHERE f.row = :row AND {LIVE}",
+        {"row": row, "now": now},
+    ).fetchone()
+    return None if stored is None else as_stored(reader, *stored)
+
+
+def as_stored(
+    reader: sqlite3.Connection,
+    row: int,
+    total: Any,
+    line: Any,
+    content: bytes | None = None,
+    digest: int | None = None,
+) -> Stored:
+    """What a row has. Raises `Damaged`."""
+    line = held(reader, row, total, line)
+    if not isinstance(content, (bytes, type(None))):
+        raise damage(reader, row)
     return Stored(line, content, digest is None and frame.hash_text(line) is not None)
 
 
@@ -352,9 +535,17 @@ def newest_row(reader: sqlite3.Connection) -> int | None:
 
 
 def newest_id(reader: sqlite3.Connection) -> int:
-    """The id of the newest stored frame; -1 if there is none."""
+    """The id of the newest stored frame; -1 if there is none.
+
+    If that is damaged, the last one that it can have had.
+    """
     row = newest_row(reader)
-    return -1 if row is None else max(id_at(reader, row), id_at(reader, row, "piece"))
+    if row is None:
+        return -1
+    try:
+        return max(id_at(reader, row), id_at(reader, row, "piece"))
+    except Damaged:
+        return ((row >> ORDER_BITS) + 1 << 80) - 1
 
 
 def mark_of(reader: sqlite3.Connection) -> int:
@@ -386,18 +577,22 @@ def _inline_content(
         0
     ]
     expected = frame.integrity(digest)
+    doubt = None
     while newest is not None:
         bucket = newest >> 32 << 32
-        for line, content in reader.execute(
-            f"SELECT CAST(f.json AS BLOB), f.content FROM {table} f "
-            f"WHERE f.digest = :digest AND {LIVE}",
+        for row, total, line, content in reader.execute(
+            f"SELECT {LINE}, f.content FROM {table} f WHERE f.digest = :digest AND {LIVE}",
             {"digest": bucket | short(digest), "now": now},
         ):
-            if frame.hash_text(line) == expected:  # four bytes may agree by chance
+            if not is_whole(row, total, line):
+                doubt = damage(reader, row)
+            elif frame.hash_text(line) == expected:  # four bytes may agree by chance
                 return bytes(content)
         newest = reader.execute(
             f"SELECT max(digest) FROM {table} WHERE digest IS NOT NULL AND digest < ?", (bucket,)
         ).fetchone()[0]
+    if doubt is not None:
+        raise doubt
     return None
 
 
@@ -421,13 +616,14 @@ def names_file(reader: sqlite3.Connection, digest: bytes, now: int) -> bool:
 def run_at(reader: sqlite3.Connection, row: int) -> Run | None:
     """The run whose first frame is at that row, expired or not; None if it begins none."""
     found = reader.execute(
-        "SELECT r.number, r.writer, r.key, CAST(f.json AS BLOB), f.expires "
+        f"SELECT r.number, r.writer, r.key, f.expires, {LINE} "
         "FROM run r CROSS JOIN frame f ON f.row = r.row WHERE r.row = ?",
         (row,),
     ).fetchone()
     if found is None:
         return None
-    number, writer, key, line, expires = found
+    number, writer, key, expires, *stored = found
+    line = held(reader, *stored)
     return Run(number, row, writer, key, frame.topic_of(line), frame.ttl_of(line), expires)
 
 
@@ -443,25 +639,48 @@ def run_of_piece(reader: sqlite3.Connection, value: int) -> int | None:
     if row is None:
         return None
     found = reader.execute(
-        f"SELECT (SELECT {ID} FROM frame WHERE frame.row = run.row) FROM run "
-        "WHERE number = (SELECT run FROM piece WHERE row = ?)",
-        (row,),
+        "SELECT row FROM run WHERE number = (SELECT run FROM piece WHERE row = ?)", (row,)
     ).fetchone()
-    return None if found is None or found[0] is None else int(found[0], 36)
+    first = -1 if found is None else id_at(reader, found[0])
+    return None if first < 0 else first
 
 
-def pieces_after(reader: sqlite3.Connection, number: int, after: int) -> list[StoredPiece]:
-    """Pieces of a run above an id, in order, up to its end; bounded in bytes."""
-    found = []
+def continues(line: bytes, ends: Any, first: int | None = None) -> bool:
+    """Whether a piece says what its row does: how it ends its run, and (`first`) of which."""
+    found = frame.continuation_in(frame.meta_of(line))
+    if found is None or (first is not None and found.first != ids.text(first)):
+        return False
+    said = GOES_ON if found.more else BROKEN if found.has_error else WHOLE
+    return bool(said == ends)
+
+
+def pieces_after(
+    reader: sqlite3.Connection, first: int, number: int, after: int
+) -> list[StoredPiece]:
+    """Pieces of a run above an id, in order, up to its end; bounded in bytes.
+
+    They end before one that is damaged; if that is the first of them, this raises `Damaged`.
+    """
+    found: list[StoredPiece] = []
     size = 0
+    last = after
     cursor = reader.execute(
-        f"SELECT CAST(json AS BLOB), content, digest, ends, {ID} FROM piece "
-        "WHERE run = ? AND row > ? ORDER BY row",
+        f"SELECT f.ends, {LINE}, f.content, f.digest FROM piece f "
+        "WHERE f.run = ? AND f.row > ? ORDER BY f.row",
         (number, floor(reader, after, "piece")),
     )
-    for line, content, digest, ends, id_text in cursor:
-        found.append(StoredPiece(int(id_text, 36), as_stored(line, content, digest), ends))
-        size += len(line) + len(content or b"")
+    for ends, *columns in cursor:
+        try:
+            stored = as_stored(reader, *columns)
+            if id_in(stored.line) <= last or not continues(stored.line, ends, first):
+                raise damage(reader, columns[0])
+        except Damaged:
+            if not found:
+                raise
+            break
+        last = id_in(stored.line)
+        found.append(StoredPiece(last, stored, ends))
+        size += len(stored.line) + len(stored.content or b"")
         if ends or size > LARGE_PAGE_BYTES:
             break
     cursor.close()

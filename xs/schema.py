@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from xs import fault, sqlite
+from xs import fault, sqlite, sums
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
-FORMAT = 3
+FORMAT = 4
 
 _USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
@@ -94,8 +94,56 @@ CREATE INDEX piece_digest ON piece (digest) WHERE digest IS NOT NULL;
 CREATE TABLE listed (topic INTEGER, row INTEGER, PRIMARY KEY (topic, row)) WITHOUT ROWID
 """
 
+# A checksum of each frame's JSON. It lies before what may be long, where reading it costs nothing
+# more; so the tables are made anew, and what was theirs is room for new frames.
+_SCHEMA_SUMS = """
+ALTER TABLE frame RENAME TO old_frame;
+CREATE TABLE frame (
+    row INTEGER PRIMARY KEY,  -- milliseconds << 15 | order
+    topic INTEGER NOT NULL,
+    digest INTEGER,  -- bucket << 32 | 4 bytes of sha256; NULL unless content lies here
+    sum INTEGER NOT NULL,  -- Adler-32 of the JSON's bytes
+    json TEXT NOT NULL,
+    content BLOB,
+    expires INTEGER  -- milliseconds since 1970
+);
+INSERT INTO frame SELECT row, topic, digest, sum_of(CAST(json AS BLOB)), json, content, expires
+    FROM old_frame ORDER BY row;
+DROP TABLE old_frame;
+CREATE INDEX frame_topic ON frame (topic);
+CREATE INDEX frame_digest ON frame (digest) WHERE digest IS NOT NULL;
+CREATE INDEX frame_expires ON frame (expires) WHERE expires IS NOT NULL;
+ALTER TABLE piece RENAME TO old_piece;
+CREATE TABLE piece (
+    row INTEGER PRIMARY KEY,  -- as that of a frame, and never that of one
+    run INTEGER NOT NULL,
+    ends INTEGER NOT NULL,  -- 0: more is to come; 1: the content is whole; 2: it broke off
+    digest INTEGER,
+    sum INTEGER NOT NULL,
+    json TEXT NOT NULL,
+    content BLOB,
+    expires INTEGER  -- that of the run's first frame
+);
+INSERT INTO piece SELECT row, run, ends, digest, sum_of(CAST(json AS BLOB)), json, content, expires
+    FROM old_piece ORDER BY row;
+DROP TABLE old_piece;
+CREATE INDEX piece_run ON piece (run);
+CREATE INDEX piece_end ON piece (run) WHERE ends > 0;
+CREATE INDEX piece_digest ON piece (digest) WHERE digest IS NOT NULL;
+ALTER TABLE answered RENAME TO old_answered;
+CREATE TABLE answered (
+    topic INTEGER,
+    key TEXT,
+    sum INTEGER NOT NULL,  -- Adler-32 of the key and the JSON, one after the other
+    json TEXT NOT NULL,
+    PRIMARY KEY (topic, key)
+) WITHOUT ROWID;
+INSERT INTO answered SELECT topic, key, sum_of(CAST(key || json AS BLOB)), json FROM old_answered;
+DROP TABLE old_answered
+"""
+
 # Each takes the format before it to the next, inside one transaction.
-_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_SCRIPTS, _SCHEMA_RUNS]
+_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_SCRIPTS, _SCHEMA_RUNS, _SCHEMA_SUMS]
 
 TABLES_WITH_ROWS = ("frame", "below", "large", "file", "run", "piece", "listed")
 TABLES_OF_FRAMES = ("frame", "piece")  # no row is in both
@@ -150,6 +198,7 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
     with translated():
         fault.at("migration.before-log")
         _use_log(connection)
+        add_sum_of(connection)
         fault.at("migration.before-steps")
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -167,6 +216,38 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
+
+
+def add_sum_of(connection: sqlite3.Connection) -> None:
+    """Gives SQL on that connection `sum_of`, the sum of a frame's JSON as a blob."""
+
+    def sum_of(line: object) -> int | None:
+        return sums.of(line) if isinstance(line, bytes) else None
+
+    connection.create_function("sum_of", 1, sum_of)
+
+
+def check_tables(connection: sqlite3.Connection) -> None:
+    """Raises `Damaged` unless all tables and indexes are declared as they should be.
+
+    SQLite takes a declaration at its word, and one that is damaged may still mean something.
+    """
+    found = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    declared = {name: _bare(sql) for name, sql in found if sql is not None}
+    expected: dict[str, str] = {}  # what a later format makes anew is as that has it
+    for script in _MIGRATIONS:
+        for statement in map(_bare, script.split(";\n")):
+            words = statement.split(" ", 3)
+            if words[0] == "CREATE":
+                expected[words[2]] = statement
+    for name, statement in expected.items():
+        if declared.get(name) != statement:
+            raise Damaged(f"the index is damaged: {name} is not declared as it should be")
+
+
+def _bare(statement: str) -> str:
+    """SQL without comments and line breaks."""
+    return " ".join(" ".join(line.partition("--")[0] for line in statement.split("\n")).split())
 
 
 def _use_log(connection: sqlite3.Connection) -> None:
@@ -187,6 +268,22 @@ def short(digest: bytes) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
+def sum_of_answer(key: str, line: bytes) -> int:
+    """What is kept beside a key and the line that it was answered with."""
+    return sums.of(key.encode() + line)
+
+
+def described(row: int, topic: str | None) -> str:
+    """A frame in words, by what its row tells without its JSON."""
+    return f"a frame of {time_of(row)} on {topic or 'a topic that is not known'}"
+
+
+def time_of(row: int) -> str:
+    """When a frame with that row was appended, for people."""
+    seconds = min((row >> ORDER_BITS) / 1000, 253_402_300_799)  # the end of the year 9999
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
 class _Translated:
     """A class, not a generator: an append goes through it four times (bench/append.py)."""
 
@@ -197,6 +294,8 @@ class _Translated:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, sqlite.Error):
             raise _as_error(error) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise Damaged("the index is damaged: there is a text in it that is none") from error
 
 
 _TRANSLATED = _Translated()
@@ -213,7 +312,7 @@ def _as_error(error: sqlite3.Error) -> XsError:
         return Full("the disk is full: nothing of this request was stored")
     if "not a database" in text:
         return NotAStore("not a store: xs.db is not an SQLite database")
-    if "malformed" in text or "corrupt" in text:
+    if "malformed" in text or "corrupt" in text or "decode to UTF-8" in text:
         return Damaged(
             f"the index is damaged: {text} (a copy of a store that was in use may be so: make one "
             "with xs export)"

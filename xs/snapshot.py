@@ -17,7 +17,16 @@ from collections.abc import Iterator
 from xs import fault, ids
 from xs.errors import Damaged
 from xs.index import BUSY_MS, Index
-from xs.schema import FILENAME, ID, TABLES_OF_FRAMES, Script, translated, uri
+from xs.schema import (
+    FILENAME,
+    ID,
+    TABLES_OF_FRAMES,
+    Script,
+    add_sum_of,
+    described,
+    translated,
+    uri,
+)
 
 PART = FILENAME + ".part"  # a first copy that is not whole yet
 _KIND = "backup"
@@ -63,11 +72,13 @@ class Snapshot:
     def keep(self) -> int:
         """Makes the copy what this is, durably; how many frames it has.
 
-        Its content files are there. Before this returns, the copy is what it was before.
+        Its content files are there. Before this returns, the copy is what it was before. Raises
+        `Damaged` for a frame that is not what was stored, lest it replace one that is.
         """
         with translated():
             tables = "SELECT count(*) FROM store.frame UNION ALL SELECT count(*) FROM store.piece"
             frames: int = sum(count for (count,) in self._connection.execute(tables))
+            self._check_sums()
             if self._is_first:
                 self._keep_all()
             else:
@@ -82,6 +93,18 @@ class Snapshot:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _check_sums(self) -> None:
+        add_sum_of(self._connection)
+        for table in TABLES_OF_FRAMES:
+            found = self._connection.execute(
+                f"SELECT row FROM store.{table} WHERE sum IS NOT sum_of(CAST(json AS BLOB)) LIMIT 1"
+            ).fetchone()
+            if found is not None:
+                raise Damaged(
+                    f"there is no backup, as the store is damaged: {described(found[0], None)} is "
+                    "not what was stored"
+                )
 
     def _keep_all(self) -> None:
         target = sqlite3.connect(uri(self._part, "rw"), uri=True, isolation_level=None)

@@ -527,8 +527,10 @@ class Store:
                     return
                 self._next_expiry = None
             try:
-                self.run(SweepWork())
+                removed = self.run(SweepWork())
                 upcoming = self.index.next_expiry()
+                if not removed and upcoming is not None and upcoming <= self.clock():
+                    upcoming = self.clock() + 60_000  # it is damaged, and left to a repair
             except XsError:
                 upcoming = self.clock() + 60_000  # the disk may be full: try again later
             if upcoming is not None:
@@ -653,12 +655,14 @@ class Store:
 
     def _check_frames(self, counted: dict[str, int]) -> Iterator[str]:
         newest = -1
-        for ms, line, content, is_file in self.index.everything():
+        for ms, line, content, is_file, is_whole in self.index.everything():
             counted["frames"] += 1
             name = f"the frame in {line[:100].decode('utf-8', 'replace')}"
             try:
                 value = ids.parse(frame.id_of(line))
                 name = ids.text(value)
+                if not is_whole:
+                    yield f"{name}: is not what was stored, or does not lie where it should"
                 if value <= newest or ids.milliseconds(value) != ms:
                     yield f"{name}: is out of order"
                 newest = max(newest, value)

@@ -7,14 +7,18 @@ bench/batch.py).
 
 from __future__ import annotations
 
-from xs import fault, frame, ids
+from xs import fault, frame, ids, sums
+from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.scan import (
     Run,
+    damage,
     end_of,
     floor,
     id_at,
     inline_content,
+    line_at,
+    located,
     mark_of,
     names_file,
     newest_id,
@@ -31,11 +35,11 @@ from xs.schema import (
     LARGE_JSON,
     ORDER_BITS,
     ORDER_MAX,
-    ROW_MAX,
     TABLES_OF_FRAMES,
     TABLES_WITH_ROWS,
     Script,
     short,
+    sum_of_answer,
     translated,
 )
 from xs.sqlite import VERSION, lru_cache
@@ -63,11 +67,15 @@ class Removed(NamedTuple):
 
 
 class NewFrame(NamedTuple):
-    """A frame to be stored: `content` inline, or `file_digest` of content that is in `cas/`."""
+    """A frame to be stored: its JSON as text and as bytes; `content` inline, or None.
+
+    `digest` without `content` is that of a file in `cas/`.
+    """
 
     id: int
     topic: str
     json: str
+    line: bytes
     expires: Optional[int]
     digest: Optional[bytes]
     content: Optional[bytes]
@@ -215,19 +223,20 @@ class Writer:
             return
         flat = self._frames
         topics = self._topics
-        for _, topic, json, _, digest, content in frames:
+        for _, topic, json, line, _, digest, content in frames:
             number = topics.get(topic)
             if number is None:
                 number = self._number(topic)
-            flat += (row, number, None if digest is None else self._listed(digest), json, content)
+            listed = None if digest is None else self._listed(digest)
+            flat += (row, number, listed, sums.of(line), json, content)
             for prefix in self._prefixes[number]:
                 self._below += (prefix, row)
-            if len(json) > LARGE_JSON:
+            if len(line) > LARGE_JSON:
                 self._execute("INSERT INTO large VALUES (?)", (row,))
             row += 1
 
     def _append_run_of_one_topic(self, row: int, frames: list[tuple[Any, ...]]) -> None:
-        """As `append_run`, with three values a row instead of five and more.
+        """As `append_run`, with four values a row instead of six and more.
 
         Handing a value to SQLite costs as much as storing it (bench/batch.py). The rows count up
         from the first, the topic is one, and SQLite knows both from then on.
@@ -236,14 +245,15 @@ class Writer:
         number = self._topics.get(topic) or self._number(topic)
         first = row
         values: list[Any] = []
-        for _, _, json, _, digest, content in frames:
-            values += (None if digest is None else self._listed(digest), json, content)
-            if len(json) > LARGE_JSON:
+        for _, _, json, line, _, digest, content in frames:
+            listed = None if digest is None else self._listed(digest)
+            values += (listed, sums.of(line), json, content)
+            if len(line) > LARGE_JSON:
                 self._execute("INSERT INTO large VALUES (?)", (row,))
             row += 1
         with translated():
             for start, rows in _parts(len(frames)):
-                part = values[3 * start : 3 * (start + rows)]
+                part = values[4 * start : 4 * (start + rows)]
                 self._execute(_run_statement(rows), [first + start, number, *part])
             for prefix in self._prefixes[number]:
                 self._execute(
@@ -324,14 +334,14 @@ class Writer:
         if new.content is not None and new.digest is not None:
             digest = self._listed(new.digest)
         if new.expires is None:
-            self._frames += (row, topic, digest, new.json, new.content)
+            self._frames += (row, topic, digest, *_as_stored(new))
         else:
-            self._expiring += (row, topic, digest, new.json, new.content, new.expires)
+            self._expiring += (row, topic, digest, *_as_stored(new), new.expires)
         for prefix in self._prefixes[topic]:
             self._below += (prefix, row)
         if new.digest is not None and new.content is None:
             self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
-        if len(new.json) > LARGE_JSON:
+        if len(new.line) > LARGE_JSON:
             self._execute("INSERT INTO large VALUES (?)", (row,))
 
     def _add_piece(self, row: int, new: NewFrame, run: Run, ends: int) -> None:
@@ -343,14 +353,14 @@ class Writer:
             topic = self._number(new.topic)
         with translated():
             self._execute(
-                "INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (row, run.number, ends, digest, new.json, new.content, new.expires),
+                "INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (row, run.number, ends, digest, *_as_stored(new), new.expires),
             )
             for number in (topic, *self._prefixes[topic]):
                 self._execute("INSERT INTO listed VALUES (?, ?)", (number, row))
             if new.is_file:
                 self._execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
-            if len(new.json) > LARGE_JSON:
+            if len(new.line) > LARGE_JSON:
                 self._execute("INSERT INTO large VALUES (?)", (row,))
 
     def _listed(self, digest: bytes) -> int:
@@ -383,11 +393,12 @@ class Writer:
         """Writes what was gathered."""
         with translated():
             if self._frames:
-                _insert(self._execute, "frame (row, topic, digest, json, content)", 5, self._frames)
+                columns = "frame (row, topic, digest, sum, json, content)"
+                _insert(self._execute, columns, 6, self._frames)
                 self._frames.clear()
             if self._expiring:
-                columns = "frame (row, topic, digest, json, content, expires)"
-                _insert(self._execute, columns, 6, self._expiring)
+                columns = "frame (row, topic, digest, sum, json, content, expires)"
+                _insert(self._execute, columns, 7, self._expiring)
                 self._expiring.clear()
             if self._below:
                 _insert(self._execute, "below", 2, self._below)
@@ -396,26 +407,22 @@ class Writer:
     def find(self, value: int) -> bytes | None:
         """The line of the frame with that id, expired or not."""
         self.flush()
-        for table in TABLES_OF_FRAMES:
-            row = row_of(self._connection, value, table)
-            if row is not None:
-                query = f"SELECT CAST(json AS BLOB) FROM {table} WHERE row = ?"
-                return bytes(self._execute(query, (row,)).fetchone()[0])
-        return None
+        found = located(self._connection, value)
+        return None if found is None else line_at(self._connection, *found)
 
     def last(self, topic: str, now: int) -> bytes | None:
         """The newest frame of a topic, with what this transaction has added."""
         self.flush()
-        return one(self._connection, frozenset((topic,)), None, ROW_MAX, now)
+        return one(self._connection, frozenset((topic,)), None, None, now)
 
     def remove(self, value: int) -> Removed | None:
-        """Removes the frame with that id; None if there is none."""
+        """Removes the frame with that id; None if there is none. Raises `Damaged`."""
         self.flush()
         row = row_of(self._connection, value)
         return None if row is None else self._remove(row)
 
     def remove_but(self, topic: str, keep: int, now: int) -> list[Removed]:
-        """Removes all but the newest `keep` frames of a topic."""
+        """Removes all but the newest `keep` frames of a topic, as far as they are whole."""
         self.flush()
         number = self._topics.get(topic) or self._number(topic)
         found = self._execute(
@@ -424,20 +431,38 @@ class Writer:
             "ORDER BY row DESC LIMIT ?)), 0)",
             (number, number, now, keep),
         ).fetchall()
-        return [self._remove(row) for (row,) in found]
+        return self._remove_whole(found)
 
     def remove_expired(self, now: int) -> list[Removed]:
-        """Removes expired frames, at most SWEEP_FRAMES of them."""
+        """Removes expired frames, at most SWEEP_FRAMES of them, as far as they are whole."""
         self.flush()
         found = self._execute(
             "SELECT row FROM frame WHERE expires <= ? LIMIT ?", (now, SWEEP_FRAMES)
         ).fetchall()
-        return [self._remove(row) for (row,) in found]
+        return self._remove_whole(found)
+
+    def _remove_whole(self, rows: list[tuple[int]]) -> list[Removed]:
+        """Removes frames, but none that is damaged: it may not be one of those at all."""
+        removed = []
+        for (row,) in rows:
+            try:
+                removed.append(self._remove(row))
+            except Damaged:
+                pass  # xs check names it
+        return removed
 
     def _remove(self, row: int) -> Removed:
-        topic, listed, line = self._execute(
-            "SELECT topic, digest, CAST(json AS BLOB) FROM frame WHERE row = ?", (row,)
+        """Removes a frame, and what continues it. Raises `Damaged` before it does."""
+        line = line_at(self._connection, "frame", row)
+        topic, listed, expires = self._execute(
+            "SELECT topic, digest, expires FROM frame WHERE row = ?", (row,)
         ).fetchone()
+        if expires != frame.expiry(frame.ttl_of(line), row >> ORDER_BITS):
+            raise damage(self._connection, row)
+        run = None
+        if frame.may_begin_run(line):
+            run = self._execute("SELECT number FROM run WHERE row = ?", (row,)).fetchone()
+        files = self._files_of_run(run[0]) if run is not None else []
         if row == self._newest_row:
             # The mark must outlive the frame that showed it.
             self.raise_mark(ids.parse(frame.id_of(line)))
@@ -456,27 +481,30 @@ class Writer:
             digest = None
         if digest is not None:
             self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
-        pieces = None
-        if frame.may_begin_run(line):
-            found = self._execute("SELECT number FROM run WHERE row = ?", (row,)).fetchone()
-            if found is not None:
-                pieces = self._remove_pieces(found[0], name)
+        if run is not None:
+            self._remove_pieces(run[0], name, files)
+        pieces = None if run is None else [each for _, each in files]
         return Removed(line, digest, pieces)
 
-    def _remove_pieces(self, number: int, topic: str) -> list[bytes]:
-        """Removes the rest of a run; digests of the files that it named."""
+    def _files_of_run(self, number: int) -> list[tuple[int, bytes]]:
+        """Rows and digests of the files that the pieces of a run name."""
+        files = []
+        for (row,) in self._execute(
+            "SELECT row FROM piece WHERE run = ? AND digest IS NULL", (number,)
+        ).fetchall():
+            digest = hash_in(line_at(self._connection, "piece", row))
+            if digest is not None:
+                files.append((row, digest))
+        return files
+
+    def _remove_pieces(self, number: int, topic: str, files: list[tuple[int, bytes]]) -> None:
+        """Removes the rest of a run."""
         newest = self._execute("SELECT max(row) FROM piece WHERE run = ?", (number,)).fetchone()[0]
         if newest is not None and newest == self._newest_row:
             self.raise_mark(id_at(self._connection, newest, "piece"))
             self._fresh = False
-        files = []
-        for row, line in self._execute(
-            "SELECT row, CAST(json AS BLOB) FROM piece WHERE run = ? AND digest IS NULL", (number,)
-        ).fetchall():
-            digest = hash_in(line)
-            if digest is not None:
-                self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
-                files.append(digest)
+        for row, digest in files:
+            self._execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
         of_run = "row IN (SELECT row FROM piece WHERE run = ?)"
         own = self._topics.get(topic) or self._number(topic)
         for each in (own, *self._prefixes[own]):
@@ -484,7 +512,6 @@ class Writer:
         self._execute(f"DELETE FROM large WHERE {of_run}", (number,))
         self._execute("DELETE FROM piece WHERE run = ?", (number,))
         self._execute("DELETE FROM run WHERE number = ?", (number,))
-        return files
 
     # Runs
 
@@ -591,18 +618,29 @@ class Writer:
         self.flush()
         number = self._topics.get(topic) or self._number(topic)
         found = self._execute(
-            "SELECT CAST(json AS BLOB) FROM answered WHERE topic = ? AND key = ?", (number, key)
+            "SELECT CAST(json AS BLOB), sum FROM answered WHERE topic = ? AND key = ?",
+            (number, key),
         ).fetchone()
-        return None if found is None else bytes(found[0])
+        if found is None:
+            return None
+        if sum_of_answer(key, found[0]) != found[1]:
+            raise Damaged(f"what was answered to the key {key} on {topic} is damaged")
+        return bytes(found[0])
 
     def keep_answer(self, topic: str, key: str, json: str) -> None:
         """Remembers the frame that a key made, for as long as the store lives."""
         number = self._topics.get(topic) or self._number(topic)
-        self._execute("INSERT INTO answered VALUES (?, ?, ?)", (number, key, json))
+        kept = (number, key, sum_of_answer(key, json.encode()), json)
+        self._execute("INSERT INTO answered VALUES (?, ?, ?, ?)", kept)
 
     def keep_script(self, script: Script) -> None:
         """Remembers how far a script is."""
         self._execute("INSERT OR REPLACE INTO script VALUES (?, ?, ?, ?, ?, ?)", script)
+
+
+def _as_stored(new: NewFrame) -> tuple[int, str, bytes | None]:
+    """Sum, JSON and content, as they stand in a row."""
+    return sums.of(new.line), new.json, new.content
 
 
 def hash_in(line: bytes) -> bytes | None:
@@ -610,7 +648,7 @@ def hash_in(line: bytes) -> bytes | None:
     return None if text is None else frame.parse_integrity(text)
 
 
-# Rows in one statement: 6 values each at most, of 999 that a statement may have before SQLite 3.32.
+# Rows in one statement: 7 values each at most, of 999 that a statement may have before SQLite 3.32.
 _ROWS_EXACT = 64  # up to so many, whatever their number
 _ROWS_MAX = 512 if VERSION >= (3, 32, 0) else 128
 
@@ -623,9 +661,9 @@ def _insert_statement(table: str, width: int, rows: int) -> str:
 
 @lru_cache(maxsize=128)
 def _run_statement(rows: int) -> str:
-    """?1 is the first row, ?2 the topic; then come digest, JSON and content of each row."""
-    return "INSERT INTO frame (row, topic, digest, json, content) VALUES " + ",".join(
-        [f"(?1+{n},?2,?{3 * n + 3},?{3 * n + 4},?{3 * n + 5})" for n in range(rows)]
+    """?1 is the first row, ?2 the topic; then come digest, sum, JSON and content of each row."""
+    return "INSERT INTO frame (row, topic, digest, sum, json, content) VALUES " + ",".join(
+        [f"(?1+{n},?2,?{4 * n + 3},?{4 * n + 4},?{4 * n + 5},?{4 * n + 6})" for n in range(rows)]
     )
 
 
