@@ -300,11 +300,14 @@ def one(
     if not rows:  # (all of them: to the statement's end, which ends its transaction)
         return None
     (found,) = rows
-    line = held(reader, *found)
-    asked = Asked(-1 if after is None else after, None if before is None else before - 1, patterns)
-    if not asked.fits(line, asked.after):
+    value, line = whole_id(*found), found[2]
+    if (
+        value <= (-1 if after is None else after)
+        or (before is not None and value >= before)
+        or not (patterns is None or frame.matches(patterns, frame.topic_of(line)))
+    ):
         raise damage(reader, found[0])
-    return line
+    return bytes(line)
 
 
 # What is stored, held to its sum
@@ -314,12 +317,21 @@ def one(
 LINE = "f.row, f.sum, CAST(f.json AS BLOB)"
 
 
-def is_whole(row: int, total: Any, line: Any) -> bool:
-    """Whether a row has what was stored, and lies where its id says.
+def whole_id(row: int, total: Any, line: Any) -> int:
+    """The id in a row, if that has what was stored, and lies where its id says; else -1.
 
     A damaged row may have values of any type.
     """
-    return type(line) is bytes and sums.of(line) == total and id_in(line) >> 80 == row >> ORDER_BITS
+    if type(line) is bytes and sums.of(line) == total:
+        value = id_in(line)
+        if value >> 80 == row >> ORDER_BITS:
+            return value
+    return -1
+
+
+def is_whole(row: int, total: Any, line: Any) -> bool:
+    """Whether a row has what was stored, and lies where its id says."""
+    return whole_id(row, total, line) >= 0
 
 
 def held(reader: sqlite3.Connection, row: int, total: Any, line: Any) -> bytes:
@@ -392,8 +404,8 @@ def _place_amid_damage(reader: sqlite3.Connection, value: int, table: str) -> tu
         f"SELECT {LINE} FROM {table} f WHERE f.row BETWEEN ? AND ? ORDER BY f.row",
         (base, base | ORDER_MAX),
     ):
-        if is_whole(row, total, line):
-            found = id_in(line)
+        found = whole_id(row, total, line)
+        if found >= 0:
             if found > value:
                 break
             low, at = row, found
@@ -442,10 +454,10 @@ def _place_and_id(
     reader: sqlite3.Connection, low: int, high: int, found: tuple[int, Any, Any]
 ) -> tuple[int, int]:
     """Row and id of a frame that lies between two rows, as LINE gives it. Raises `Damaged`."""
-    row = found[0]
-    if not low < row <= high:
-        raise damage(reader, row)  # the rows are out of order
-    return row, id_in(held(reader, *found))
+    row, value = found[0], whole_id(*found)
+    if value < 0 or not low < row <= high:  # or the rows are out of order
+        raise damage(reader, row)
+    return row, value
 
 
 _LAST_UP_TO = {
