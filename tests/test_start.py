@@ -24,7 +24,7 @@ BARE = [sys.executable, "-I", "-S", "-c"]
 _EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
 _FILES = (
     f"{_EVERY} _collections _functools _sqlite3 binascii xs.api xs.frame xs.ids xs.index "
-    "xs.local xs.place xs.records xs.scan xs.schema xs.sqlite xs.store xs.fault"
+    "xs.local xs.place xs.records xs.scan xs.schema xs.sqlite xs.store xs.sums xs.fault zlib"
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
