@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from conftest import DEADLINE
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import Clock, all_ids, content, lines, problems
 
 from xs import batch, frame, ids
 from xs.cas import INLINE_MAX
-from xs.errors import BrokenBody, Conflict, Invalid, TooLarge, XsError
+from xs.commit import Append
+from xs.errors import BrokenBody, Conflict, Forbidden, Invalid, TooLarge, XsError
 from xs.store import Store
+from xs.work import BatchWork, RemoveWork
+from xs.writer import BUCKET_FRAMES
 
 
 @pytest.fixture
@@ -59,7 +64,10 @@ def test_what_has_arrived_is_not_held_back(store: Store) -> None:
         yield body({"topic": "a"}, {"topic": "b"}) + b'{"topic":'
         yield b""
         yield b'"c"}\n'
-        assert len(all_ids(store)) >= 2
+        deadline = time.monotonic() + DEADLINE
+        while len(all_ids(store)) < 2:
+            assert time.monotonic() < deadline, "what has come was not stored"
+            store.bus.wait(0, 0.1)
         yield body({"topic": "d"})
 
     assert summary(store, blocks())["appended"] == 4
@@ -83,6 +91,106 @@ def test_each_line_that_is_wrong_is_said_with_its_number(store: Store) -> None:
     assert [each["line"] for each in found["errors"]] == list(range(1, 2 * len(wrong), 2))
     assert all(each["error"] for each in found["errors"])
     assert [found["first"], found["last"]] == [all_ids(store)[0], all_ids(store)[-1]]
+
+
+BEGINNINGS = [
+    '{"topic":"a","content":"', '{"topic": "a.b", "content": "', '{"content":"',
+    '{"meta":{"ü":[1]},"topic":"a","content":"', '{"topic":"a","content":5,"content":"',
+    '{"topic":"a b","content":"', '{"topic":"xs.start","content":"', '["topic","content":"',
+    '{"topic":"a","ttl":"last:3","content":"', '{"topic":"a","content_base64":"","content":"',
+    '{"topic":"a","meta":"\\"content":"', '{"topic":"a","meta":"\\"content\\":\\"',
+    '{"topic":"a","meta":{"content":"',
+    '{"topic":"a","meta":{"chunk":"03a","more":true},"content":"',
+]  # fmt: skip
+ENDS = [
+    '"}', '\\\\"}', '\\"\\u00e9\\n"}', 'é"}', '"} ', '"}\r', '" }', '","meta":5}',
+    '","meta":{"a":[]}}', '","ttl":"last:1"}', '","ttl":"time:99999999"}', '","key":"k"}',
+    '","topic":"other"}', '","content":"again"}', '","content":5}', '","unknown":1}', '"}}',
+    '"},', '"', '\\"}', '\\', '\\x"}', '\t"}', '\\ud800"}', '\\ud83d\\ude00"}',
+    '"} {"topic":"a","content":"x"}', '","if_last":"none"}',
+]  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(BEGINNINGS), st.integers(1, 90), st.sampled_from(ENDS)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.binary(max_size=3),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_that_begin_alike_mean_what_each_means_alone(
+    store: Store, parts: list[tuple[str, int, str]], raw: bytes
+) -> None:
+    texts = [
+        text.replace(b"\n", b"")
+        for beginning, count, end in parts
+        for text in (
+            *[b'%b%d"}' % (beginning.encode(), n) for n in range(count)],
+            beginning.encode() + raw + end.encode(),
+        )
+    ]
+    together = batch.parse_appends(store, texts, None, {})
+    alone = [each for text in texts for each in batch.parse_appends(store, [text], None, {})]
+    assert [*map(meaning, BatchWork(together).each())] == [*map(meaning, BatchWork(alone).each())]
+
+
+def meaning(found: Append | XsError) -> tuple[Any, ...]:
+    if isinstance(found, XsError):
+        return (str(found),)
+    return (
+        found.content and (found.content.data, found.content.digest),
+        *found._replace(content=None),
+    )
+
+
+@pytest.mark.parametrize("cut_into", [1, 7])
+def test_many_lines_that_differ_in_their_content_alone(store: Store, cut_into: int) -> None:
+    count = 2 * BUCKET_FRAMES + 100
+    contents = [f"é{n}" * (n % 50 + 1) for n in range(count)]
+    large = {"x": "y" * 5000}
+    events = [
+        *({"topic": "a.b.c", "content": each} for each in contents),
+        *({"topic": "a.b", "meta": large, "content": each} for each in contents[:200]),
+        *({"topic": "plain", "content": each} for each in contents[:100]),
+    ]
+    data = body(*events)
+    size = len(data) // cut_into + 1
+    blocks = [data[at : at + size] for at in range(0, len(data), size)]
+    assert summary(store, blocks)["appended"] == len(events)
+    found = [json.loads(each) for each in lines(store, with_content=True)]
+    assert [
+        {key: each[key] for key in ("topic", "meta", "content") if each[key] is not None}
+        for each in found
+    ] == events
+    assert problems(store) == []
+    assert len(all_ids(store, topic="a.*")) == count + 200
+    assert len(all_ids(store, topic="a.b.*")) == count
+    for n in (0, BUCKET_FRAMES, count - 1):
+        assert b"".join(store.content(found[n]["hash"])[1]) == contents[n].encode()
+    store.run(RemoveWork(ids.parse(found[5]["id"])))
+    assert problems(store) == []
+
+
+def test_what_a_line_asks_to_be_trimmed_is_trimmed_before_lines_alike(store: Store) -> None:
+    data = body(
+        *[{"topic": "a", "content": str(n), "ttl": "last:1"} for n in range(3)],
+        *[{"topic": "a", "content": str(n)} for n in range(100)],
+    )
+    assert summary(store, [data])["appended"] == 103
+    assert len(lines(store)) == 101
+
+
+def test_lines_alike_are_refused_like_any_where_nothing_may_be_appended(store: Store) -> None:
+    def may(topic: str, ttl: str) -> None:
+        if topic != "mine":
+            raise Forbidden(f"not {topic}")
+
+    events = [{"topic": topic, "content": "x"} for topic in ("mine", "other") for _ in range(100)]
+    found = json.loads(batch.append_lines(store, [body(*events)], may))
+    assert found["appended"] == 100
+    assert [each["line"] for each in found["errors"]] == [*range(101, 201)]
 
 
 def test_each_gives_one_line_for_each(store: Store) -> None:

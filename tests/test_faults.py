@@ -34,6 +34,7 @@ import xs
 from xs import backup, tokens
 from xs.cas import INLINE_MAX, small
 from xs.client import Client
+from xs.commit import ALIKE_MIN
 from xs.errors import BrokenBody, NoStore, XsError
 from xs.store import Store
 from xs.transport import HttpTransport
@@ -169,6 +170,7 @@ with xs.open(sys.argv[1]) as client:
     except xs.errors.Conflict:
         pass
 """
+ALIKE = b"".join([b'{"topic":"a.b","content":"%d"}\n' % n for n in range(2 * ALIKE_MIN)])
 OLD = {"topic": "old", "meta": None, "ttl": "forever"}
 HISTORY = b"".join(
     json.dumps({**OLD, "id": id_text, "hash": small(data).hash, "content": data.decode()}).encode()
@@ -181,6 +183,7 @@ DEEDS = {
     "append": Deed("append STORE a", b"small", with_frames),
     "append large": Deed("append STORE a", LARGE + b"new", with_frames),
     "batch": Deed("append STORE --json", BATCH, with_frames),
+    "batch alike": Deed("append STORE --json", ALIKE, with_frames),
     "atomic": Deed("STORE", ONCE + BATCH, with_frames, ATOMICALLY, again=True),
     "atomic in vain": Deed("STORE", ONCE + BATCH + NEVER, with_frames, ATOMICALLY, again=True),
     "remove": Deed("remove STORE ID", b"", with_frames, again=True),
@@ -232,6 +235,7 @@ POINTS = [
     ("batch.run-added:2", "batch", BEFORE),
     ("batch.frame-added", "batch", BEFORE),
     ("batch.frame-added:2", "batch", BEFORE),
+    ("batch.alike-added", "batch alike", BEFORE),
     ("commit.before-fsync", "batch", BEFORE),
     ("commit.before-unlink", "batch", AFTER),
     ("commit.before-answers", "batch", AFTER),

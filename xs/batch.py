@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Callable, Union
 
 from xs import frame, ids, meta
 from xs.cas import INLINE_MAX, Content, small
-from xs.commit import Append, Imported
+from xs.commit import ALIKE_MIN, Alike, Append, Imported, alike, is_plain
 from xs.errors import BrokenBody, Invalid, TooLarge, XsError
 from xs.store import Store
 from xs.work import BatchWork, ImportWork, Work
 
 EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
-BATCH_LINES = 4000  # lines in one commit at most
+BATCH_LINES = 4000  # lines in one batch at most
+BATCHES_AHEAD = 4  # batches of one body that wait to be committed, at most
 ATOMIC_LINES = 100_000  # lines that one transaction takes with ?atomic …
 ATOMIC_BYTES = 64 * 1024 * 1024  # … and their bytes
 ERRORS_LISTED = 1000  # in a summary; the others are counted
 
 Line = tuple[int, bytes]  # its number, from 1, and its text
 May = Callable[[str, str], None]  # raises if on that topic, with that ttl, nothing may be appended
-Outcome = tuple[int, Union[bytes, XsError]]  # of one line: its number; a frame's JSON or an error
+Result = Union[bytes, XsError]  # of one line: a frame's JSON or an error
+Outcomes = tuple[list[Line], list[Result]]  # of a batch: its lines, and the result of each
 
 
 def append_lines(
@@ -40,15 +46,15 @@ def append_lines(
     """
     if atomic:
         return _append_atomically(store, body, may)
-    return _summary("appended", _append_outcomes(store, body, may))
+    return _summary("appended", _append_outcomes(store, body, may, ahead=BATCHES_AHEAD))
 
 
 def append_lines_each(
     store: Store, body: Iterable[bytes], may: May | None = None
 ) -> Iterator[bytes]:
     """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`."""
-    for outcomes in _append_outcomes(store, body, may, read_ahead=False):
-        yield b"".join([_outcome_line(outcome) for outcome in outcomes])
+    for lines, results in _append_outcomes(store, body, may, ahead=0):
+        yield b"".join([_outcome_line(n, result) for (n, _), result in zip(lines, results)])
 
 
 def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
@@ -57,16 +63,18 @@ def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
     def work(store: Store, lines: list[Line]) -> Work:
         return ImportWork([parse_imported(store, text) for _, text in lines])
 
-    return _summary("imported", _outcomes(store, body, work))
+    return _summary("imported", _outcomes(store, body, work, ahead=BATCHES_AHEAD))
 
 
 def _append_outcomes(
-    store: Store, body: Iterable[bytes], may: May | None, *, read_ahead: bool = True
-) -> Iterator[list[Outcome]]:
-    def work(store: Store, lines: list[Line]) -> Work:
-        return BatchWork(parse_appends(store, [text for _, text in lines], may))
+    store: Store, body: Iterable[bytes], may: May | None, *, ahead: int
+) -> Iterator[Outcomes]:
+    beginnings: dict[bytes, Append] = {}
 
-    return _outcomes(store, body, work, read_ahead=read_ahead)
+    def work(store: Store, lines: list[Line]) -> Work:
+        return BatchWork(parse_appends(store, [text for _, text in lines], may, beginnings))
+
+    return _outcomes(store, body, work, ahead=ahead)
 
 
 def _outcomes(
@@ -74,15 +82,15 @@ def _outcomes(
     body: Iterable[bytes],
     work_for: Callable[[Store, list[Line]], Work],
     *,
-    read_ahead: bool = True,
-) -> Iterator[list[Outcome]]:
+    ahead: int,
+) -> Iterator[Outcomes]:
     """The outcomes of each batch, in order, as they become durable.
 
-    `read_ahead`: the next batch is read and parsed while the one before is committed: SQLite works
-    without the interpreter's lock (measured with bench/batch.py). Not for a client that may wait
-    for an answer before it sends more.
+    So many batches are read and parsed `ahead` of the one whose outcome is awaited. SQLite works
+    without the interpreter's lock meanwhile, and takes all that wait in one transaction: the slower
+    the disk, the fewer fsyncs. 0 for a client that may wait for an answer before it sends more.
     """
-    under_way: tuple[list[Line], Work, Callable[[], Any]] | None = None
+    under_way: deque[tuple[list[Line], Work, Callable[[], Any]]] = deque()
     kept = 0
     batches = line_batches(body)
     while True:
@@ -94,48 +102,44 @@ def _outcomes(
         if lines is not None:
             work = work_for(store, lines)
             try:
-                wait = store.start(work)
+                under_way.append((lines, work, store.start(work)))
             except XsError as error:  # the store is closing
                 work.discard()
                 lines, stopped = None, error
-        if under_way is not None:
-            done = _collect(*under_way)
-            kept += len(_frames_in(done))
-            under_way = None
+        while under_way and (lines is None or len(under_way) > ahead):
+            done = _collect(*under_way.popleft())
+            kept += len(_frames_in(done[1]))
             yield done
         if stopped is not None:
             raise type(stopped)(f"{stopped}: {kept} whole lines of it are kept")
         if lines is None:
             return
-        under_way = (lines, work, wait)
-        if not read_ahead:
-            done = _collect(*under_way)
-            kept += len(_frames_in(done))
-            under_way = None
-            yield done
 
 
-def _collect(lines: list[Line], work: Work, wait: Callable[[], Any]) -> list[Outcome]:
+def _collect(lines: list[Line], work: Work, wait: Callable[[], Any]) -> Outcomes:
     try:
-        results = wait()
+        return lines, wait()
     except BrokenBody:
         raise
     except XsError as error:  # the disk is full: none of the batch is stored
-        return [(number, error) for number, _ in lines]
-    return [(number, result) for (number, _), result in zip(lines, results)]
+        return lines, [error] * len(lines)
 
 
-def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
+def _summary(verb: str, batches: Iterator[Outcomes]) -> bytes:
     count = 0
     first = last = None
     errors: list[dict[str, Any]] = []
     unlisted = 0
-    for outcomes in batches:
-        frames = _frames_in(outcomes)
-        if len(frames) < len(outcomes):
-            wrong = [each for each in outcomes if isinstance(each[1], XsError)]
+    for lines, results in batches:
+        frames = _frames_in(results)
+        if len(frames) < len(results):
+            wrong = [
+                {"line": number, "error": str(result)}
+                for (number, _), result in zip(lines, results)
+                if isinstance(result, XsError)
+            ]
             room = ERRORS_LISTED - len(errors)
-            errors += [{"line": number, "error": str(error)} for number, error in wrong[:room]]
+            errors += wrong[:room]
             unlisted += max(0, len(wrong) - room)
         if frames:
             count += len(frames)
@@ -152,12 +156,11 @@ def _summary(verb: str, batches: Iterator[list[Outcome]]) -> bytes:
     return _json(summary)
 
 
-def _frames_in(outcomes: list[Outcome]) -> list[bytes]:
-    return [result for _, result in outcomes if isinstance(result, bytes)]
+def _frames_in(results: list[Result]) -> list[bytes]:
+    return [result for result in results if isinstance(result, bytes)]
 
 
-def _outcome_line(outcome: Outcome) -> bytes:
-    number, result = outcome
+def _outcome_line(number: int, result: Result) -> bytes:
     if isinstance(result, XsError):
         return _json({"error": str(result), "line": number})
     return result + b"\n"
@@ -178,14 +181,15 @@ def _append_atomically(store: Store, body: Iterable[bytes], may: May | None) -> 
                 f"too much for one transaction: at most {ATOMIC_LINES} lines and "
                 f"{ATOMIC_BYTES} bytes with atomic"
             )
-    appends = parse_appends(store, [text for _, text in lines], may)
+    appends = parse_appends(store, [text for _, text in lines], may, {})
     work = BatchWork(appends, atomic=True)
-    for (number, _), append in zip(lines, appends):
+    at = 0
+    for append in appends:
         if isinstance(append, XsError):
             work.discard()
-            raise type(append)(f"line {number}: {append}; nothing was stored")
-    results = store.run(work)
-    return _summary("appended", iter([[(n, r) for (n, _), r in zip(lines, results)]]))
+            raise type(append)(f"line {lines[at][0]}: {append}; nothing was stored")
+        at += len(append.contents) if isinstance(append, Alike) else 1
+    return _summary("appended", iter([(lines, store.run(work))]))
 
 
 # Lines
@@ -224,26 +228,43 @@ def line_batches(body: Iterable[bytes]) -> Iterator[list[Line]]:
         yield [(number + 1, text)]
 
 
+ALIKE_BYTES = 1024 * 1024  # of content, some of which is copied for SQLite, twice
+BEGINNINGS_MAX = 100  # that one request remembers
+_CONTENT_KEY = re.compile(rb'"content"[ ]?:[ ]?"')
 TOO_LONG = b"\0"  # stands for a line that was too long to keep
 
 
 def parse_appends(
-    store: Store, lines: list[bytes], may: May | None = None
-) -> list[Union[Append, XsError]]:
-    """What each line asks to append, or what is wrong with it."""
-    found: list[Union[Append, XsError]] = []
-    topics: set[str] = set()  # those that were found right in an earlier line
-    for text in lines:
+    store: Store, lines: list[bytes], may: May | None, beginnings: dict[bytes, Append]
+) -> list[Union[Append, Alike, XsError]]:
+    """What the lines ask to append, in their order, or what is wrong with one.
+
+    `beginnings` is for lines that begin as one before, of the same request, did.
+    """
+    found: list[Union[Append, Alike, XsError]] = []
+    at = 0
+    while at < len(lines):
+        text = lines[at]
+        key = _CONTENT_KEY.search(text)
+        beginning = text[: key.end()] if key is not None else b""
+        known = beginnings.get(beginning)
+        contents = [] if known is None else _contents_alike(lines, at, beginning)
+        if known is not None and contents:
+            if len(contents) >= ALIKE_MIN:
+                found.append(alike(known, contents))
+            else:
+                found += [known._replace(content=small(data)) for data in contents]
+            at += len(contents)
+            continue
         try:
-            plain = _plain_append(text, topics)
-            if plain is not None:
-                found.append(plain)
-                continue
-            append = _parse_append(store, text, may)
-            topics.add(append.topic)
-            found.append(append)
+            found.append(_parse_append(store, text, may))
         except XsError as error:
             found.append(error)
+        if known is None and beginning and len(beginnings) < BEGINNINGS_MAX:
+            begun = _begun(store, beginning, may)
+            if begun is not None:
+                beginnings[beginning] = begun
+        at += 1
     return found
 
 
@@ -254,26 +275,43 @@ _IMPORT_KEYS = frozenset(
 )
 
 
-def _plain_append(text: bytes, topics: set[str]) -> Append | None:
-    """The usual line, a known topic and small text, at half the cost of any line; None for others.
+def _begun(store: Store, beginning: bytes, may: May | None) -> Append | None:
+    """What every line asks for that begins so, and goes on with a string and `}`; None: who knows.
+
+    It is what the line with an empty string asks for: as a key stands before it, the last quote
+    can only begin the content.
+    """
+    try:
+        append = _parse_append(store, beginning + b'"}', may)
+    except XsError:
+        return None
+    return append if is_plain(append) else None
+
+
+def _contents_alike(lines: list[bytes], at: int, beginning: bytes) -> list[bytes]:
+    """The contents of the lines from `at` on that begin so and have nothing else after it.
 
     Whatever is not quite so is left to `_parse_append`, which knows what to say.
     """
+    start = len(beginning.decode())
+    contents: list[bytes] = []
+    room = ALIKE_BYTES
     try:
-        line = text.decode()
-        if len(line) > 2 * meta.META_DEPTH:
-            meta.check_depth(line, meta.META_DEPTH + 1)
-        value, end = _scan(line, 0)
-        if end != len(line) or type(value) is not dict or len(value) != 2:
-            return None
-        if value["topic"] not in topics:
-            return None
-        data = value["content"].encode()
-    except (ValueError, RecursionError, StopIteration, KeyError, TypeError, AttributeError):
-        return None
-    if not 0 < len(data) <= INLINE_MAX:
-        return None
-    return Append(value["topic"], small(data))
+        for text in islice(lines, at, None):
+            if not text.startswith(beginning):
+                break
+            line = text.decode()
+            content, end = scanstring(line, start)
+            data = content.encode()
+            if end != len(line) - 1 or line[end] != "}" or not 0 < len(data) <= INLINE_MAX:
+                break
+            contents.append(data)
+            room -= len(data)
+            if room < 0:
+                break
+    except ValueError:  # no UTF-8, no JSON, half of a surrogate pair
+        pass
+    return contents
 
 
 def _parse_append(store: Store, text: bytes, may: May | None) -> Append:

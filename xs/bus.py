@@ -67,9 +67,8 @@ class Bus:
             return
         with self._lock:
             self._entries += entries
-            for entry in entries:
-                self._ids.append(entry.id)
-                self._bytes += len(entry.line) + (len(entry.content) if entry.content else 0)
+            self._ids += [entry.id for entry in entries]
+            self._bytes += _size(entries)
             self._newest = entries[-1].id
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()

@@ -6,6 +6,8 @@ once the transaction is durable: entries to publish, content files to unlink. No
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from xs import fault, frame, ids
 from xs.cas import Cas, Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from xs.scan import Run
 
+ALIKE_MIN = 64  # frames: fewer are as quick one by one
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
 _PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
 IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
@@ -37,6 +40,56 @@ class Append(NamedTuple):
     ttl: str = frame.FOREVER
     if_last: Optional[str] = None  # an id, or "none"
     key: Optional[str] = None
+
+
+class Alike(NamedTuple):
+    """Frames to be appended one after the other that differ in their content alone.
+
+    That is small and not empty; they are kept for ever, and no key or condition is given.
+    """
+
+    topic: str
+    meta: str
+    contents: list[bytes]
+    digests: list[bytes]
+    hashes: list[str]
+
+    def each(self) -> list[Append]:
+        """The same, one by one."""
+        return [Append(self.topic, small(data), self.meta) for data in self.contents]
+
+
+def is_plain(append: Append) -> bool:
+    """Whether it has no condition, key or file, is kept for ever, and looks like no piece."""
+    return (
+        append[3:] == _PLAIN
+        and _CHUNK not in append.meta
+        and (append.content is None or append.content.data is not None)
+    )
+
+
+def alike(append: Append, contents: list[bytes]) -> Alike:
+    """As many frames as there are `contents`, each with one of them, and otherwise as `append`."""
+    from hashlib import sha256  # here: one append is hashed by what loads faster
+
+    digests = [sha256(data).digest() for data in contents]
+    return Alike(append.topic, append.meta, contents, digests, [*map(frame.integrity, digests)])
+
+
+def _as_alike(appends: list[Append]) -> Alike | None:
+    """The same plain appends, if they are many and differ in their content alone."""
+    topic, _, meta = appends[0][:3]
+    contents: list[bytes] = []
+    digests: list[bytes] = []
+    if len(appends) < ALIKE_MIN:
+        return None
+    for append in appends:
+        content = append.content
+        if append.topic != topic or append.meta != meta or content is None or not content.data:
+            return None
+        contents.append(content.data)
+        digests.append(content.digest)
+    return Alike(topic, meta, contents, digests, [*map(frame.integrity, digests)])
 
 
 class Imported(NamedTuple):
@@ -138,30 +191,22 @@ class Commit:
         self._mark = None if self._mark is None else value
         return line
 
-    def is_plain(self, append: Union[Append, XsError]) -> bool:
-        """Whether `append_run` can take it: no condition, key or file, and kept for ever."""
-        return (
-            isinstance(append, Append)
-            and append[3:] == _PLAIN
-            and _CHUNK not in append.meta
-            and (append.content is None or append.content.data is not None)
-            and append.topic not in self._trims
-        )
+    def is_plain(self, append: Union[Append, Alike, XsError]) -> bool:
+        """Whether `append_run` can take it."""
+        return isinstance(append, Append) and is_plain(append) and append.topic not in self._trims
 
     def append_run(self, appends: list[Append]) -> list[bytes]:
         """Adds plain frames, as `append` would one by one, and answers their lines.
 
         The way of long batches: what is the same for all is done once (bench/batch.py).
         """
+        same = _as_alike(appends)
+        if same is not None:
+            return self.append_alike(same)
         lines: list[bytes] = []
         for start in range(0, len(appends), RUN_FRAMES):
             part = appends[start : start + RUN_FRAMES]
-            while True:
-                values, texts = self._ids.run(len(part), self.now)
-                row = self.writer.room(values[0] >> 80, len(part))
-                if row is not None:
-                    break
-                self._ids.skip_millisecond()
+            row, values, texts = self._places(len(part))
             frames = []
             for value, id_text, (topic, content, meta, ttl, _, _) in zip(values, texts, part):
                 hash_ = data = digest = None
@@ -176,6 +221,31 @@ class Commit:
             self.writer.append_run(row, frames)
             self._mark = None if self._mark is None else values[-1]
         return lines
+
+    def append_alike(self, alike: Alike) -> list[bytes]:
+        """Adds frames, as `append` would one by one, and answers their lines."""
+        topic, meta, contents, digests, hashes = alike
+        if topic in self._trims:
+            self._trim(topic, self._trims.pop(topic))
+        lines: list[bytes] = []
+        for start in range(0, len(contents), RUN_FRAMES):
+            part = slice(start, start + RUN_FRAMES)
+            row, values, texts = self._places(len(contents[part]))
+            added = [json.encode() for json in frame.encode_alike(topic, texts, hashes[part], meta)]
+            self.writer.append_alike(row, topic, added, digests[part], contents[part])
+            self.entries += map(Entry, values, repeat(topic), added)
+            lines += added
+            self._mark = None if self._mark is None else values[-1]
+        return lines
+
+    def _places(self, count: int) -> tuple[int, list[int], list[str]]:
+        """The first row, and the ids, of so many frames that are appended together."""
+        while True:
+            values, texts = self._ids.run(count, self.now)
+            row = self.writer.room(values[0] >> 80, count)
+            if row is not None:
+                return row, values, texts
+            self._ids.skip_millisecond()
 
     # Runs: one content in several frames, of which only the first counts
 

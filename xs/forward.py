@@ -83,7 +83,8 @@ def _forward_run(transport: HttpTransport, work: RunWork) -> RunResult:
 
 
 def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:
-    wanted = [each for each in work.appends if not isinstance(each, errors.XsError)]
+    appends = work.each()
+    wanted = [each for each in appends if not isinstance(each, errors.XsError)]
 
     def lines() -> Iterator[bytes]:
         for topic, content, meta, ttl, if_last, key in wanted:
@@ -101,7 +102,7 @@ def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[byte
     given = iter(answers)
     return [
         each if isinstance(each, errors.XsError) else _line_or_error(next(given))
-        for each in work.appends
+        for each in appends
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xs import fault, frame, ids
 from xs.cas import Content, discard
-from xs.commit import Append, Commit, Imported, RunResult
+from xs.commit import Alike, Append, Commit, Imported, RunResult
 from xs.errors import XsError
 from xs.schema import BROKEN, GOES_ON, WHOLE
 
@@ -69,14 +69,16 @@ class AppendWork(Work):
 
 
 class BatchWork(Work):
-    """Appends several frames; the result is a list of lines and errors, one for each.
+    """Appends several frames; the result is a list of lines and errors, one for each frame.
 
     With `atomic` the first error undoes all of them, and is raised as it is.
     """
 
     __slots__ = ("appends", "atomic")
 
-    def __init__(self, appends: list[Union[Append, XsError]], *, atomic: bool = False) -> None:
+    def __init__(
+        self, appends: list[Union[Append, Alike, XsError]], *, atomic: bool = False
+    ) -> None:
         super().__init__()
         self.appends = appends
         self.atomic = atomic
@@ -97,6 +99,10 @@ class BatchWork(Work):
                 try:
                     if isinstance(append, XsError):
                         raise append
+                    if isinstance(append, Alike):
+                        results += commit.append_alike(append)
+                        fault.at("batch.alike-added")
+                        continue
                     results.append(commit.append(append))
                     fault.at("batch.frame-added")
                 except XsError as error:
@@ -111,6 +117,13 @@ class BatchWork(Work):
             commit.end_part()
             fault.at("batch.part-done")
         return results
+
+    def each(self) -> list[Union[Append, XsError]]:
+        """What is to be appended, one by one."""
+        found: list[Union[Append, XsError]] = []
+        for append in self.appends:
+            found += append.each() if isinstance(append, Alike) else [append]
+        return found
 
     def discard(self) -> None:
         for append in self.appends:

@@ -218,9 +218,6 @@ class Writer:
     def append_run(self, row: int, frames: list[tuple[Any, ...]]) -> None:
         """Adds frames (as in `NewFrame`; content inline or none, no expiry) from `row` on."""
         self._newest_row = row + len(frames) - 1
-        if len(frames) > _ROWS_EXACT and len({new[1] for new in frames}) == 1:
-            self._append_run_of_one_topic(row, frames)
-            return
         flat = self._frames
         topics = self._topics
         for _, topic, json, line, _, digest, content in frames:
@@ -235,31 +232,37 @@ class Writer:
                 self._execute("INSERT INTO large VALUES (?)", (row,))
             row += 1
 
-    def _append_run_of_one_topic(self, row: int, frames: list[tuple[Any, ...]]) -> None:
-        """As `append_run`, with four values a row instead of six and more.
-
-        Handing a value to SQLite costs as much as storing it (bench/batch.py). The rows count up
-        from the first, the topic is one, and SQLite knows both from then on.
-        """
-        topic = frames[0][1]
+    def append_alike(
+        self, row: int, topic: str, lines: list[bytes], digests: list[bytes], contents: list[bytes]
+    ) -> None:
+        """Adds frames of one topic, their lines of one length, content inline, from `row` on."""
+        self._newest_row = row + len(lines) - 1
         number = self._topics.get(topic) or self._number(topic)
-        first = row
-        values: list[Any] = []
-        for _, _, json, line, _, digest, content in frames:
-            listed = None if digest is None else self._listed(digest)
-            values += (listed, sums.of(line), json, content)
-            if len(line) > LARGE_JSON:
-                self._execute("INSERT INTO large VALUES (?)", (row,))
-            row += 1
         with translated():
-            for start, rows in _parts(len(frames)):
-                part = values[4 * start : 4 * (start + rows)]
-                self._execute(_run_statement(rows), [first + start, number, *part])
+            start = 0
+            while start < len(lines):
+                bucket, count = self._bucket_for(len(lines) - start)
+                part = slice(start, start + count)
+                listed = [bucket | short(digest) for digest in digests[part]]
+                values = {
+                    "row": row + start,
+                    "last": count - 1,
+                    "topic": number,
+                    "digests": _fixed(20, listed),
+                    "sums": _fixed(10, [*map(sums.of, lines[part])]),
+                    "width": len(lines[0]),
+                    "lines": b"".join(lines[part]),
+                    "sizes": _fixed(5, [*map(len, contents[part])]),
+                    "contents": b"".join(contents[part]),
+                }
+                self._execute(_INSERT_ALIKE, values)
+                start += count
+            rows = "SELECT ?, row FROM frame WHERE row BETWEEN ? AND ?"
             for prefix in self._prefixes[number]:
-                self._execute(
-                    "INSERT INTO below SELECT ?, row FROM frame WHERE row BETWEEN ? AND ?",
-                    (prefix, first, row - 1),
-                )
+                self._execute(f"INSERT INTO below {rows}", (prefix, row, self._newest_row))
+            if len(lines[0]) > LARGE_JSON:
+                added = range(row, self._newest_row + 1)
+                _insert(self._execute, "large", 1, [*added])
 
     def insert(self, new: NewFrame, run: Run | None = None, ends: int = 0) -> bool:
         """As `append`, at its id's place among the others. The id must not be stored yet.
@@ -370,6 +373,15 @@ class Writer:
             self._bucket_left = BUCKET_FRAMES
         self._bucket_left -= 1
         return self._bucket | short(digest)
+
+    def _bucket_for(self, count: int) -> tuple[int, int]:
+        """The bucket for the next frames with content, and how many of them it takes."""
+        if self._bucket_left <= 0:
+            self._bucket += 1 << 32
+            self._bucket_left = BUCKET_FRAMES
+        count = min(count, self._bucket_left)
+        self._bucket_left -= count
+        return self._bucket, count
 
     def _number(self, name: str) -> int:
         """The number of a topic, made if it is new, with its prefixes' numbers."""
@@ -659,12 +671,30 @@ def _insert_statement(table: str, width: int, rows: int) -> str:
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
-@lru_cache(maxsize=128)
-def _run_statement(rows: int) -> str:
-    """?1 is the first row, ?2 the topic; then come digest, sum, JSON and content of each row."""
-    return "INSERT INTO frame (row, topic, digest, sum, json, content) VALUES " + ",".join(
-        [f"(?1+{n},?2,?{4 * n + 3},?{4 * n + 4},?{4 * n + 5},?{4 * n + 6})" for n in range(rows)]
-    )
+# Many rows out of a few values. To hand a value to SQLite costs as much as to store it, and is done
+# under the interpreter's lock; taken apart here, they cost nobody else anything (bench/batch.py).
+_INSERT_ALIKE = """
+INSERT INTO frame (row, topic, digest, sum, json, content)
+WITH RECURSIVE part(n, at, size) AS (
+    SELECT 0, 1, CAST(substr(:sizes, 1, 5) AS INTEGER)
+    UNION ALL
+    SELECT n + 1, at + size, CAST(substr(:sizes, 5 * n + 6, 5) AS INTEGER)
+    FROM part WHERE n < :last
+)
+SELECT
+    :row + n,
+    :topic,
+    CAST(substr(:digests, 20 * n + 1, 20) AS INTEGER),
+    CAST(substr(:sums, 10 * n + 1, 10) AS INTEGER),
+    CAST(substr(:lines, :width * n + 1, :width) AS TEXT),
+    substr(:contents, at, size)
+FROM part
+"""
+
+
+def _fixed(width: int, numbers: list[int]) -> bytes:
+    """The numbers' digits one after the other, `width` characters for each."""
+    return (f"%{width}d" * len(numbers) % tuple(numbers)).encode()
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
