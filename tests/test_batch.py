@@ -131,8 +131,8 @@ def test_lines_that_begin_alike_mean_what_each_means_alone(
             beginning.encode() + raw + end.encode(),
         )
     ]
-    together = batch.parse_appends(store, texts, None, {})
-    alone = [each for text in texts for each in batch.parse_appends(store, [text], None, {})]
+    together = batch.parse_appends(store, texts)
+    alone = [each for text in texts for each in batch.parse_appends(store, [text])]
     assert [*map(meaning, BatchWork(together).each())] == [*map(meaning, BatchWork(alone).each())]
 
 

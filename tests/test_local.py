@@ -13,6 +13,7 @@ from conftest import DEADLINE, start_server
 
 import xs
 from xs.client import Client
+from xs.commit import ALIKE_MIN
 from xs.errors import Conflict, Invalid, NoStore, NotFound, XsError
 from xs.local import Local
 from xs.lock import SERVE, WRITE, Lock
@@ -181,6 +182,9 @@ def test_every_write_goes_to_a_server_that_has_come(taken_over: Client) -> None:
         [{"topic": "m", "content": b"\xff\0", "meta": {"n": 1.10}}, {"topic": ".."}, {"topic": "m"}]
     )
     assert summary["appended"] == 2 and [each["line"] for each in summary["errors"]] == [2]
+    many = [f"line {n}" for n in range(2 * ALIKE_MIN)]
+    assert client.append_many([{"topic": "l", "content": each} for each in many])["errors"] == []
+    assert [each.content for each in client.cat(topic="l", with_content=True)] == many
     hash_ = client.cas_post(b"p" * 30_000)
     assert client.cas(hash_) == b"p" * 30_000
     imported = client.import_([{"topic": "i", "id": "0" * 24 + "1", "hash": hash_}, {"topic": 5}])

@@ -11,7 +11,6 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Callable, Union
 
@@ -24,7 +23,7 @@ from xs.work import BatchWork, ImportWork, Work
 
 EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
 BATCH_LINES = 4000  # lines in one batch at most
-BATCHES_AHEAD = 4  # batches of one body that wait to be committed, at most
+BATCHES_AHEAD = 2  # batches of one body that may wait while another is committed
 ATOMIC_LINES = 100_000  # lines that one transaction takes with ?atomic …
 ATOMIC_BYTES = 64 * 1024 * 1024  # … and their bytes
 ERRORS_LISTED = 1000  # in a summary; the others are counted
@@ -69,10 +68,8 @@ def import_lines(store: Store, body: Iterable[bytes]) -> bytes:
 def _append_outcomes(
     store: Store, body: Iterable[bytes], may: May | None, *, ahead: int
 ) -> Iterator[Outcomes]:
-    beginnings: dict[bytes, Append] = {}
-
     def work(store: Store, lines: list[Line]) -> Work:
-        return BatchWork(parse_appends(store, [text for _, text in lines], may, beginnings))
+        return BatchWork(parse_appends(store, [text for _, text in lines], may))
 
     return _outcomes(store, body, work, ahead=ahead)
 
@@ -181,7 +178,7 @@ def _append_atomically(store: Store, body: Iterable[bytes], may: May | None) -> 
                 f"too much for one transaction: at most {ATOMIC_LINES} lines and "
                 f"{ATOMIC_BYTES} bytes with atomic"
             )
-    appends = parse_appends(store, [text for _, text in lines], may, {})
+    appends = parse_appends(store, [text for _, text in lines], may)
     work = BatchWork(appends, atomic=True)
     at = 0
     for append in appends:
@@ -228,43 +225,49 @@ def line_batches(body: Iterable[bytes]) -> Iterator[list[Line]]:
         yield [(number + 1, text)]
 
 
+_LAST = ("}", "}\r")  # what may come after the content of such a line
 ALIKE_BYTES = 1024 * 1024  # of content, some of which is copied for SQLite, twice
-BEGINNINGS_MAX = 100  # that one request remembers
 _CONTENT_KEY = re.compile(rb'"content"[ ]?:[ ]?"')
+ALIKE_TRIES = 50  # lines in a row that may be looked at for a beginning, in vain
 TOO_LONG = b"\0"  # stands for a line that was too long to keep
 
 
 def parse_appends(
-    store: Store, lines: list[bytes], may: May | None, beginnings: dict[bytes, Append]
+    store: Store, lines: list[bytes], may: May | None = None
 ) -> list[Union[Append, Alike, XsError]]:
-    """What the lines ask to append, in their order, or what is wrong with one.
-
-    `beginnings` is for lines that begin as one before, of the same request, did.
-    """
+    """What the lines ask to append, in their order, or what is wrong with one."""
     found: list[Union[Append, Alike, XsError]] = []
+    topics: set[str] = set()  # those that were found right in an earlier line
+    beginning, begun = b"", None  # of lines that differ in their content alone
+    tries = ALIKE_TRIES
     at = 0
     while at < len(lines):
         text = lines[at]
-        key = _CONTENT_KEY.search(text)
-        beginning = text[: key.end()] if key is not None else b""
-        known = beginnings.get(beginning)
-        contents = [] if known is None else _contents_alike(lines, at, beginning)
-        if known is not None and contents:
+        if tries and begun is not None and text.startswith(beginning):
+            contents = _contents_alike(lines, at, beginning)
             if len(contents) >= ALIKE_MIN:
-                found.append(alike(known, contents))
+                found.append(alike(begun, contents))
             else:
-                found += [known._replace(content=small(data)) for data in contents]
-            at += len(contents)
-            continue
+                found += [Append(begun.topic, small(data), begun.meta) for data in contents]
+            if contents:
+                at += len(contents)
+                tries = ALIKE_TRIES
+                continue
         try:
-            found.append(_parse_append(store, text, may))
+            append = _plain_append(text, topics)
+            if append is None:
+                append = _parse_append(store, text, may)
+                topics.add(append.topic)
+            found.append(append)
         except XsError as error:
             found.append(error)
-        if known is None and beginning and len(beginnings) < BEGINNINGS_MAX:
-            begun = _begun(store, beginning, may)
-            if begun is not None:
-                beginnings[beginning] = begun
         at += 1
+        if tries and at < len(lines):
+            tries -= 1
+            key = _CONTENT_KEY.search(text)
+            if key is not None and lines[at].startswith(text[: key.end()]):
+                beginning = text[: key.end()]
+                begun = _begun(store, beginning, may)
     return found
 
 
@@ -297,13 +300,14 @@ def _contents_alike(lines: list[bytes], at: int, beginning: bytes) -> list[bytes
     contents: list[bytes] = []
     room = ALIKE_BYTES
     try:
-        for text in islice(lines, at, None):
+        for n in range(at, len(lines)):
+            text = lines[n]
             if not text.startswith(beginning):
                 break
             line = text.decode()
             content, end = scanstring(line, start)
             data = content.encode()
-            if end != len(line) - 1 or line[end] != "}" or not 0 < len(data) <= INLINE_MAX:
+            if line[end:] not in _LAST or not 0 < len(data) <= INLINE_MAX:
                 break
             contents.append(data)
             room -= len(data)
@@ -312,6 +316,28 @@ def _contents_alike(lines: list[bytes], at: int, beginning: bytes) -> list[bytes
     except ValueError:  # no UTF-8, no JSON, half of a surrogate pair
         pass
     return contents
+
+
+def _plain_append(text: bytes, topics: set[str]) -> Append | None:
+    """The usual line, a known topic and small text, at half the cost of any line; None for others.
+
+    Whatever is not quite so is left to `_parse_append`, which knows what to say.
+    """
+    try:
+        line = text.decode()
+        if len(line) > 2 * meta.META_DEPTH:
+            meta.check_depth(line, meta.META_DEPTH + 1)
+        value, end = _scan(line, 0)
+        if end != len(line) or type(value) is not dict or len(value) != 2:
+            return None
+        if value["topic"] not in topics:
+            return None
+        data = value["content"].encode()
+    except (ValueError, RecursionError, StopIteration, KeyError, TypeError, AttributeError):
+        return None
+    if not 0 < len(data) <= INLINE_MAX:
+        return None
+    return Append(value["topic"], small(data))
 
 
 def _parse_append(store: Store, text: bytes, may: May | None) -> Append:
