@@ -132,7 +132,8 @@ SPENT = {
     "the time of a head": "httpd.Limits.head_seconds httpd.Limits.idle_seconds "
     "gateway.Limits.head_seconds gateway.Limits.idle_seconds gateway.Limits.handshake_seconds",
     "meta": "meta.META_MAX meta.META_DEPTH frame.KEY_MAX frame.TOPIC_MAX",
-    "lines": "batch.EVERY_LINE batch.BATCH_LINES batch.ATOMIC_LINES batch.ATOMIC_BYTES",
+    "lines": "batch.EVERY_LINE batch.BATCH_LINES batch.BATCHES_AHEAD batch.ATOMIC_LINES "
+    "batch.ATOMIC_BYTES",
     "patterns": "frame.PATTERNS_MAX query.PULSE_MIN",
     "what followers are behind": "bus.RING_FRAMES bus.RING_BYTES index.PAGE_ROWS "
     "scan.LARGE_PAGE_BYTES",

@@ -225,11 +225,14 @@ def line_batches(body: Iterable[bytes]) -> Iterator[list[Line]]:
         yield [(number + 1, text)]
 
 
-_LAST = ("}", "}\r")  # what may come after the content of such a line
-ALIKE_BYTES = 1024 * 1024  # of content, some of which is copied for SQLite, twice
-_CONTENT_KEY = re.compile(rb'"content"[ ]?:[ ]?"')
-ALIKE_TRIES = 50  # lines in a row that may be looked at for a beginning, in vain
 TOO_LONG = b"\0"  # stands for a line that was too long to keep
+
+
+# Lines alike: they begin as the one before, up to the quote that begins their content.
+_CONTENT_KEY = re.compile(rb'"content"[ ]?:[ ]?"')
+_LAST = ("}", "}\r")  # what may come after the content
+_ALIKE_BYTES = 1024 * 1024  # of lines that become one `Alike`: their frames are copied twice
+_ALIKE_TRIES = 50  # lines in a row that may be looked at for a beginning, in vain
 
 
 def parse_appends(
@@ -239,7 +242,7 @@ def parse_appends(
     found: list[Union[Append, Alike, XsError]] = []
     topics: set[str] = set()  # those that were found right in an earlier line
     beginning, begun = b"", None  # of lines that differ in their content alone
-    tries = ALIKE_TRIES
+    tries = _ALIKE_TRIES
     at = 0
     while at < len(lines):
         text = lines[at]
@@ -251,7 +254,7 @@ def parse_appends(
                 found += [Append(begun.topic, small(data), begun.meta) for data in contents]
             if contents:
                 at += len(contents)
-                tries = ALIKE_TRIES
+                tries = _ALIKE_TRIES
                 continue
         try:
             append = _plain_append(text, topics)
@@ -262,7 +265,7 @@ def parse_appends(
         except XsError as error:
             found.append(error)
         at += 1
-        if tries and at < len(lines):
+        if tries and at < len(lines):  # does the next one begin as this one?
             tries -= 1
             key = _CONTENT_KEY.search(text)
             if key is not None and lines[at].startswith(text[: key.end()]):
@@ -298,7 +301,7 @@ def _contents_alike(lines: list[bytes], at: int, beginning: bytes) -> list[bytes
     """
     start = len(beginning.decode())
     contents: list[bytes] = []
-    room = ALIKE_BYTES
+    room = _ALIKE_BYTES
     try:
         for n in range(at, len(lines)):
             text = lines[n]
@@ -310,7 +313,7 @@ def _contents_alike(lines: list[bytes], at: int, beginning: bytes) -> list[bytes
             if line[end:] not in _LAST or not 0 < len(data) <= INLINE_MAX:
                 break
             contents.append(data)
-            room -= len(data)
+            room -= len(text)
             if room < 0:
                 break
     except ValueError:  # no UTF-8, no JSON, half of a surrogate pair

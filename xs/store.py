@@ -326,7 +326,7 @@ class Store:
                     continue
                 batch = self._take_batch()
             self._commit(batch)
-            answered = len(batch)
+            answered = len(batch) - sum(work.is_much for work in batch)
 
     def _gather(self, answered: int) -> None:
         """Waits until those who were just answered are back, but no longer than a commit takes.
@@ -336,7 +336,7 @@ class Store:
         as often again). Who appends alone is not waited for. `_queue_lock` is held.
         """
         everyone = answered + len(self._queue)
-        if everyone < 2:
+        if everyone < 2 or any(work.is_much for work in self._queue):
             return
         deadline = time.monotonic() + min(self._commit_seconds, GATHER_SECONDS)
         self._gathering = everyone
