@@ -67,8 +67,9 @@ class Bus:
             return
         with self._lock:
             self._entries += entries
-            self._ids += [entry.id for entry in entries]
-            self._bytes += _size(entries)
+            for entry in entries:
+                self._ids.append(entry.id)
+                self._bytes += len(entry.line) + (len(entry.content) if entry.content else 0)
             self._newest = entries[-1].id
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
