@@ -19,7 +19,7 @@ from scripting import Frame, Service, is_gone, processes_with, wait_until
 from stores import Gate, add, add_all, all_ids, remove
 
 import xs
-from xs import frame, generators, runner, scripts
+from xs import frame, generators, runner, scripts, sqlite
 from xs.client import Client
 from xs.commit import Append
 from xs.process import SCRIPT_BYTES
@@ -950,7 +950,7 @@ def test_a_start_costs_what_the_scripts_cost_and_not_what_else_is_stored(
         steps += 1
         return 0
 
-    connect = sqlite3.connect
+    connect = sqlite.connect
 
     def counting(*args: Any, **more: Any) -> sqlite3.Connection:
         connection = connect(*args, **more)
@@ -962,7 +962,7 @@ def test_a_start_costs_what_the_scripts_cost_and_not_what_else_is_stored(
         nonlocal steps
         service.stop()
         with monkeypatch.context() as patched:
-            patched.setattr(sqlite3, "connect", counting)
+            patched.setattr(sqlite, "connect", counting)
             steps = 0
             service.start()
             wait_until(lambda: all(service.status(f"g{n}").get("pid") for n in range(10)), "all")

@@ -28,7 +28,7 @@ _FILES = (
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
-_WRITING = "fcntl _sha2 _sha256 xs.cas xs.commit xs.lock xs.work xs.writer"
+_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.lock xs.work xs.writer"
 
 FROM_FILES = {
     ("append", "notes"): f"{_FILES} {_WRITING}",
