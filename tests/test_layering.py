@@ -89,7 +89,7 @@ ARCHITECTURE = {
     "answers":     "errors ids frame schema bus commit work store exchange",
     "gateway":     "errors ids frame http1 log cas commit work store sockets activation address "
                    "listener hangups exchange answers",
-    "mount":       "errors meta commit store scripts activation access tokens delivery "
+    "mount":       "errors log meta commit store scripts activation access tokens delivery "
                    "listener httpd version | gateway",
     "stores":      "errors ids frame times log schema commit work store httpd mount",
     "notify":      "log",

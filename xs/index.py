@@ -25,7 +25,7 @@ import os
 from _thread import allocate_lock
 
 from xs import frame, sqlite
-from xs.errors import Damaged, DiskError, NotAStore, Unavailable, XsError
+from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.scan import (
     LARGE_PAGE_BYTES,
     LINE,
@@ -84,6 +84,7 @@ READERS_MAX = 4  # idle connections kept; each costs some 170 KB
 WRITER_CACHE_KB = 8192
 READER_CACHE_KB = 1024
 CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py: + 10 %)
+_OPEN_BYTES = 65_536  # that SQLite may need on the disk to open a store, if only for reading
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 
 
@@ -115,7 +116,7 @@ class Index:
         self._write_connection: sqlite3.Connection | None = None
         self._place = _enter(folder)
         try:
-            connection = self._connect("rwc" if create else self._mode)
+            connection = self._connect_first("rwc" if create else self._mode)
             try:
                 self._check_format(connection, create=create)
             except BaseException:
@@ -545,6 +546,17 @@ class Index:
             with translated():
                 self._write_connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KB}")
         return self._write_connection
+
+    def _connect_first(self, mode: str) -> sqlite3.Connection:
+        try:
+            return self._connect(mode)
+        except Unavailable:
+            found = os.statvfs(os.path.dirname(self._path))
+            if found.f_bavail * found.f_frsize >= _OPEN_BYTES:
+                raise
+            raise Full(
+                f"the disk is full: even to read the store takes {_OPEN_BYTES // 1024} KiB of it"
+            ) from None
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         with translated():

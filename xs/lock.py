@@ -58,9 +58,15 @@ class Lock:
                 time.sleep(_LOOK_SECONDS)
             else:
                 self._is_held = True
-                os.ftruncate(self._file, 0)
-                os.pwrite(self._file, f"{os.getpid()} {purpose}\n".encode(), 0)
+                self._say(f"{os.getpid()} {purpose}\n")
                 return
+
+    def _say(self, text: str) -> None:
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text.encode(), 0)
+        except OSError:
+            pass  # the disk is full: it is held all the same, and nobody is told by whom
 
     def holder(self) -> tuple[int, str]:
         """Pid and purpose of who took the lock last; (0, "") if nobody has."""
@@ -70,7 +76,7 @@ class Lock:
         return 0, ""
 
     def release(self) -> None:
-        os.ftruncate(self._file, 0)
+        self._say("")
         self._is_held = False
         fcntl.flock(self._file, fcntl.LOCK_UN)
 

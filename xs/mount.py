@@ -21,9 +21,10 @@ from xs.access import Access, access
 from xs.activation import Sockets
 from xs.commit import Append
 from xs.delivery import Delivery
-from xs.errors import NotAStore, Unavailable
+from xs.errors import Full, NotAStore, Unavailable
 from xs.httpd import Others, Served, Server
 from xs.listener import Connections
+from xs.log import WARNING, log_of
 from xs.scripts import Scripts
 from xs.store import Store
 from xs.tokens import Finder, owner_token
@@ -169,8 +170,11 @@ class Mount:
         if self.web:
             told["http"] = self.web
         self.store.runs.end_abandoned()
-        self.store.append(Append("xs.start", meta=as_meta(told)))
-        self._is_announced = True
+        try:
+            self.store.append(Append("xs.start", meta=as_meta(told)))
+            self._is_announced = True
+        except Full as error:  # it can be read, and room be made in it
+            log_of(self._log)(f"xs.start is not appended: {error}", WARNING)
         self.store.start_sweeping()
         for server in self._servers:
             server.start()
