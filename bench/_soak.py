@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -167,13 +167,14 @@ def handlers(name: str) -> list[tuple[str, dict[str, Any], bytes]]:
 
 
 class Server:
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, program: Sequence[str] = ("-m", "xs")) -> None:
+        """`program`: what the interpreter is to run, to which the command's words are given."""
         self.root = os.path.join(folder, "root")
         self.log = open(os.path.join(folder, "log"), "w+b")  # noqa: SIM115
         environ = {k: v for k, v in os.environ.items() if not k.startswith("XS_")}
         options = ["--http", self.root + ".web", "--http-ttl", KEPT]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "xs", "serve", self.root, *options],
+            [sys.executable, *program, "serve", self.root, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.log,
