@@ -40,6 +40,8 @@ from _measure import (
     request,
 )
 
+from xs import threads
+
 TOP = 30
 INTERVAL = 0.001
 WEB = ".web"  # the gateway's socket is beside the store
@@ -82,6 +84,8 @@ class Watcher:
     def _look(self) -> None:
         for thread in threading.enumerate():
             self._names[thread.native_id or 0] = thread.name
+        for name, number in list(threads.running.values()):
+            self._names[number] = name
         tick = os.sysconf("SC_CLK_TCK")
         for task in Path("/proc/self/task").iterdir():
             try:
@@ -101,14 +105,14 @@ class Watcher:
 
     def print(self) -> None:
         self._ended.set()
-        threads = collections.defaultdict(list)
+        found = collections.defaultdict(list)
         for number, seen in self._seen.items():
             name = self._names.get(number, "?")
-            threads[name.split("-")[0] if name.startswith("Thread-") else name].append(seen)
+            found[name].append(seen)
         print(
             f"{'thread':<24}{'how many':>9}{'user s':>9}{'system s':>10}{'waits':>10}{'forced':>9}"
         )
-        for name, all_seen in sorted(threads.items(), key=lambda item: -sum(s[0] for s in item[1])):
+        for name, all_seen in sorted(found.items(), key=lambda item: -sum(s[0] for s in item[1])):
             user, system, waits, forced = (sum(column) for column in zip(*all_seen))
             print(f"{name:<24}{len(all_seen):>9}{user:>9.2f}{system:>10.2f}{waits:>10}{forced:>9}")
 
@@ -127,7 +131,8 @@ class Sampler:
     def _sample(self) -> None:
         while not self._ended.is_set():
             time.sleep(INTERVAL)
-            names = {t.ident: t.name.split("-")[0] or t.name for t in threading.enumerate()}
+            names = {t.ident: t.name for t in threading.enumerate()}
+            names.update((ident, name) for ident, (name, _) in list(threads.running.items()))
             self._samples += 1
             for number, frame in sys._current_frames().items():
                 if number != self._thread.ident:
@@ -150,27 +155,27 @@ class Sampler:
         print(f"{self._samples} samples; a thread's lines, in samples:")
         for (thread, path, line), count in self._lines.most_common(TOP):
             text = linecache.getline(path, line).strip()
-            print(f"{count:>8}  {thread:<9}{Path(path).stem}:{line:<5} {text[:70]}")
+            print(f"{count:>8}  {thread:<14}{Path(path).stem}:{line:<5} {text[:70]}")
         print("functions below each other:")
         for (thread, *stack), count in self._stacks.most_common(TOP // 2):
-            print(f"{count:>8}  {thread:<9}{' > '.join(stack)}")
+            print(f"{count:>8}  {thread:<14}{' > '.join(stack)}")
 
 
 def profile_threads() -> list[cProfile.Profile]:
     """From now on every thread has a profile of its own, on its own processor time."""
     profiles: list[cProfile.Profile] = []
-    run = threading.Thread.run
+    run = threads.run
 
-    def profiled(self: threading.Thread) -> None:
+    def profiled(name: str, act: Callable[..., object], *args: object) -> None:
         profile = cProfile.Profile(time.thread_time)
         profiles.append(profile)
         try:
-            profile.runcall(run, self)
+            profile.runcall(run, name, act, *args)
         except ValueError:  # CPython 3.12 and later have one profile at a time
-            print(f"no profile of {self.name}: this Python has one at a time", file=sys.stderr)
-            run(self)
+            print(f"no profile of {name}: this Python has one at a time", file=sys.stderr)
+            run(name, act, *args)
 
-    threading.Thread.run = profiled  # type: ignore[method-assign]
+    threads.run = profiled
     return profiles
 
 

@@ -27,6 +27,7 @@ ARCHITECTURE = {
     "errors":      "",
     "records":     "",
     "fault":       "",
+    "threads":     "",
     "ids":         "errors",
     "frame":       "errors ids records",
     "sums":        "",
@@ -51,27 +52,28 @@ ARCHITECTURE = {
     "commit":      "errors fault ids frame records cas schema writer (scan)",
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
-    "runs":        "errors fault frame cas commit work | meta claim",
-    "store":       "errors fault ids frame place schema index | lock cas bus commit work runs "
-                   "(writer)",
+    "runs":        "errors threads fault frame cas commit work | meta claim",
+    "store":       "errors fault ids frame place schema index | threads lock cas bus commit work "
+                   "runs (writer)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema (query store)",
     "batch":       "errors ids frame meta cas commit work store",
-    "chunked":     "errors ids frame records cas schema commit work runs store",
+    "chunked":     "errors threads ids frame records cas schema commit work runs store",
     # the log, which all that serves may write to
-    "log":         "errors records terminal times",
+    "log":         "errors threads records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
-    "process":     "errors records",
+    "process":     "errors threads records",
     "pipes":       "errors process terminal",
     "nu":          "errors process",
     "evaluation":  "errors nu pipes process",
-    "runner":      "errors ids frame meta records log schema commit work store process pipes",
+    "runner":      "errors threads ids frame meta records log schema commit work store process "
+                   "pipes",
     "generators":  "errors ids frame records log schema commit work process runner nu",
     "effects":     "errors fault ids frame records cas schema commit work runs runner",
     "handlers":    "errors fault ids frame records log schema commit work reader process runner "
                    "effects nu",
-    "scripts":     "errors ids frame times log bus store process runner generators handlers "
-                   "evaluation",
+    "scripts":     "errors threads ids frame times log bus store process runner generators "
+                   "handlers evaluation",
     # requests, and what answers them
     "rights":      "errors frame records",
     "tokens":      "errors fault frame cas rights",
@@ -79,21 +81,21 @@ ARCHITECTURE = {
                    "batch chunked process (scripts cas rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
-    "delivery":    "errors frame bus http1 sockets store reader",
+    "delivery":    "errors threads frame bus http1 sockets store reader",
     "activation":  "errors records sockets",
-    "listener":    "http1 log",
-    "httpd":       "errors http1 log work store reader scripts api sockets rights access "
+    "listener":    "threads http1 log",
+    "httpd":       "errors threads http1 log work store reader scripts api sockets rights access "
                    "delivery listener",
-    "hangups":     "",
+    "hangups":     "threads",
     "exchange":    "errors frame records http1",
-    "answers":     "errors ids frame schema bus commit work store exchange",
+    "answers":     "errors threads ids frame schema bus commit work store exchange",
     "gateway":     "errors ids frame http1 log cas commit work store sockets activation address "
                    "listener hangups exchange answers",
     "mount":       "errors log meta commit store scripts activation access tokens delivery "
                    "listener httpd version | gateway",
-    "stores":      "errors ids frame times log schema commit work store httpd mount",
-    "notify":      "log",
-    "signals":     "",
+    "stores":      "errors threads ids frame times log schema commit work store httpd mount",
+    "notify":      "threads log",
+    "signals":     "threads",
     "liveness":    "errors commit work store transport",
     "server":      "errors log activation listener httpd gateway mount stores notify signals "
                    "liveness | address",
@@ -122,7 +124,7 @@ ARCHITECTURE = {
                    "version idfields ndjson transfer backup repair storing autoload completion "
                    "service log activation server mount "
                    "gateway",
-    "cli":         "errors stdio arguments commands | version help terminal",
+    "cli":         "errors stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
 }  # fmt: skip
@@ -147,8 +149,8 @@ STANDARD_LIBRARY = frozenset(
     """
     __future__ _collections _functools _json _sha2 _sha256 _signal _socket _sqlite3 _thread
     binascii bisect codecs collections contextlib datetime decimal difflib errno faulthandler
-    fcntl functools gc hashlib heapq hmac ipaddress itertools json operator os plistlib pwd re
-    resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat struct
+    fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os plistlib pwd
+    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat struct
     subprocess sys tempfile threading time traceback types typing zlib
     """.split()  # noqa: SIM905
 )

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
-from xs import frame, ids
+from xs import frame, ids, threads
 from xs.commit import Append, Commit
 from xs.errors import Unavailable, XsError
 from xs.exchange import RESPONSE
@@ -248,7 +248,7 @@ class Answers:
         self._wakened.acquire()
         self._position = store.bus.newest
         self._watch = self._bus.watch(RESPONSE.__eq__, self._wake)
-        self._thread = threading.Thread(target=self._run, name="xs-answers", daemon=True)
+        self._thread = threads.Thread(lambda: threads.keep_on(self._run), "xs-answers")
 
     @property
     def waiting(self) -> int:
@@ -312,15 +312,18 @@ class Answers:
         except RuntimeError:
             pass  # it is awake already
 
-    def _run(self) -> None:
-        while True:
-            self._wakened.acquire()
-            if self._stopping:
-                return
-            try:
-                self._hand_out()
-            except XsError:
-                pass  # what is stored can't be read: those who wait are told when their time is up
+    def _run(self) -> bool:
+        self._wakened.acquire()
+        if self._stopping:
+            return True
+        try:
+            self._hand_out()
+        except XsError:
+            pass  # what is stored can't be read: those who wait are told when their time is up
+        except MemoryError:
+            self._wake()
+            raise
+        return False
 
     def _hand_out(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from xs.errors import (
     Forbidden,
     Invalid,
     MethodNotAllowed,
+    NoMemory,
     NotFound,
     TooLarge,
     XsError,
@@ -152,6 +153,8 @@ def answer(store: Store, request: Request) -> Answer:
         return _route(store, request)
     except XsError as error:
         return error_answer(error)
+    except MemoryError:
+        return error_answer(NoMemory())
 
 
 def error_answer(error: XsError) -> Answer:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Union
 from xs import frame, ids, meta
 from xs.cas import INLINE_MAX, Content, small
 from xs.commit import ALIKE_MIN, Alike, Append, Imported, alike, is_plain
-from xs.errors import BrokenBody, Invalid, TooLarge, XsError
+from xs.errors import BrokenBody, Invalid, NoMemory, TooLarge, XsError
 from xs.store import Store
 from xs.work import BatchWork, ImportWork, Work
 
@@ -94,10 +94,12 @@ def _outcomes(
         stopped: XsError | None = None
         try:
             lines = next(batches, None)
+            work = work_for(store, lines or [])
         except BrokenBody:
             lines, stopped = None, BrokenBody("the body broke off")
+        except MemoryError:
+            lines, stopped = None, NoMemory()
         if lines is not None:
-            work = work_for(store, lines)
             try:
                 under_way.append((lines, work, store.start(work)))
             except XsError as error:  # the store is closing

@@ -66,11 +66,11 @@ class Bus:
         if not entries:
             return
         with self._lock:
+            self._newest = entries[-1].id
             self._entries += entries
             for entry in entries:
                 self._ids.append(entry.id)
                 self._bytes += len(entry.line) + (len(entry.content) if entry.content else 0)
-            self._newest = entries[-1].id
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()
@@ -164,6 +164,15 @@ class Bus:
             watches = self._watches
         for watch in watches:
             watch.wake()
+
+    def lose(self) -> None:
+        """There was no memory to publish all that came: who has not passed it reads the index."""
+        with self._lock:
+            self._entries.clear()
+            self._ids.clear()
+            self._bytes = 0
+            self._floor = self._newest
+            self._changed.notify_all()
 
     def discard(
         self, removed: Iterable[int], runs: frozenset[int] | set[int] = frozenset()

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from xs import frame, ids
+from xs import frame, ids, threads
 from xs.cas import small
 from xs.commit import Append, RunResult
-from xs.errors import BrokenBody, Invalid, NotFound, TooLarge, Unavailable, XsError
+from xs.errors import BrokenBody, Invalid, NoMemory, NotFound, TooLarge, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
@@ -115,7 +115,7 @@ class _Gathered:
         self._reader_writes = self._thread_writes = False
         self._is_ended = False
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
 
     def add(self, block: bytes) -> None:
         """Takes in a block. Raises what has gone wrong with those before it."""
@@ -186,9 +186,22 @@ class _Gathered:
 
     def _leave_to_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._flush, name="xs-gather", daemon=True)
-            self._thread.start()
+            thread = threads.Thread(self._flush_all, "xs-gather")
+            try:
+                thread.start()
+            except RuntimeError:
+                raise NoMemory from None
+            self._thread = thread
         self._changed.notify_all()
+
+    def _flush_all(self) -> None:
+        try:
+            self._flush()
+        except MemoryError as error:
+            self._error = error
+            with self._changed:
+                self._thread_writes = False
+                self._changed.notify_all()
 
     def _flush(self) -> None:
         while True:

@@ -64,6 +64,11 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
     except Exception as error:
         if os.environ.get("XS_DEBUG"):
             raise
+        from xs.threads import is_shortage
+
+        if is_shortage(error):
+            _complain(str(errors.NoMemory()))
+            return 1
         _complain(f"internal error: {type(error).__name__}: {error} (XS_DEBUG=1 shows where)")
         return 1
 

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional, Protocol
 
-from xs import frame, http1
+from xs import frame, http1, threads
 from xs.errors import Unavailable, XsError
 from xs.frame import Entry
 from xs.reader import Form, Reader, write_entries
@@ -104,7 +104,7 @@ class Delivery:
         # Clients that send no more would be readable for ever. That they go away is something that
         # epoll(7) tells of a socket that is watched for nothing; elsewhere the next frame shows it.
         self._half_closed: dict[int, Follower] = {}  # by their sockets' numbers
-        self._threads: list[threading.Thread] = []  # none before the first follower
+        self._threads: list[threads.Thread] = []  # none before the first follower
 
     def _begin(self) -> None:
         """Starts the threads; `_lock` is held. Raises `Unavailable`.
@@ -122,8 +122,8 @@ class Delivery:
                 if self._ends is not None:
                     opened.enter_context(self._ends)
                     self._selector.register(self._ends, selectors.EVENT_READ, None)
-                watch = threading.Thread(target=self._watch, name="xs-watch", daemon=True)
-                deliver = threading.Thread(target=self._deliver, name="xs-deliver", daemon=True)
+                watch = threads.Thread(lambda: threads.keep_on(self._watch), "xs-watch")
+                deliver = threads.Thread(lambda: threads.keep_on(self._deliver), "xs-deliver")
                 watch.start()
                 try:
                     deliver.start()
@@ -226,12 +226,12 @@ class Delivery:
 
     # Delivering
 
-    def _deliver(self) -> None:
-        while True:
-            # While nobody is parked, an append does not pay for waking this thread.
-            self._anyone.wait()
-            self._bus.wait_until(self._has_work, self._seconds_to_pulse)
-            after: list[Callable[[], None]] = []
+    def _deliver(self) -> bool:
+        # While nobody is parked, an append does not pay for waking this thread.
+        self._anyone.wait()
+        self._bus.wait_until(self._has_work, self._seconds_to_pulse)
+        after: list[Callable[[], None]] = []
+        try:
             with self._lock:
                 entries = self._bus.after(self._position)
                 if entries is None:
@@ -241,10 +241,10 @@ class Delivery:
                 self._send_pulses(after)
                 if not self._groups and not self._bus.closed:
                     self._anyone.clear()
+        finally:  # also where memory is short: the rest follows in the next round
             for act in after:
-                act()
-            if self._bus.closed and not entries and self._bus.newest == self._position:
-                return
+                threads.insist(act)
+        return self._bus.closed and not entries and self._bus.newest == self._position
 
     def _has_work(self) -> bool:
         return (
@@ -287,7 +287,13 @@ class Delivery:
                     if self._remove(follower):
                         after.append(follower.connection.drop)
                     continue
+                except MemoryError:
+                    if reader.position >= first:  # it may have passed what it was not given
+                        self._remove(follower)
+                        after.append(follower.connection.drop)
+                    raise
                 self._send(follower, own, newest, after)
+                reader.position = newest  # if memory gets short now, it is not sent this again
                 if follower.is_parked and not follower.is_simple and reader.is_finished:
                     self._finish(follower, after)
         self._position = newest
@@ -302,7 +308,7 @@ class Delivery:
             sent = follower.connection.sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
-        except OSError:
+        except (OSError, MemoryError):  # without memory it may have been sent, nobody knows how far
             if self._remove(follower):
                 after.append(follower.connection.drop)
             return
@@ -336,12 +342,14 @@ class Delivery:
     def _send_pulses(self, after: list[Callable[[], None]]) -> None:
         now = time.monotonic()
         while self._pulses and self._pulses[0][0] <= now:
-            due, _, follower = heapq.heappop(self._pulses)
-            if not follower.is_parked or follower.due != due:
-                continue  # it left, or was parked anew with a time of its own
+            due, _, follower = self._pulses[0]
             reader = follower.reader
+            if not follower.is_parked or follower.due != due:
+                heapq.heappop(self._pulses)  # it left, or was parked anew with a time of its own
+                continue
             if reader.is_finished:
                 self._finish(follower, after)
+                heapq.heappop(self._pulses)
                 continue
             pulse = reader.options.pulse
             if pulse is None:
@@ -352,21 +360,20 @@ class Delivery:
                 # In step with the first one; what was missed meanwhile is not made up for.
                 missed = int((now - due) * 1000 // pulse)
                 follower.due = due + (missed + 1) * pulse / 1000
-            if follower.is_parked:
-                self._pulse_number += 1
-                heapq.heappush(self._pulses, (follower.due, self._pulse_number, follower))
+            self._pulse_number += 1
+            heapq.heapreplace(self._pulses, (follower.due, self._pulse_number, follower))
 
     # Watching
 
-    def _watch(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.data is not None:
-                    self._look_at(key.data)
-                elif key.fileobj is self._ends:
-                    self._drop_ended()
-                else:
-                    return  # `_END` has come
+    def _watch(self) -> bool:
+        for key, _ in self._selector.select():
+            if key.data is not None:
+                self._look_at(key.data)
+            elif key.fileobj is self._ends:
+                self._drop_ended()
+            else:
+                return True  # `_END` has come
+        return False
 
     def _look_at(self, follower: Follower) -> None:
         """A parked client sent something, or went away."""

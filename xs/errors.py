@@ -115,6 +115,13 @@ class DiskError(Unavailable):
     """The disk gives an error where the index is read or written; what is on it may be whole."""
 
 
+class NoMemory(Unavailable):
+    """The process has no memory left for this, or no room for another thread."""
+
+    def __init__(self, sentence: str = "no memory is left for this just now") -> None:
+        super().__init__(sentence)
+
+
 class Locked(Unavailable):
     """Another process holds the store."""
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import select
 import socket
 import sys
-import threading
 from collections.abc import Callable
+
+from xs import threads
 
 _EVENTS = 256  # looked at in one go
 
@@ -28,7 +29,7 @@ class Hangups:
         self._stopping = False
         self._system = _System()
         self._system.add(self._wakened.fileno())
-        self._thread = threading.Thread(target=self._run, name="xs-hangups", daemon=True)
+        self._thread = threads.Thread(lambda: threads.keep_on(self._look), "xs-hangups")
 
     def start(self) -> None:
         self._thread.start()
@@ -61,13 +62,13 @@ class Hangups:
         self._system.close()
         self._wakened.close()
 
-    def _run(self) -> None:
-        while not self._stopping:
-            for number in self._system.wait():
-                found = self._watched.get(number)
-                # The number may be another socket's by now: so this one is asked itself.
-                if found is not None and has_gone(found[0]):
-                    found[1]()
+    def _look(self) -> bool:
+        for number in self._system.wait():
+            found = self._watched.get(number)
+            # The number may be another socket's by now: so this one is asked itself.
+            if found is not None and has_gone(found[0]):
+                found[1]()
+        return self._stopping
 
 
 def has_gone(sock: socket.socket) -> bool:

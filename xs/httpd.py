@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
-from xs import api, http1
+from xs import api, http1, threads
 from xs.access import Access, rights_of
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
@@ -339,8 +339,13 @@ class Connection(socketserver.BaseRequestHandler):
         finish = found.finish
 
         def done(work: Work) -> None:
-            answer = finish(work)
-            self._deliver(_whole(head, answer, keep))
+            try:
+                answer = finish(work)
+                data = _whole(head, answer, keep)
+            except MemoryError:
+                self._break_off()
+                return
+            self._deliver(data)
             if self.server.log.is_debug:
                 self._note(head, answer.status)
 
@@ -368,14 +373,37 @@ class Connection(socketserver.BaseRequestHandler):
                     sent = self.sock.send(data, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     sent = 0
-                except OSError:
+                except (OSError, MemoryError):  # nobody knows how far it was sent without memory
                     sent = len(data)
-                    self._broken = True
+                    self._break()
                 if sent < len(data):
                     self._unsent.append(data[sent:])
                     self._draining = True
-                    threading.Thread(target=self._drain, name="xs-drain", daemon=True).start()
+                    try:
+                        threads.Thread(self._drain, "xs-drain").start()
+                    except RuntimeError:  # no more threads: it can't be told the rest
+                        self._unsent.clear()
+                        self._draining = False
+                        self._break()
             self._out_changed.notify_all()
+
+    def _break_off(self) -> None:
+        """An append's answer can't be made: the connection ends in its place.
+
+        So that no other one is taken for it.
+        """
+        with self._out_lock:
+            self._pending -= 1
+            self._break()
+            self._out_changed.notify_all()
+
+    def _break(self) -> None:
+        """Writes nothing more, and lets the connection's own thread find its end; locked."""
+        self._broken = True
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended by itself
 
     def _drain(self) -> None:
         """Writes what a leader could not, for a client that is slow to read its answers."""
@@ -488,7 +516,7 @@ class Connection(socketserver.BaseRequestHandler):
     def resume(self, follower: Follower) -> None:
         """A parked follower could not take what was sent: it gets a thread again."""
         try:
-            threading.Thread(target=self._resume, args=(follower,), daemon=True).start()
+            threads.Thread(lambda: self._resume(follower), "xs-resume").start()
         except RuntimeError:  # no more threads: it can come back and resume where it was
             self.drop()
 

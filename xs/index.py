@@ -532,6 +532,7 @@ class Index:
     def _give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
         """A connection that is idle again is kept, if it can be used and there are few."""
         with self._readers_lock:
+            usable = usable and not connection.in_transaction
             if usable and not self._closed and len(self._readers) < READERS_MAX:
                 self._readers.append(connection)
                 self._in_use -= 1

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from xs import http1
+from xs import http1, threads
 from xs.log import WARNING, log_of
 
 _TOO_MANY = http1.response_head(
     503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
 )
-_REFUSED_SECONDS = 10.0  # between two lines in the log about a crowd
+_REFUSED_SECONDS = 10.0  # between two lines in the log about those who are refused
 
 
 class Connection(Protocol):
@@ -34,11 +34,9 @@ class Connection(Protocol):
         """Closes it, whatever is under way."""
 
 
-class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class Listener(socketserver.TCPServer):
     """One address. Its connections are handled by `handler`, each in a thread of its own."""
 
-    daemon_threads = True
-    block_on_close = False
     allow_reuse_address = True
     request_queue_size = 1024
 
@@ -56,7 +54,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._connections = connections
         self._refused_at = -_REFUSED_SECONDS
         self._has_started = False
-        self._thread = threading.Thread(target=self._accept, name="xs-accept", daemon=True)
+        self._thread = threads.Thread(self._accept, "xs-accept")
         # A client that has gone by the time it is accepted must not hold up those behind it, nor
         # does one whom another process has accepted that shares the socket.
         sock.setblocking(False)
@@ -74,7 +72,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def refuse(self, sock: socket.socket) -> None:
-        """Says to a client above the bound that there are too many, without waiting for it."""
+        """Says to a client for whom there is no room that it may come back; doesn't wait for it."""
         sock.send(_TOO_MANY, socket.MSG_DONTWAIT)
 
     def start(self) -> None:
@@ -91,8 +89,14 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         poll.register(self._stopped, select.POLLIN)
-        while all(number != self._stopped for number, _ in poll.poll()):
+
+        def accept() -> bool:
+            if any(number == self._stopped for number, _ in poll.poll()):
+                return True
             self._handle_request_noblock()  # type: ignore[attr-defined]
+            return False
+
+        threads.keep_on(accept)
 
     def stop(self) -> None:
         """Accepts no more, if it has begun to, and closes the socket.
@@ -121,24 +125,34 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if self._connections.has_room(self.most):
             return True
+        count = self._connections.count
+        self._turn_away(
+            request, f"too many connections: {count} are open, and no more are accepted"
+        )
+        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            threads.begin("xs-connection", self._process, request, client_address)
+        except RuntimeError:  # no more threads
+            self._turn_away(request, "no room for the thread of another connection")
+
+    def _process(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+
+    def _turn_away(self, request: Any, why: str) -> None:
         now = time.monotonic()
         if now - self._refused_at >= _REFUSED_SECONDS:
             self._refused_at = now
-            count = self._connections.count
-            self.log(f"too many connections: {count} are open, and no more are accepted", WARNING)
+            self.log(why, WARNING)
         try:
             self.refuse(request)
         except OSError:
             pass  # it did not wait for the refusal
         request.close()
-        return False
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no more threads
-            self.log("no thread for another connection", WARNING)
-            request.close()
 
     def shutdown_request(self, request: Any) -> None:
         """Nothing: a connection closes its socket itself, or has handed it on."""

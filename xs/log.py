@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from xs import times
+from xs import threads, times
 from xs.errors import Usage
 from xs.records import NamedTuple
 from xs.terminal import harmless
@@ -31,6 +31,7 @@ ERROR, WARNING, INFO, DEBUG = range(4)
 LEVELS = ("error", "warning", "info", "debug")
 _PRIORITIES = (3, 4, 6, 7)  # the same for syslog(3)
 _PATIENCE_MS = 1000  # for whoever reads the log; then events are lost until it goes on
+_SHORTAGE = "the process has no memory left, or no room for another thread"
 _PIECE = 4096  # a pipe that can be written to takes so many bytes at once (pipe(7), PIPE_BUF)
 
 
@@ -159,6 +160,9 @@ class Log:
 
     def defect(self, what: str, error: BaseException) -> None:
         """Logs an error of ours, with the place where it was raised."""
+        if threads.is_shortage(error):  # of nobody's place, and there may be no memory to tell it
+            self(f"{what}: {_SHORTAGE}", ERROR)
+            return
         import traceback
 
         where = traceback.format_exception(type(error), error, error.__traceback__)

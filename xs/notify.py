@@ -13,10 +13,10 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, MutableMapping
 
+from xs import threads
 from xs.log import ERROR, WARNING, Log
 
 TYPE_CHECKING = False
@@ -96,7 +96,7 @@ class Watchdog:
         self._manager = manager
         self._check: Optional[Callable[[float], None]] = check
         self._log = log
-        self._thread = threading.Thread(target=self._main, name="xs-watchdog", daemon=True)
+        self._thread = threads.Thread(self._main, "xs-watchdog")
 
     def start(self) -> None:
         """Does nothing if the manager doesn't wait for signs of life."""

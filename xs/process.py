@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from xs import threads
 from xs.errors import Invalid, NotAStore
 from xs.records import NamedTuple
 
@@ -88,22 +89,25 @@ class Process:
         self.status: int | None = None
         self.started = time.time()
         self._ended = ended
-        self._reaper = threading.Thread(target=self._reap, name="xs-reap", daemon=True)
+        self._exit: int | None = None
+        self._reaper = threads.Thread(lambda: threads.keep_on(self._reap), "xs-reap")
         self._reaper.start()
 
-    def _reap(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
+    def _reap(self) -> bool:
+        if self._exit is None:
+            _, self._exit = os.waitpid(self.pid, 0)
         groups = _groups_of(self.pid)
         for group in groups:  # what it has left behind, and the watcher
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        self.status = os.waitstatus_to_exitcode(status)
+        self.status = os.waitstatus_to_exitcode(self._exit)
         self._ended()
         # Who is the first process of a container is left their remains, too.
         for group in groups:
             with contextlib.suppress(ChildProcessError):
                 while True:
                     os.waitpid(-group, 0)
+        return True
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

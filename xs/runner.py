@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from xs import frame, ids, meta, process
+from xs import frame, ids, meta, process, threads
 from xs.commit import Append
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.log import ERROR, INFO, WARNING, log_of
@@ -92,7 +92,7 @@ class Runner:
         self._wakened.setblocking(False)
         self._waker.setblocking(False)
         self.selector.register(self._wakened, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._main, name=f"xs-{self.kind}", daemon=True)
+        self._thread = threads.Thread(self._main, f"xs-{self.kind}")
 
     # For other threads
 

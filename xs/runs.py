@@ -15,7 +15,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from xs import fault, frame
+from xs import fault, frame, threads
 from xs.cas import INLINE_MAX, small
 from xs.commit import Append
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
@@ -176,7 +176,7 @@ class Runs:
         self._others: set[str] = set()  # claims of other processes, to be looked at
         self._unended: dict[Run, str] = {}  # runs whose end could not be written
         self._read: dict[int, Shared] = {}  # by the first frames' ids
-        self._watch: threading.Thread | None = None
+        self._watch: threads.Thread | None = None
         self._closed = False
 
     def begin(self, append: Append) -> Run:
@@ -259,25 +259,31 @@ class Runs:
 
     def _start_watching(self) -> None:
         if self._watch is None and not self._closed:
-            self._watch = threading.Thread(target=self._look, name="xs-runs", daemon=True)
-            self._watch.start()
+            watch = threads.Thread(lambda: threads.keep_on(self._look), "xs-runs")
+            with contextlib.suppress(RuntimeError):  # no more threads: the next call may have one
+                watch.start()
+                self._watch = watch
 
-    def _look(self) -> None:
-        while True:
+    def _look(self) -> bool:
+        with self._lock:
+            self._lock.wait_for(lambda: self._closed, LOOK_SECONDS)
+            if self._closed or not (self._others or self._unended):
+                self._watch = None
+                return True
+            others, unended = set(self._others), dict(self._unended)
+        gone = {claim for claim in others if self.is_gone(claim)}
+        if gone and self._try(EndRunsWork(lambda w: _claim_of(w) in gone, KILLED)):
             with self._lock:
-                self._lock.wait_for(lambda: self._closed, LOOK_SECONDS)
-                if self._closed or not (self._others or self._unended):
-                    self._watch = None
-                    return
-                others, unended = set(self._others), dict(self._unended)
-            gone = {claim for claim in others if self.is_gone(claim)}
-            if gone and self._try(EndRunsWork(lambda w: _claim_of(w) in gone, KILLED)):  # noqa: B023
-                with self._lock:
-                    self._others -= gone
-            for run, reason in unended.items():
-                with self._lock:
-                    del self._unended[run]
+                self._others -= gone
+        for run, reason in unended.items():
+            with self._lock:
+                del self._unended[run]
+            try:
                 run.break_off(reason)  # which puts it back if it fails
+            except MemoryError:
+                self.end_later(run, reason)
+                raise
+        return False
 
     def _try(self, work: Work) -> bool:
         try:
@@ -292,7 +298,7 @@ class Runs:
             self._closed = True
             self._lock.notify_all()
             watch, claim, self._claim = self._watch, self._claim, None
-        if watch is not None and watch is not threading.current_thread():
+        if watch is not None:
             watch.join()
         if claim is not None:
             claim.close()

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 
-from xs import frame, ids, times
+from xs import frame, ids, threads, times
 from xs.errors import Unavailable, XsError
 from xs.evaluation import Evaluation
 from xs.frame import Entry
@@ -56,7 +56,7 @@ class Scripts:
         # From here on, and not from `start` on: an ephemeral order may come in between.
         self._position = store.newest()
         self._watch = store.bus.watch(lambda topic: topic.endswith(SUFFIXES), self._due.set)
-        self._thread = threading.Thread(target=self._main, name="xs-scripts", daemon=True)
+        self._thread = threads.Thread(self._main, "xs-scripts")
 
     def start(self) -> None:
         """Starts what is to run, and follows the stream."""
@@ -109,19 +109,29 @@ class Scripts:
         if not self.processes.acquire(lambda: self._stopping):
             return
         self._until_done(self._fold)
-        while not self._stopping:
-            self._due.wait()
-            self._due.clear()
-            self._until_done(self._obey_new)
+        threads.keep_on(self._hear)
+
+    def _hear(self) -> bool:
+        self._due.wait()
+        self._due.clear()
+        self._until_done(self._obey_new)
+        return self._stopping
 
     def _until_done(self, act: Callable[[], None]) -> None:
-        """Does it, and again when the store could not be read, for want of files for instance."""
+        """Does it, and again when the store could not be read, for want of files for instance.
+
+        What it was in the midst of is an order that was not handed on: it is handed on then.
+        """
         while not self._stopping:
             try:
                 act()
                 return
             except XsError as error:
                 self._log(f"scripts wait: {error}", WARNING)
+            except (MemoryError, RuntimeError) as error:
+                if not threads.is_shortage(error):
+                    raise
+                self._log("scripts wait: no memory", WARNING)
             time.sleep(RESTART_SECONDS)
 
     # What the stream says

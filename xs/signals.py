@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
+
+from xs import threads
 
 _SAME_SECONDS = 0.2  # Ctrl-C reaches a program, and again by whoever started it: that is once
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -29,7 +30,8 @@ class Signals:
         signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
         for number in (*_STOPS, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._main, name="xs-signals", daemon=True).start()
+        self._first = 0.0  # when one to stop came
+        threads.Thread(lambda: threads.keep_on(self._hear), "xs-signals").start()
 
     def wait(self) -> int:
         """The next signal, as soon as it has come. After one to stop none comes."""
@@ -44,15 +46,13 @@ class Signals:
             return self._terminal is not None and not os.isatty(self._terminal)
         return number in _STOPS
 
-    def _main(self) -> None:
-        first = 0.0  # when one to stop came
-        while True:
-            for number in os.read(self._received, 64):
-                now = time.monotonic()
-                if first and number in _STOPS and now - first > _SAME_SECONDS:
-                    # The store is made for that: nothing that was answered is lost, its lock is
-                    # free, and its scripts end with the process that started them.
-                    os._exit(128 + number)
-                if not first:
-                    first = now if self.ends(number) else 0.0
-                    os.write(self._wants, bytes((number,)))
+    def _hear(self) -> None:
+        for number in os.read(self._received, 64):
+            now = time.monotonic()
+            if self._first and number in _STOPS and now - self._first > _SAME_SECONDS:
+                # The store is made for that: nothing that was answered is lost, its lock is free,
+                # and its scripts end with the process that started them.
+                os._exit(128 + number)
+            if not self._first:
+                os.write(self._wants, bytes((number,)))
+                self._first = now if self.ends(number) else 0.0

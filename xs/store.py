@@ -26,10 +26,20 @@ from __future__ import annotations
 
 import os
 import time
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock
 
 from xs import fault, frame, ids
-from xs.errors import Damaged, DiskError, Locked, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.errors import (
+    Damaged,
+    DiskError,
+    Locked,
+    NoMemory,
+    NoStore,
+    NotAStore,
+    NotFound,
+    Unavailable,
+    XsError,
+)
 from xs.index import Index, Unfinished
 from xs.place import why_not_written
 from xs.schema import FILENAME as INDEX_FILENAME
@@ -40,6 +50,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
     from typing import Any, Union
+
+    from xs import threads
 
     from xs.bus import Bus
     from xs.cas import Cas
@@ -57,6 +69,8 @@ LOOK_SECONDS = 0.05  # between two looks for other processes' commits, when ther
 GC_AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless asked otherwise
 
 CAS_FOLDER = "cas"
+
+_NO_MEMORY = NoMemory("no memory is left for this just now: nothing of it was stored")
 
 # What may be in a store's directory before there is an index. After a power failure that includes
 # the journal of its making: names of one folder reach the disk in any order.
@@ -171,12 +185,13 @@ class Store:
         self._gathering = 0  # how many works the commit thread waits for, if it does
         self._leading = False
         self._handed_over = False
-        self._committer: threading.Thread | None = None
+        self._committer: threads.Thread | None = None
         self._commit_seconds = 0.0  # what the last one took; the leader's alone
+        self._answered = 1  # in the last commit; the commit thread's alone
         self._closing = self._closed = False
         self._data_version: Callable[[], int] | None = None
         self._sweeps = False
-        self._sweeper: threading.Thread | None = None
+        self._sweeper: threads.Thread | None = None
         self._next_expiry: int | None = None
         self._expiry_known: threading.Condition | None = None  # guards the two above
 
@@ -243,9 +258,11 @@ class Store:
             with self._queue_lock:
                 self._check_open()
                 self._queue.append(work)
-                if not self._leading:
-                    self._leading = True
-                    self._hand_over()
+                leads = not self._leading
+                self._leading = True
+                leads = leads and not self._hand_over()
+            if leads:
+                self._stop_leading()
         else:
             self.submit(work)  # one command on the files: a thread would gain nothing
 
@@ -267,35 +284,61 @@ class Store:
                     self._waiting().notify_all()
                 return
             self._leading = True
-            batch = self._take_batch()
+            try:
+                batch = self._take_batch()
+            except MemoryError:
+                batch = None  # it stays in the queue
         try:
-            self._commit(batch)
+            if batch is not None:
+                self._commit(batch)
         finally:  # also after Ctrl-C: the store may still be used, if only to end something
             self._stop_leading()
 
     def _stop_leading(self) -> None:
+        try:
+            has_stopped = self._stops_leading()
+        except MemoryError:
+            has_stopped = False
+        if not has_stopped:
+            from xs import threads  # here: a command on the files does without
+
+            threads.keep_on(self._stops_leading)
+
+    def _stops_leading(self) -> bool:
         with self._queue_lock:
             if not self._queue:
                 self._leading = False
                 if self._closing:
                     self._waiting().notify_all()
-                return
-            self._hand_over()
+                return True
+            if self._hand_over():
+                return True
+            batch = self._take_batch()
+        self._commit(batch)
+        return False
 
     def _check_open(self) -> None:
         if self._closing:
             raise Unavailable("the store is closing")
 
-    def _hand_over(self) -> None:
-        """Lets the commit thread lead; `_queue_lock` is held and `_leading` is set."""
-        self._handed_over = True
+    def _hand_over(self) -> bool:
+        """Lets the commit thread lead; `_queue_lock` is held and `_leading` is set.
+
+        False if there is no such thread, and no room for one: then who leads goes on.
+        """
         changed = self._waiting()
         if self._committer is None:
-            import threading
+            from xs import threads
 
-            self._committer = threading.Thread(target=self._lead, name="xs-commit", daemon=True)
-            self._committer.start()
+            committer = threads.Thread(lambda: threads.keep_on(self._lead), "xs-commit")
+            try:
+                committer.start()
+            except RuntimeError:
+                return False
+            self._committer = committer
+        self._handed_over = True
         changed.notify_all()
+        return True
 
     def _waiting(self) -> threading.Condition:
         """What tells of changes of the queue; `_queue_lock` is held."""
@@ -309,24 +352,23 @@ class Store:
         batch, self._queue = self._queue[:BATCH_WORKS], self._queue[BATCH_WORKS:]
         return batch
 
-    def _lead(self) -> None:
+    def _lead(self) -> bool:
         """The commit thread: leads while something waits, and rests while someone else can."""
-        answered = 1  # in the last commit
-        while True:
-            with self._queue_lock:
-                while not self._handed_over:
-                    if self._closed:
-                        return
-                    answered = 1
-                    self._waiting().wait()
-                self._gather(answered)
-                if not self._queue:
-                    self._handed_over = self._leading = False
-                    self._waiting().notify_all()
-                    continue
-                batch = self._take_batch()
-            self._commit(batch)
-            answered = len(batch) - sum(work.is_much for work in batch)
+        with self._queue_lock:
+            while not self._handed_over:
+                if self._closed:
+                    return True
+                self._answered = 1
+                self._waiting().wait()
+            self._gather(self._answered)
+            if not self._queue:
+                self._handed_over = self._leading = False
+                self._waiting().notify_all()
+                return False
+            batch = self._take_batch()
+        self._commit(batch)
+        self._answered = len(batch) - sum(work.is_much for work in batch)
+        return False
 
     def _gather(self, answered: int) -> None:
         """Waits until those who were just answered are back, but no longer than a commit takes.
@@ -360,11 +402,24 @@ class Store:
                 for work in batch:
                     self._commit([work])
                 return
-            cause = error if isinstance(error, XsError) else _unexpected(error)
-            batch[0].error = self.index.disk_error(cause) or cause
-            batch[0].discard()
-            batch[0].finish()
+            try:
+                cause = error if isinstance(error, XsError) else _unexpected(error)
+                batch[0].error = self.index.disk_error(cause) or cause
+            except MemoryError:
+                batch[0].error = _NO_MEMORY
+            _finish(batch[0])
             return
+        try:
+            self._deliver(commit)
+        except MemoryError:  # who follows reads the index
+            self.bus.lose()
+        fault.at("commit.before-answers")
+        for work in batch:
+            _finish(work)
+        fault.at("commit.answered")
+
+    def _deliver(self, commit: Commit) -> None:
+        """What follows from a transaction that is durable, before it is answered."""
         if commit.gone and self.exclusive:  # else nothing is in the bus
             self.bus.discard(commit.gone, commit.gone_runs)
         if commit.gone_runs:
@@ -378,19 +433,12 @@ class Store:
             self.bus.skip_to(commit.history_mark)
         if commit.earliest_expiry is not None:
             self._expect_expiry(commit.earliest_expiry)
-        fault.at("commit.before-answers")
-        for work in batch:
-            if work.error is not None:
-                work.discard()
-            work.finish()
-        fault.at("commit.answered")
 
     def _shut_out(self, batch: list[Work], error: Locked) -> None:
         """Another process has the store's lock, and keeps it: nothing of the batch was done."""
         for work in batch:
             work.error = error
-            work.discard()
-            work.finish()
+            _finish(work)
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
         writer = self._writer or self._begin_writing()
@@ -422,7 +470,12 @@ class Store:
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
                 started = time.monotonic()
-                writer.commit()
+                try:
+                    writer.commit()
+                except MemoryError:  # before SQLite had done it, or behind that
+                    stored = [e.id for e in commit.entries if frame.ttl_of(e.line) != frame.EPHEMERAL]
+                    if not stored or not writer.has_committed(stored[-1]):
+                        raise
                 self._commit_seconds = time.monotonic() - started
             except BaseException:
                 writer.rollback()
@@ -431,7 +484,10 @@ class Store:
             fault.at("commit.durable")
             # Before another process can have the lock, and name one of them anew.
             if commit.unnamed_files:
-                self._remove_files(commit.unnamed_files)
+                try:
+                    self._remove_files(commit.unnamed_files)
+                except MemoryError:
+                    pass  # gc finds them
             return commit
         finally:
             if not self.exclusive:
@@ -499,42 +555,47 @@ class Store:
                 self._next_expiry = at
                 self._expiry_known.notify_all()
             if self._sweeper is None and not self._closing:
-                import threading
+                from xs import threads
 
-                sweeper = threading.Thread(target=self._sweep, name="xs-sweep", daemon=True)
+                sweeper = threads.Thread(lambda: threads.keep_on(self._sweep), "xs-sweep")
                 try:
                     sweeper.start()
                 except RuntimeError:
                     return  # no more threads: the next frame may tell
                 self._sweeper = sweeper
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
         from xs.work import SweepWork
 
         assert self._expiry_known is not None
-        while True:
-            with self._expiry_known:
-                while not self._closing:
-                    if self._next_expiry is None:
-                        self._expiry_known.wait()
-                    else:
-                        left = (self._next_expiry - self.clock()) / 1000
-                        if left <= 0:
-                            break
-                        # The clock may be set forward while this waits: look once in a while.
-                        self._expiry_known.wait(min(left, 60.0))
-                if self._closing:
-                    return
-                self._next_expiry = None
-            try:
-                removed = self.run(SweepWork())
-                upcoming = self.index.next_expiry()
-                if not removed and upcoming is not None and upcoming <= self.clock():
-                    upcoming = self.clock() + 60_000  # it is damaged, and left to a repair
-            except XsError:
-                upcoming = self.clock() + 60_000  # the disk may be full: try again later
-            if upcoming is not None:
-                self._expect_expiry(upcoming)
+        with self._expiry_known:
+            while not self._closing:
+                if self._next_expiry is None:
+                    self._expiry_known.wait()
+                else:
+                    left = (self._next_expiry - self.clock()) / 1000
+                    if left <= 0:
+                        break
+                    # The clock may be set forward while this waits: look once in a while.
+                    self._expiry_known.wait(min(left, 60.0))
+            if self._closing:
+                return True
+            due, self._next_expiry = self._next_expiry, None
+        try:
+            removed = self.run(SweepWork())
+            upcoming = self.index.next_expiry()
+            if not removed and upcoming is not None and upcoming <= self.clock():
+                upcoming = self.clock() + 60_000  # it is damaged, and left to a repair
+        except NoMemory:
+            upcoming = self.clock() + 1000
+        except XsError:
+            upcoming = self.clock() + 60_000  # the disk may be full: try again later
+        except BaseException:
+            self._next_expiry = due
+            raise
+        if upcoming is not None:
+            self._expect_expiry(upcoming)
+        return False
 
     # Reading
 
@@ -698,14 +759,16 @@ class Store:
             if self._closing:
                 return
             self._closing = True
+            leads = not self._leading
             works: list[Work] = [EndRunsWork(self.runs.is_own, STOPPED)]
             if last is not None:
                 works.append(AppendWork(last))
             works[-1].waiter = waiter
             self._queue += works
-            if not self._leading:
-                self._leading = True
-                self._hand_over()
+            self._leading = True
+            leads = leads and not self._hand_over()
+        if leads:
+            self._stop_leading()
         waiter.acquire()
 
     def close(self) -> None:
@@ -723,7 +786,7 @@ class Store:
             with self._expiry_known:
                 self._expiry_known.notify_all()
         for thread in (self._sweeper, self._committer):
-            if thread is not None and thread.ident != get_ident():
+            if thread is not None:
                 thread.join()
         for part in ("runs", "bus"):
             if part in vars(self):
@@ -731,6 +794,18 @@ class Store:
         self.index.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def _finish(work: Work) -> None:
+    """Tells whoever waits for it what has come of it."""
+    try:
+        if work.error is not None:
+            work.discard()
+        work.finish()
+    except Exception as error:  # it must not keep those behind it from hearing theirs
+        from xs import threads
+
+        threads.report("what has come of an append", error)
 
 
 def _unexpected(error: Exception) -> XsError:
@@ -741,9 +816,11 @@ def _unexpected(error: Exception) -> XsError:
             raise error
     except XsError as found:
         return found
-    except MemoryError:
-        return Unavailable("the process has no memory left for this: nothing of it was stored")
     except Exception:
+        from xs import threads
+
+        if threads.is_shortage(error):
+            return NoMemory(str(_NO_MEMORY))
         return XsError(f"{type(error).__name__}: {error}")
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
-from xs import frame, ids, times
+from xs import frame, ids, threads, times
 from xs.commit import Append, Commit
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.httpd import Served
@@ -174,7 +174,7 @@ class Stores:
         self._lock = threading.Lock()  # guards the next five; no other lock is taken under it
         self._entries: dict[str, _Entry] = {}  # by name
         self._ending: set[_Entry] = set()  # not among those any more
-        self._threads: set[threading.Thread] = set()
+        self._threads: set[threads.Thread] = set()
         self._pending: set[int] = set()  # requests that are not answered
         self._done: set[int] = set()  # that are, above the first of those
         self._answering = threading.Lock()  # one answer at a time: each keeps how far all are
@@ -187,7 +187,7 @@ class Stores:
         self._stopping = threading.Event()
         self._due = threading.Event()
         self._watch = root.bus.watch(TOPICS.__contains__, self._due.set)
-        self._thread = threading.Thread(target=self._main, name="xs-stores", daemon=True)
+        self._thread = threads.Thread(self._main, "xs-stores")
 
     # For requests
 
@@ -226,8 +226,7 @@ class Stores:
         self._stopping.set()
         self._due.set()
         self._root.bus.unwatch(self._watch)
-        if self._thread.ident is not None:
-            self._thread.join(_STOP_SECONDS)
+        self._thread.join(_STOP_SECONDS)
         self._join(deadline)
         with self._lock:
             entries = list(self._entries.values())
@@ -524,7 +523,7 @@ class Stores:
                 with self._lock:
                     self._threads.discard(thread)
 
-        thread = threading.Thread(target=run, name="xs-store", daemon=True)
+        thread = threads.Thread(run, "xs-store")
         with self._lock:
             self._threads.add(thread)
         try:

@@ -110,6 +110,8 @@ class Writer:
 
     def begin(self) -> bool:
         """Starts a transaction; whether another process has written since the last one."""
+        if self._connection.in_transaction:  # there was no memory to undo the last one
+            self.rollback()
         with translated():
             self._execute("BEGIN IMMEDIATE")
             try:
@@ -147,6 +149,10 @@ class Writer:
         fault.at("commit.before-fsync")
         with translated():
             self._execute("COMMIT")
+
+    def has_committed(self, value: int) -> bool:
+        """Whether the frame with that id is durable, whatever `commit` has raised."""
+        return not self._connection.in_transaction and self.find(value) is not None
 
     def rollback(self) -> None:
         """Undoes everything since `begin`."""

@@ -1,0 +1,303 @@
+"""No memory is left: a request is refused in one sentence, or its connection closed.
+
+The limit on a server's address space is lowered while it runs and raised again, so that what it
+asks the system for fails for real: stacks of threads, blocks of bytes, SQLite's pages.
+"""
+
+from __future__ import annotations
+
+import _thread
+import collections
+import contextlib
+import json
+import os
+import random
+import resource
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, Peer, Server, environment
+from stores import all_ids, in_one_batch
+
+import xs
+from xs import frame, threads
+from xs.cas import small
+from xs.commit import Append
+from xs.errors import XsError
+from xs.store import Store
+from xs.work import AppendWork
+
+MEGABYTE = 1 << 20
+
+
+def size_of(pid: int) -> int:
+    """A process's address space, in bytes."""
+    words = Path(f"/proc/{pid}/status").read_text().split()
+    return int(words[words.index("VmSize:") + 1]) * 1024
+
+
+@contextlib.contextmanager
+def little_room(server: Server, room: int) -> Iterator[None]:
+    """A block in which the server's address space can grow by so many bytes, and no more."""
+    pid = server.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (size_of(pid) + room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, limits)
+
+
+class Client(Peer):
+    """A connection on which requests are made one by one, as far as it goes."""
+
+    def __init__(self, server: Server) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(DEADLINE)
+        sock.connect(os.path.join(server.directory, "sock"))
+        super().__init__(sock)
+
+    def ask(self, target: str, body: bytes, *fields: str) -> tuple[int, bytes]:
+        """Status and body of the answer; (0, b"") if the connection ends before that is whole.
+
+        A server that is silent fails the test: `TimeoutError`.
+        """
+        lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        with contextlib.suppress(ConnectionError):  # what has been answered can still be read
+            self.send("\r\n".join([*lines, *fields, "", ""]).encode() + body)
+        with contextlib.suppress(ConnectionError, EOFError):
+            head = self.head()
+            if head:
+                return int(head[9:12]), self.body(head)
+        return 0, b""
+
+
+class Load:
+    """Clients that append on connections of their own, old ones and new ones, until `stop`."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self._server = server
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # guards the next three
+        self.answered: dict[str, bytes] = {}  # each content that was appended, by its frame's id
+        self.refusals: collections.Counter[bytes] = collections.Counter()
+        self.failures: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(f"{seed} {n}"), n), daemon=True)
+            for n in range(6)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, chance: random.Random, name: int) -> None:
+        try:
+            client = Client(self._server)
+            number = 0
+            while not self._stopping.wait(0.01):
+                number += 1
+                if number % 20 == 0:
+                    client.sock.close()
+                    client = Client(self._server)
+                if not self._act(client, chance, b"%d %d" % (name, number)):
+                    client.sock.close()
+                    client = Client(self._server)
+            client.sock.close()
+        except BaseException as error:
+            self.failures.append(error)
+
+    def _act(self, client: Client, chance: random.Random, data: bytes) -> bool:
+        """One request; whether the connection goes on."""
+        kind = chance.choice(["small", "meta", "large", "lines", "atomic"])
+        large = kind in ("large", "atomic")
+        data += b" " + b"x" * (
+            chance.choice([20_000, 20_000, 20_000, 3_000_000]) if kind == "large" else 0
+        )
+        if kind in ("lines", "atomic"):
+            line = {"topic": "a", "meta": "y" * chance.choice([10, 100_000])}
+            lines = [{**line, "content": f"{data.decode()}{n}"} for n in range(30)]
+            body = b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+            query = "?atomic" if kind == "atomic" else ""
+            status, told = client.ask(f"/append{query}", body, "Content-Type: application/x-ndjson")
+        else:
+            meta = json.dumps("z" * (800_000 if kind == "meta" else 10))
+            status, told = client.ask("/append/a", data, f"xs-meta: {meta}")
+        with self._lock:
+            if status == 200 and kind in ("small", "meta", "large"):
+                self.answered[json.loads(told)["id"]] = data
+            elif status not in (0, 200):
+                assert status in (503, 507), (status, told[:200])
+                assert told.count(b"\n") <= 1, told[:200]
+                self.refusals[told[:200]] += 1
+            elif status == 0:
+                self.refusals[b"closed"] += 1
+        return status == 200 or (status != 0 and not large)
+
+    def pause(self, seconds: float) -> None:
+        """Lets so much time pass, unless one of them fails."""
+        ended = time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() > ended or bool(self.failures))
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(2 * DEADLINE)
+        assert not self.failures, self.failures
+        assert not any(thread.is_alive() for thread in self._threads)
+
+
+class Follower:
+    """Follows topic `a` from the start; when it is cut off, from where it was."""
+
+    def __init__(self, server: Server) -> None:
+        self._directory = server.directory
+        self.seen: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            after = self.seen[-1] if self.seen else None
+            with contextlib.suppress(XsError, OSError):
+                for each in xs.open(self._directory).cat(follow=True, topic="a", after=after):
+                    if each.topic == "a":
+                        self.seen.append(each.id)
+                        if each.meta == "the last":
+                            return
+            time.sleep(0.05)
+
+    def join(self) -> None:
+        self._thread.join(2 * DEADLINE)
+        assert not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("megabytes", [0, 1, 5, 40])
+def test_where_no_memory_is_left_requests_are_refused_and_the_server_goes_on(
+    server: Server, megabytes: int
+) -> None:
+    client = xs.open(server.directory)
+    client.append("expired", b"x", ttl="time:1")
+    follower = Follower(server)
+    load = Load(server, megabytes)
+    try:
+        for _ in range(3):
+            with little_room(server, megabytes * MEGABYTE):
+                load.pause(1.0)
+            before = len(load.answered)
+            wait_until(lambda n=before: len(load.answered) > n or has_ended(server))
+            assert not has_ended(server), server.process.communicate()[1][-2000:]
+    finally:
+        load.stop()
+    if megabytes <= 1:
+        assert load.refusals  # else there was memory
+    # Every thread that matters is there: those that accept, commit, deliver and sweep.
+    client.append("expired", b"x", ttl="time:200")
+    client.append("a", b"x", meta="the last")
+    follower.join()
+    assert follower.seen == [each.id for each in client.cat(topic="a")]
+    wait_until(lambda: not rows_of(server, "expired"))
+    server.process.kill()
+    server.process.communicate()
+    stored = {each.id: each.content for each in xs.open(server.directory).cat(with_content=True)}
+    for id_text, data in load.answered.items():
+        assert stored[id_text] == data.decode()
+    done = subprocess.run(
+        [sys.executable, "-m", "xs", "check", server.directory],
+        capture_output=True, env=environment(), timeout=3 * DEADLINE,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1])["problems"] == 0, done.stdout
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not is_true():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.02)
+
+
+def has_ended(server: Server) -> bool:
+    return server.process.poll() is not None
+
+
+def rows_of(server: Server, topic: str) -> int:
+    """How many frames of a topic lie in the index, expired or not."""
+    path = os.path.join(server.directory, "xs.db")
+    with contextlib.closing(sqlite3.connect(path)) as index:
+        query = "SELECT count(*) FROM frame JOIN topic ON topic = number WHERE name = ?"
+        return int(index.execute(query, (topic,)).fetchone()[0])
+
+
+@pytest.mark.parametrize("megabytes", [24, 32, 40, 48])
+def test_a_server_that_finds_too_little_memory_to_start_says_so_in_one_line(
+    store_dir: str, megabytes: int
+) -> None:
+    """There may be enough: how much it takes is for the interpreter and its libraries to say."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "xs", "serve", store_dir],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes * MEGABYTE,) * 2),
+    )  # fmt: skip
+    assert server.stdout is not None and server.stderr is not None
+    if server.stdout.readline():
+        server.terminate()
+        assert server.wait(DEADLINE) == 0
+    else:
+        assert server.wait(DEADLINE) in (1, 3, 4, 5)
+        said = server.stderr.read().decode()
+        assert said.count("\n") == 1 and said.startswith("xs: "), said
+    server.communicate()
+
+
+def test_a_thread_that_never_comes_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one that finds no memory for its first step: CPython says nothing of it."""
+    monkeypatch.setattr(_thread, "start_new_thread", lambda act, args: 1)
+    thread = threads.Thread(lambda: None, "a thread")
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        thread.start()
+    assert thread.join(DEADLINE)
+
+
+def test_a_thread_that_comes_up_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Callable[[], None]] = []
+    did: list[str] = []
+    monkeypatch.setattr(_thread, "start_new_thread", lambda act, args: late.append(act))
+    with pytest.raises(RuntimeError):
+        threads.Thread(lambda: did.append("it"), "a thread").start()
+    late[0]()
+    assert did == []
+
+
+def test_without_room_for_another_thread_who_commits_goes_on_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(act: object, args: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    store = Store(str(tmp_path / "store"), exclusive=True, create=True)
+    answered: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def write() -> None:
+        barrier.wait(DEADLINE)
+        for _ in range(25):
+            answered.append(frame.id_of(store.append(Append("a", small(b"x")))))
+
+    writers = [threading.Thread(target=write, daemon=True) for _ in range(8)]
+    for writer in writers:
+        writer.start()
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    works = in_one_batch(store, [AppendWork(Append("b")) for _ in range(20)])
+    assert all(isinstance(each, bytes) for each in works)
+    for writer in writers:
+        writer.join(DEADLINE)
+    assert len(answered) == 200
+    monkeypatch.undo()
+    assert sorted(answered) == [each for each in all_ids(store) if each in set(answered)]
+    store.refuse_more(Append("xs.stop"))
+    store.close()

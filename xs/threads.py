@@ -1,0 +1,144 @@
+"""Threads that are started or not, but never waited for in vain, and loops that outlast a shortage.
+
+`threading.Thread.start` waits until the new thread says that it runs, which one that finds no
+memory to begin with never does (CPython 3.9 to 3.14): whoever starts it waits for ever. These are
+daemons: they end with the process.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_START_SECONDS = 2.0  # for a thread to come up, on a machine that has much else to do
+# Of memory, without which none is started: its stack, what Python takes to begin with, and some for
+# those that run already. A thread that is started and finds no memory ends without a word.
+_ROOM_BYTES = 2 * 1024 * 1024
+_PAUSE_SECONDS = 0.05  # before something is tried again that there was no memory for
+
+running: dict[int, tuple[str, int]] = {}  # what runs, by `get_ident`: a name, and `get_native_id`
+
+
+class Thread:
+    """A thread of its own for `act`, to be started once."""
+
+    __slots__ = ("_act", "_came", "_name", "_number", "_runs", "_turn")
+
+    def __init__(self, act: Callable[[], object], name: str) -> None:
+        self._act = act
+        self._name = name
+        self._number = 0
+        self._turn = threading.Lock()  # taken by the thread that comes, or by who gives it up
+        self._came = threading.Lock()  # held until it has come
+        self._runs = threading.Lock()  # held until it has ended
+
+    def start(self) -> None:
+        """Returns once it runs. Raises `RuntimeError` if there is no room for it."""
+        self._came.acquire()
+        self._runs.acquire()
+        try:
+            _start(self._main)
+            if not self._came.acquire(timeout=_START_SECONDS) and self._turn.acquire(False):
+                raise RuntimeError("can't start new thread: it does not come up")
+        except BaseException:
+            self._runs.release()
+            raise
+
+    def _main(self) -> None:
+        if not self._turn.acquire(False):
+            return  # nobody waits for it any more
+        self._number = _thread.get_ident()
+        self._came.release()
+        try:
+            run(self._name, self._act)
+        finally:
+            self._runs.release()
+
+    def join(self, seconds: float = -1.0) -> bool:
+        """Waits until it has ended, for so long at most; whether it has.
+
+        It may ask itself: then it has not.
+        """
+        if self._number == _thread.get_ident():
+            return False
+        ended = self._runs.acquire(timeout=seconds)
+        if ended:
+            self._runs.release()
+        return ended
+
+
+def begin(name: str, act: Callable[..., object], *args: object) -> None:
+    """Runs it in a thread of its own. Raises `RuntimeError` if there is no room for one.
+
+    It is not waited for. If it finds no memory to begin with, `args` are dropped: a socket among
+    them is closed.
+    """
+    _start(run, name, act, *args)
+
+
+def _start(act: Callable[..., object], *args: object) -> None:
+    import mmap
+
+    try:
+        mmap.mmap(-1, _ROOM_BYTES).close()
+        _thread.start_new_thread(act, args)
+    except (MemoryError, OSError):
+        raise RuntimeError("can't start new thread: no memory") from None
+
+
+def run(name: str, act: Callable[..., object], *args: object) -> None:
+    """What each thread does; a profiler may take its place."""
+    number = _thread.get_ident()
+    try:
+        running[number] = name, threading.get_native_id()
+        act(*args)
+    except Exception as error:
+        report(name, error)
+    finally:
+        running.pop(number, None)
+
+
+def report(name: str, error: BaseException) -> None:
+    """Tells of an error that nobody else hears of, as if it had ended a thread of that name."""
+    named: Any = _Named(name)
+    threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, named)))
+
+
+class _Named:
+    """What an excepthook asks a thread for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def keep_on(step: Callable[[], object]) -> None:
+    """Calls `step` again and again, until it gives True."""
+    while not insist(step):
+        pass
+
+
+def insist(act: Callable[[], object]) -> object:
+    """What `act` gives. Where memory is short it is called again, after a pause.
+
+    So whatever it had begun by then has to be such that it can be begun again.
+    """
+    while True:
+        try:
+            return act()
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether there was no memory, or no room for a thread or a lock."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("can't start new thread", "can't allocate lock"))
+    return isinstance(error, MemoryError)
