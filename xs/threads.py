@@ -86,7 +86,8 @@ def _start(act: Callable[..., object], *args: object) -> None:
     import mmap
 
     try:
-        mmap.mmap(-1, _ROOM_BYTES).close()
+        # Not shared, which would make a file of it and halve the rate of connections.
+        mmap.mmap(-1, _ROOM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         _thread.start_new_thread(act, args)
     except (MemoryError, OSError):
         raise RuntimeError("can't start new thread: no memory") from None
