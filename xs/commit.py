@@ -588,6 +588,10 @@ class Commit:
         runs = self.gone_runs
         return [e for e in self.entries if e.id not in gone and e.first not in runs]
 
+    def stored_ids(self) -> list[int]:
+        """Of the frames that this transaction has added to the index."""
+        return [e.id for e in self.entries if frame.ttl_of(e.line) != frame.EPHEMERAL]
+
     def start_part(self) -> None:
         """Starts a part of the transaction that can be undone by itself."""
         self.apply_trims()

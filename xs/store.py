@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
     from xs import threads
-
     from xs.bus import Bus
     from xs.cas import Cas
     from xs.commit import Append, Commit
@@ -473,7 +472,9 @@ class Store:
                 try:
                     writer.commit()
                 except MemoryError:  # before SQLite had done it, or behind that
-                    stored = [e.id for e in commit.entries if frame.ttl_of(e.line) != frame.EPHEMERAL]
+                    stored = [
+                        e.id for e in commit.entries if frame.ttl_of(e.line) != frame.EPHEMERAL
+                    ]
                     if not stored or not writer.has_committed(stored[-1]):
                         raise
                 self._commit_seconds = time.monotonic() - started
