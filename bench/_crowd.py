@@ -58,7 +58,7 @@ class Follower:
         self.stalled_until = 0.0
         self._buffer = bytearray()
         self._body: http1.LengthBody | http1.ChunkedBody | http1.UntilCloseBody | None = None
-        self._has_caught_up = False
+        self.has_caught_up = False
 
     def take(self) -> None:
         try:
@@ -80,11 +80,11 @@ class Follower:
             self._count(block)
 
     def _count(self, block: bytes) -> None:
-        if not self._has_caught_up:
+        if not self.has_caught_up:
             line, _, block = block.partition(b"\n")
             if b'"xs.threshold"' not in line:
                 raise Wrong(f"a follower of an empty store begins with {line!r}")
-            self._has_caught_up = True
+            self.has_caught_up = True
         self.frames += block.count(b"\n")
         self.digest.update(block)
 
@@ -155,16 +155,23 @@ class Crowd:
 def follow(server: Server, seconds: float, followers: int, writers: int) -> Iterator[str]:
     crowd = Crowd(os.path.join(server.root, "sock"), followers, random.Random())
     samples: list[Sample] = []
-    end = time.monotonic() + seconds
-    threads = [
-        threading.Thread(
-            target=crowd.write, args=(server, name, writers / APPENDS_A_SECOND, end), daemon=True
-        )
-        for name in range(writers)
-    ]
-    for thread in threads:
-        thread.start()
     try:
+        deadline = time.monotonic() + DEADLINE
+        while not all(each.has_caught_up for each in crowd.followers):
+            crowd.read(0.1)
+            if time.monotonic() > deadline:
+                raise Wrong("a follower of an empty store is not told that it has caught up")
+        end = time.monotonic() + seconds
+        threads = [
+            threading.Thread(
+                target=crowd.write,
+                args=(server, name, writers / APPENDS_A_SECOND, end),
+                daemon=True,
+            )
+            for name in range(writers)
+        ]
+        for thread in threads:
+            thread.start()
         due = 0.0
         while time.monotonic() < end:
             crowd.read(0.05)

@@ -528,8 +528,9 @@ class Connection(socketserver.BaseRequestHandler):
             is_parked = self._catch_up(follower)
         except (OSError, XsError):
             pass  # the client is gone, or what is stored is damaged: the body breaks off
-        if not is_parked:
-            self._close()
+        finally:  # also where memory is short: who is cut off comes back
+            if not is_parked:
+                self._close()
 
     def end_following(self) -> None:
         """A parked follower has all that it will get."""

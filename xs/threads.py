@@ -8,6 +8,7 @@ daemons: they end with the process.
 from __future__ import annotations
 
 import _thread
+import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -83,8 +84,6 @@ def begin(name: str, act: Callable[..., object], *args: object) -> None:
 
 
 def _start(act: Callable[..., object], *args: object) -> None:
-    import mmap
-
     try:
         # Not shared, which would make a file of it and halve the rate of connections.
         mmap.mmap(-1, _ROOM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
