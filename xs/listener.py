@@ -132,8 +132,10 @@ class Listener(socketserver.TCPServer):
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        # Waited for, so that a server on its way out answers who has been accepted.
+        thread = threads.Thread(lambda: self._process(request, client_address), "xs-connection")
         try:
-            threads.begin("xs-connection", self._process, request, client_address)
+            thread.start()
         except RuntimeError:  # no more threads
             self._turn_away(request, "no room for the thread of another connection")
 

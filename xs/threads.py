@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_START_SECONDS = 2.0  # for a thread to come up, on a machine that has much else to do
+_START_SECONDS = 5.0  # for a thread to come up, on a machine that has much else to do
 # Of memory, without which none is started: its stack, what Python takes to begin with, and some for
 # those that run already. A thread that is started and finds no memory ends without a word.
 _ROOM_BYTES = 2 * 1024 * 1024
@@ -72,15 +72,6 @@ class Thread:
         if ended:
             self._runs.release()
         return ended
-
-
-def begin(name: str, act: Callable[..., object], *args: object) -> None:
-    """Runs it in a thread of its own. Raises `RuntimeError` if there is no room for one.
-
-    It is not waited for. If it finds no memory to begin with, `args` are dropped: a socket among
-    them is closed.
-    """
-    _start(run, name, act, *args)
 
 
 def _start(act: Callable[..., object], *args: object) -> None:
