@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -33,11 +34,13 @@ from stores import (
 
 from xs import frame, ids, query
 from xs.cas import INLINE_MAX, small
-from xs.commit import Append, Commit
+from xs.commit import ALIKE_MIN, Append, Commit, alike
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.lock import Served
+from xs.schema import LARGE_JSON
 from xs.store import Store
 from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, Work
+from xs.writer import NewFrame
 
 LARGE = b"large" * INLINE_MAX
 
@@ -725,6 +728,7 @@ _WRITER = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1])
 from xs.commit import Append
+from xs.schema import LARGE_JSON
 from xs.store import Store
 from xs.errors import XsError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -848,3 +852,61 @@ def test_a_store_whose_making_was_broken_off_is_finished_by_whoever_opens_it(
     assert store.append(Append("a"))
     assert problems(store) == []
     store.close()
+
+
+def test_what_sqlite_has_undone_by_itself_is_not_taken_for_committed(store: Store) -> None:
+    kept = ids.parse(add(store, "a"))
+    writer = store.index.writer()
+    writer.begin()
+    value = kept + (1 << 80)
+    json_text = frame.encode("a", ids.text(value), None, '"m"', "forever")
+    writer.append(NewFrame(value, "a", json_text, json_text.encode(), None, None, None))
+    assert not writer.has_committed(value)
+    store.index._writing().execute("ROLLBACK")  # as SQLite does where it has no memory
+    assert not writer.has_committed(value)
+    writer.rollback()
+    assert all_ids(store) == [ids.text(kept)]
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("table", ["large", "file", "answered", "topic"])
+def test_where_sqlite_fails_amid_a_frame_nothing_of_its_request_is_stored(
+    store: Store, table: str, atomic: bool
+) -> None:
+    def deny(action: int, name: str | None, *_: object) -> int:
+        is_denied = action == sqlite3.SQLITE_INSERT and name == table
+        return sqlite3.SQLITE_DENY if is_denied else sqlite3.SQLITE_OK
+
+    kept = add(store, "a")
+    append = {
+        "large": Append("a", meta=json.dumps("m" * LARGE_JSON)),
+        "file": Append("a", store.cas.take([LARGE])),
+        "answered": Append("a", key="k"),
+        "topic": Append("a.new"),
+    }[table]
+    writing = store.index._writing()
+    writing.set_authorizer(deny)
+    with pytest.raises(XsError):
+        store.run(BatchWork([Append("a"), append, Append("a")], atomic=atomic))
+    with pytest.raises(XsError):
+        store.run(AppendWork(append._replace(content=store.cas.take([LARGE]))))
+    writing.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    assert all_ids(store) == [kept]
+    assert problems(store) == []
+    again = add_all(store, [Append("a"), append._replace(content=None), Append("a")], atomic=atomic)
+    assert len(all_ids(store)) == 1 + len(again)
+    assert problems(store) == []
+
+
+def test_where_sqlite_fails_amid_frames_alike_none_of_them_is_stored(store: Store) -> None:
+    def deny(action: int, name: str | None, *_: object) -> int:
+        is_denied = action == sqlite3.SQLITE_INSERT and name == "large"
+        return sqlite3.SQLITE_DENY if is_denied else sqlite3.SQLITE_OK
+
+    large = Append("a", meta=json.dumps("m" * LARGE_JSON))
+    store.index._writing().set_authorizer(deny)
+    with pytest.raises(XsError):
+        store.run(BatchWork([Append("b"), alike(large, [b"x"] * ALIKE_MIN)]))
+    store.index._writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    assert all_ids(store) == []
+    assert problems(store) == []

@@ -306,6 +306,14 @@ def translated() -> _Translated:
     return _TRANSLATED
 
 
+def is_of_sqlite(error: XsError) -> bool:
+    """Whether SQLite failed amid something: what it had done of that by then is in the transaction.
+
+    Any other error is raised before there is a change.
+    """
+    return isinstance(error.__cause__, sqlite.Error)
+
+
 def _as_error(error: sqlite3.Error) -> XsError:
     text = str(error)
     if "full" in text:

@@ -43,7 +43,7 @@ from xs.errors import (
 from xs.index import Index, Unfinished
 from xs.place import why_not_written
 from xs.schema import FILENAME as INDEX_FILENAME
-from xs.schema import Stored, translated
+from xs.schema import Stored, is_of_sqlite, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -399,7 +399,11 @@ class Store:
             if len(batch) > 1:
                 # One of them may be to blame, for instance by its size: each for itself.
                 for work in batch:
-                    self._commit([work])
+                    try:
+                        self._commit([work])
+                    except MemoryError:  # it must not keep those behind it waiting
+                        work.error = _NO_MEMORY
+                        _finish(work)
                 return
             try:
                 cause = error if isinstance(error, XsError) else _unexpected(error)
@@ -463,7 +467,7 @@ class Store:
                     try:
                         work.result = work.apply(commit)
                     except XsError as error:
-                        if work.is_whole:
+                        if work.is_whole or is_of_sqlite(error):
                             raise
                         work.error = self.index.disk_error(error) or error
                 fault.at("commit.applied")
@@ -472,10 +476,7 @@ class Store:
                 try:
                     writer.commit()
                 except MemoryError:  # before SQLite had done it, or behind that
-                    stored = [
-                        e.id for e in commit.entries if frame.ttl_of(e.line) != frame.EPHEMERAL
-                    ]
-                    if not stored or not writer.has_committed(stored[-1]):
+                    if not any(map(writer.has_committed, commit.stored_ids())):
                         raise
                 self._commit_seconds = time.monotonic() - started
             except BaseException:

@@ -9,7 +9,7 @@ from xs import fault, frame, ids
 from xs.cas import Content, discard
 from xs.commit import Alike, Append, Commit, Imported, RunResult
 from xs.errors import XsError
-from xs.schema import BROKEN, GOES_ON, WHOLE
+from xs.schema import BROKEN, GOES_ON, WHOLE, is_of_sqlite
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class BatchWork(Work):
                     results.append(commit.append(append))
                     fault.at("batch.frame-added")
                 except XsError as error:
+                    if is_of_sqlite(error):
+                        raise
                     if self.atomic:
                         commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
                         fault.at("batch.part-undone")
@@ -155,6 +157,8 @@ class ImportWork(Work):
                 results.append(commit.import_frame(each))
                 fault.at("import.frame-added")
             except XsError as error:
+                if is_of_sqlite(error):
+                    raise
                 if isinstance(each, Imported):
                     discard(each.content)
                 results.append(error)

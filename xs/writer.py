@@ -152,7 +152,9 @@ class Writer:
 
     def has_committed(self, value: int) -> bool:
         """Whether the frame with that id is durable, whatever `commit` has raised."""
-        return not self._connection.in_transaction and self.find(value) is not None
+        if self._connection.in_transaction or self._frames or self._expiring or self._below:
+            return False  # it was not come to: SQLite may have undone all that was before it
+        return self.find(value) is not None
 
     def rollback(self) -> None:
         """Undoes everything since `begin`."""
