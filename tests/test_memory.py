@@ -60,7 +60,7 @@ class Client(Peer):
 
     def __init__(self, server: Server) -> None:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(DEADLINE)
+        sock.settimeout(5.0)  # it may hear nothing: see `ask`
         sock.connect(os.path.join(server.directory, "sock"))
         super().__init__(sock)
 
@@ -165,7 +165,9 @@ class Follower:
         while True:
             after = self.seen[-1] if self.seen else None
             with contextlib.suppress(XsError, OSError):
-                for each in xs.open(self._directory).cat(follow=True, topic="a", after=after):
+                # With a pulse, so that it knows when nothing comes any more.
+                client = xs.open(self._directory, timeout=5.0)
+                for each in client.cat(follow=500, topic="a", after=after):
                     if each.topic == "a":
                         self.seen.append(each.id)
                         if each.meta == "the last":
