@@ -209,7 +209,7 @@ def test_a_server_that_is_ended_for_its_silence_tells_where_it_hangs(
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGABRT
     assert b"Fatal Python error: Aborted" in err
-    assert b"in _accept" in err  # each thread
+    assert b"listener.py" in err  # each thread, as far as it has begun
 
 
 # What is looked at
