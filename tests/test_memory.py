@@ -70,7 +70,8 @@ class Client(Peer):
         So it is if nothing comes at all: what a thread that found no memory was about to say.
         """
         lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
-        with contextlib.suppress(ConnectionError):  # what has been answered can still be read
+        # What has been answered can still be read.
+        with contextlib.suppress(ConnectionError, socket.timeout):
             self.send("\r\n".join([*lines, *fields, "", ""]).encode() + body)
         with contextlib.suppress(ConnectionError, EOFError, socket.timeout):
             head = self.head()
@@ -98,19 +99,25 @@ class Load:
 
     def _run(self, chance: random.Random, name: int) -> None:
         try:
-            client = Client(self._server)
+            client = self._come()
             number = 0
             while not self._stopping.wait(0.01):
                 number += 1
                 if number % 20 == 0:
                     client.sock.close()
-                    client = Client(self._server)
+                    client = self._come()
                 if not self._act(client, chance, b"%d %d" % (name, number)):
                     client.sock.close()
-                    client = Client(self._server)
+                    client = self._come()
             client.sock.close()
         except BaseException as error:
             self.failures.append(error)
+
+    def _come(self) -> Client:
+        for _ in range(4):
+            with contextlib.suppress(socket.timeout):  # nobody has accepted it
+                return Client(self._server)
+        return Client(self._server)
 
     def _act(self, client: Client, chance: random.Random, data: bytes) -> bool:
         """One request; whether the connection goes on."""
