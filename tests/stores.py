@@ -135,3 +135,20 @@ def together(count: int, act: Callable[[int], None]) -> None:
         assert not thread.is_alive(), "a thread hangs"
     if failures:
         raise failures[0]
+
+
+def steps_of(store: Store, act: Callable[[], Any]) -> int:
+    """How much work SQLite has with it, in hundreds of its instructions."""
+    counted = [0]
+
+    def count() -> None:
+        counted[0] += 1
+
+    with store.index._reader() as reader:
+        pass
+    reader.set_progress_handler(count, 100)
+    try:
+        act()
+    finally:
+        reader.set_progress_handler(None, 0)  # type: ignore[arg-type]
+    return counted[0]

@@ -37,6 +37,7 @@ from stores import (
     lines,
     problems,
     remove,
+    steps_of,
     together,
 )
 from wire import Answer, Wire, request
@@ -1778,23 +1779,6 @@ def test_an_older_store_that_may_only_be_read_is_refused_with_what_would_help(
 
 
 # ---- The cost ----------------------------------------------------------------------------------
-
-
-def steps_of(store: Store, act: Callable[[], Any]) -> int:
-    """How much work SQLite has with it, in hundreds of its instructions."""
-    counted = [0]
-
-    def count() -> None:
-        counted[0] += 1
-
-    with store.index._reader() as reader:
-        pass
-    reader.set_progress_handler(count, 100)
-    try:
-        act()
-    finally:
-        reader.set_progress_handler(None, 0)  # type: ignore[arg-type]
-    return counted[0]
 
 
 def test_nothing_that_counts_a_run_once_goes_through_its_frames(store: Store) -> None:
