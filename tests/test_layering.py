@@ -82,17 +82,18 @@ ARCHITECTURE = {
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
+    "crowd":       "errors threads work store",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log",
-    "httpd":       "errors threads http1 log work store reader scripts api sockets rights access "
-                   "delivery listener",
+    "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights access "
+                   "crowd delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema bus commit work store exchange",
     "gateway":     "errors ids frame http1 log cas commit work store sockets activation address "
                    "listener hangups exchange answers",
-    "mount":       "errors log meta commit store scripts activation access tokens delivery "
-                   "listener httpd version | gateway",
+    "mount":       "errors log meta commit store scripts activation access tokens crowd "
+                   "delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame times log schema commit work store httpd mount",
     "notify":      "threads log",
     "signals":     "threads",

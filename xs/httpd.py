@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1, threads
 from xs.access import Access, rights_of
+from xs.cas import INLINE_MAX
+from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Listener
@@ -56,6 +58,10 @@ _LOOKS = 20  # for the next request before the thread sleeps: some 40 microsecon
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
+_Found = tuple["_Body", api.Answer]  # an answer, and what is left of the request
+_Taken = tuple[http1.RequestHead, Optional[_Found]]
+
+
 class Served(NamedTuple):
     """A store that is served, with what requests to it need.
 
@@ -65,6 +71,7 @@ class Served(NamedTuple):
 
     store: Store
     delivery: Delivery
+    crowd: Crowd
     scripts: Optional[Scripts]
     visitors: Connections
 
@@ -103,6 +110,10 @@ class Connection(socketserver.BaseRequestHandler):
         self._broken = False
         self._handed_on = False
         self._ending = False
+        self.seen = 0.0
+        self._appends = False  # whether the last request was an append that came whole
+        self._in_crowd = False
+        self._left: _Taken | Exception | None = None  # by the crowd's thread to this one
         self.server.opened(self)
 
     def handle(self) -> None:
@@ -121,17 +132,62 @@ class Connection(socketserver.BaseRequestHandler):
             return
         while not self._ending:
             try:
-                head = self._read_head() if self.buffer else None
-                if head is None:
-                    head = self._await_head()
+                taken = self._next()
             except http1.Refusal as refused:
                 self._refuse(refused.status, str(refused))
                 return
-            if head is None:
+            if taken is None:
                 self._settle()  # a client that only sends no more still hears its answers
                 return
-            if not self._serve(head):
+            if not self._serve(*taken):
                 return
+
+    def _next(self) -> _Taken | None:
+        """The next request; None if the client ends, or stays idle, before it."""
+        head = self._read_head() if self.buffer else None
+        if head is None and self._appends and not self.buffer and not self.server.is_quiet:
+            self._in_crowd = True
+            self.server.served.crowd.wait(self, Limits.idle_seconds)
+            self._in_crowd = False
+            left, self._left = self._left, None
+            if isinstance(left, Exception):
+                raise left
+            if left is not None:
+                return left
+        if head is None:
+            head = self._await_head()
+        return None if head is None else (head, None)
+
+    def take(self, works: list[Work]) -> bool:
+        """See `crowd.Member`."""
+        if self._left is not None:
+            return False
+        try:
+            return self._take(works)
+        except BlockingIOError:
+            return True
+        except Exception as error:
+            self._left = error
+            return False
+
+    def _take(self, works: list[Work]) -> bool:
+        data = self.sock.recv(_RECEIVE_HEAD, socket.MSG_DONTWAIT)
+        if not data:
+            return False
+        self.seen = time.monotonic()
+        self.buffer += data
+        head = self._read_head()
+        if head is None:
+            return False
+        if not _is_small_append(head, len(self.buffer)) or not self._is_settled():
+            self._left = (head, None)
+            return False
+        body, found = self._find_answer(head)
+        if found.work is None or self.buffer:
+            self._left = (head, (body, found))
+            return False
+        works.append(self._expected(head, found, keep=True))
+        return True
 
     def _read_head(self) -> http1.RequestHead | None:
         """The head in the buffer, if it is whole."""
@@ -193,16 +249,17 @@ class Connection(socketserver.BaseRequestHandler):
                     pass  # not yet
         return self.sock.recv(_RECEIVE_HEAD)
 
-    def _serve(self, head: http1.RequestHead) -> bool:
-        """Answers one request; whether the connection goes on."""
+    def _serve(self, head: http1.RequestHead, found: Optional[_Found]) -> bool:
+        """Answers a request, if its answer is not yet found; whether the connection goes on."""
         try:
-            return self._serve_one(head)
+            body, answer = found or self._find_answer(head)
+            return self._give(head, body, answer)
         finally:
             if self._visits and not self._handed_on:
                 self._visits = False
                 self._served.visitors.discard(self)
 
-    def _serve_one(self, head: http1.RequestHead) -> bool:
+    def _find_answer(self, head: http1.RequestHead) -> _Found:
         body = _Body(self, head)
         try:
             rights = rights_of(head, self.server.access)
@@ -213,6 +270,11 @@ class Connection(socketserver.BaseRequestHandler):
             if head.method in ("GET", "HEAD"):
                 self._settle()  # it reads what the requests before it have appended
             found = self._ask(head, body, rights)
+        return body, found
+
+    def _give(self, head: http1.RequestHead, body: _Body, found: api.Answer) -> bool:
+        """Writes an answer, or lets an append's commit do it; whether the connection goes on."""
+        self._appends = found.work is not None and body.came_whole and not self._visits
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
         keep = head.keep_alive and not self._ending
@@ -334,9 +396,16 @@ class Connection(socketserver.BaseRequestHandler):
         return True
 
     def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
-        work = found.work
-        assert work is not None and found.finish is not None
-        finish = found.finish
+        work = self._expected(head, found, keep)
+        try:
+            self._served.store.submit(work)
+        except XsError as error:
+            work.fail(error)
+
+    def _expected(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> Work:
+        """What is to be submitted for an append, which is then answered in its turn."""
+        work, finish = found.work, found.finish
+        assert work is not None and finish is not None
 
         def done(work: Work) -> None:
             try:
@@ -354,11 +423,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self._out_changed.wait()
             self._pending += 1
         work.done = done
-        try:
-            self._served.store.submit(work)
-        except XsError as error:
-            work.discard()
-            self._deliver(_whole(head, api.error_answer(error), keep))
+        return work
 
     def _deliver(self, data: bytes) -> None:
         """Writes an append's answer, in whatever thread, without blocking."""
@@ -422,6 +487,11 @@ class Connection(socketserver.BaseRequestHandler):
                 self._broken = True
             with self._out_lock:
                 self._unsent.pop(0)
+
+    def _is_settled(self) -> bool:
+        """Whether every append so far is answered."""
+        with self._out_lock:
+            return not (self._pending or self._draining or self._broken)
 
     def _settle(self) -> None:
         """Waits until every append so far is answered."""
@@ -542,8 +612,9 @@ class Connection(socketserver.BaseRequestHandler):
         self._close()
 
     def drop(self) -> None:
-        """The client of a parked follower is gone."""
-        self._close()
+        """The client of a parked follower is gone, or its time is up."""
+        if not self._in_crowd:  # else its own thread is about to close it
+            self._close()
 
     # The end
 
@@ -608,6 +679,11 @@ class _Body:
     @property
     def is_read(self) -> bool:
         return self._reader is None or self._reader.done
+
+    @property
+    def came_whole(self) -> bool:
+        """Whether all of it, if it is read, came with its head."""
+        return self._reader is None
 
     def __iter__(self) -> Iterator[bytes]:
         length, buffer = self._head.length, self._connection.buffer
@@ -681,6 +757,18 @@ class _Body:
             return False
         set_timeout(self._connection.sock, Limits.idle_seconds)
         return True
+
+
+def _is_small_append(head: http1.RequestHead, there: int) -> bool:
+    """Whether the crowd's thread can take a request; `there`: the bytes behind its head."""
+    return (
+        head.method == "POST"
+        and head.path.startswith("/append/")
+        and "chunked" not in head.query
+        and head.length is not None
+        and head.length <= min(there, INLINE_MAX)
+        and head.keep_alive
+    )
 
 
 # A listener

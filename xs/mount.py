@@ -20,6 +20,7 @@ from xs import meta
 from xs.access import Access, access
 from xs.activation import Sockets
 from xs.commit import Append
+from xs.crowd import Crowd
 from xs.delivery import Delivery
 from xs.errors import Full, NotAStore, Unavailable
 from xs.httpd import Others, Served, Server
@@ -87,11 +88,14 @@ class Mount:
         self._is_announced = self._has_scripts = self._has_gateway = False
         self.store = Store(self.folder, exclusive=True, create=create)
         self._delivery = Delivery(self.store)
+        self._crowd = Crowd(self.store)
         try:
             os.chmod(self.folder, 0o700)
             if scripts:
                 self._scripts = Scripts(self.store, log)
-            self.served = Served(self.store, self._delivery, self._scripts, self._visitors)
+            self.served = Served(
+                self.store, self._delivery, self._crowd, self._scripts, self._visitors
+            )
             sock = self._sockets.listen_unix(self.socket_path)
             # Who may call one that was handed down is for who made it to say.
             self._add(sock, None, is_for_owner=not self._sockets.is_handed(self.socket_path))
@@ -195,6 +199,7 @@ class Mount:
         with contextlib.ExitStack() as then:  # from the last line up, whatever fails on the way
             then.callback(self.store.close)
             then.callback(self._remove_socket)
+            then.callback(self._crowd.stop)
             then.callback(self._end_connections, deadline)
             then.callback(self._delivery.stop)
             then.callback(self.store.refuse_more, Append("xs.stop") if self._is_announced else None)

@@ -275,11 +275,16 @@ class Store:
 
     def submit(self, work: Work) -> None:
         """Does `work` in the next batch. It may be done when this returns, or later."""
+        self.submit_all([work])
+
+    def submit_all(self, works: list[Work]) -> None:
+        """As `submit`. The list is empty once they will be done, whatever this raises then."""
         with self._queue_lock:
             self._check_open()
-            self._queue.append(work)
+            self._queue += works
+            works.clear()
             if self._leading:
-                if len(self._queue) == self._gathering:
+                if len(self._queue) >= self._gathering > 0:
                     self._waiting().notify_all()
                 return
             self._leading = True

@@ -46,6 +46,12 @@ class Work:
     def discard(self) -> None:
         """Forgets what was taken in for this work: it has failed, or nothing needs it any more."""
 
+    def fail(self, error: XsError) -> None:
+        """Tells whoever waits for it that it was not done."""
+        self.error = error
+        self.discard()
+        self.finish()
+
     def finish(self) -> None:
         self.finished = True
         if self.done is not None:
