@@ -85,8 +85,8 @@ ARCHITECTURE = {
     "crowd":       "errors threads work store",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log",
-    "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights access "
-                   "crowd delivery listener",
+    "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights "
+                   "access crowd delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema bus commit work store exchange",
