@@ -98,8 +98,8 @@ ARCHITECTURE = {
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",
-    "server":      "errors log activation listener httpd gateway mount stores notify signals "
-                   "liveness | address",
+    "server":      "errors log activation listener httpd mount stores notify signals liveness | "
+                   "address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors",
     "transport":   "errors http1 request",

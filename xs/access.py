@@ -7,7 +7,6 @@ and who has connected is the store's owner, who may do everything.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import socket
 from typing import Callable, NamedTuple, Optional
 
@@ -76,6 +75,8 @@ def _host(authority: str) -> str:
 
 
 def _is_ip(host: str) -> bool:
+    import ipaddress  # here: on a Unix socket nobody asks
+
     try:
         ipaddress.ip_address(host)
     except ValueError:

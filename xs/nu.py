@@ -8,8 +8,6 @@ there too. Knows no topics.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import subprocess
 
 from xs.errors import NoNushell
@@ -50,7 +48,7 @@ def _command(
     variables: dict[str, str],
     input_at: Optional[int],
 ) -> Command:
-    mark = secrets.token_hex(16)
+    mark = os.urandom(16).hex()
     path, version = _find()
     pipefail = ["--experimental-options", "[pipefail]"] if version < _PIPEFAIL else []
     words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, runner), argument]
@@ -66,7 +64,11 @@ _good: dict[tuple[str, int], tuple[int, ...]] = {}  # path, time of change → v
 
 
 def _find() -> tuple[str, tuple[int, ...]]:
-    path = os.environ.get("XS_NU") or shutil.which("nu")
+    path = os.environ.get("XS_NU")
+    if not path:
+        import shutil  # here: see `process._remove`
+
+        path = shutil.which("nu")
     if path is None:
         raise NoNushell(
             "Nushell is not installed: get it from https://www.nushell.sh (the program nu, "

@@ -19,8 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
-import shutil
 import signal
 import threading
 import time
@@ -138,7 +136,14 @@ class Process:
         self.close_input()
         os.close(self.output)
         os.close(self.errors)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
+
+
+def _remove(folder: str) -> None:
+    """Removes a process's files, as far as it goes."""
+    import shutil  # here, with what it loads for archives: many a server runs no script
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Processes:
@@ -148,7 +153,7 @@ class Processes:
         """`variables`: the environment of every process."""
         self.folder = folder
         self._variables = variables
-        self._prefix = secrets.token_hex(4) + "-"
+        self._prefix = os.urandom(4).hex() + "-"
         self._counter = 0
         self._counter_lock = threading.Lock()
         self._has_started = False
@@ -178,7 +183,7 @@ class Processes:
         for entry in os.scandir(self.folder):
             # A script for a request does not wait for the lock: it may run by now.
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(self._prefix):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                _remove(entry.path)
 
     def _place(self, files: dict[str, bytes]) -> str:
         """A new folder with these files in it, for one process."""
@@ -241,7 +246,7 @@ class Processes:
         except BaseException:
             for number in opened:
                 os.close(number)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         for number in theirs_all:
             os.close(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import os
 import signal
 import threading
@@ -12,7 +11,6 @@ import time
 from xs import liveness, log
 from xs.activation import Sockets, handed_down
 from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
-from xs.gateway import Options
 from xs.httpd import Limits
 from xs.listener import Connections
 from xs.log import Log
@@ -58,7 +56,7 @@ class Running:
         self._grace = grace
         self._room = _make_room(web is not None)
         self._scripts = scripts
-        self._options = web.options if web is not None else Options()
+        self._options = None if web is None else web.options
         addresses = [exposed_address(each, insecure=insecure) for each in expose]
         for host, port in sockets.exposed:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -104,7 +102,9 @@ class Running:
         )
         try:
             if asked.http is not None:
-                mount.open_gateway(Web([asked.http], self._options))
+                from xs.gateway import Options  # here: most servers have none
+
+                mount.open_gateway(Web([asked.http], self._options or Options()))
         except BaseException:
             mount.abandon()
             raise
@@ -221,6 +221,8 @@ def _check_is_private(address: str, host: str, port: int, *, insecure: bool) -> 
 
 
 def _is_loopback(host: str) -> bool:
+    import ipaddress  # here: most servers have no TCP address
+
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -59,7 +59,7 @@ def owner_token(folder: str) -> str:
         token = _read(path).decode("ascii", "replace").partition("\n")[0].strip()
         if token:
             return token
-    token = secrets.token_urlsafe(32)
+    token = _new()
     _write(folder, OWNER_FILENAME, f"{token}\n".encode())
     return token
 
@@ -96,7 +96,7 @@ def add(
             raise Invalid(f"there is a token {name} already: remove it first, or choose a new name")
         if len(tokens) >= TOKENS_MAX:
             raise Invalid(f"there are {TOKENS_MAX} tokens already: remove one first")
-        token = secrets.token_urlsafe(32)
+        token = _new()
         tokens.append(Token(name, admin, read, append, _hash(token)))
     return token
 
@@ -167,6 +167,11 @@ def _checked(token: Token) -> Token:
         raise TypeError
     _ = token.rights
     return token
+
+
+def _new() -> str:
+
+    return secrets.token_urlsafe(32)
 
 
 def _hash(token: str) -> str:
