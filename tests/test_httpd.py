@@ -69,14 +69,14 @@ def descriptors(server: Server) -> int:
 
 
 def let_one_follow(server: Server) -> None:
-    """Lets a first follower come and go: what delivery and the crowd need stays from then on."""
+    """Lets a first follower come and go: what delivery needs stays from then on."""
     before = descriptors(server)
     with Wire(server.directory) as wire, Wire(server.directory) as writer:
         wire.send(request("GET", "/?follow&new&limit=1"))
         wire.head()
         writer.ask("POST", "/append/first")
         wire.lines(1)
-    until(lambda: descriptors(server) <= before + 5)
+    until(lambda: descriptors(server) <= before + 4)
 
 
 def frames(server: Server, topic: str = "*") -> list[dict[str, object]]:

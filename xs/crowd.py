@@ -2,7 +2,7 @@
 
 Where many clients append side by side, most of what an append costs is to wake a thread for it: all
 of them want the interpreter at once, and each has one small request to read. So a connection whose
-last request was an append waits here for the next one, if there are others. One thread reads what
+last requests were appends waits here for the next one, if there are others. One thread reads what
 has come on all of them, and commits it together: twice as many appends as with a thread for each
 (bench/append.py). For whatever else a client sends, its connection's own thread is woken.
 

@@ -55,6 +55,7 @@ class Limits:
 _RECEIVE = 256 * 1024
 _RECEIVE_HEAD = 16 * 1024
 _LOOKS = 20  # for the next request before the thread sleeps: some 40 microseconds
+_STEADY = 2  # appends of a client that are taken for the first of many
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
@@ -111,7 +112,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._handed_on = False
         self._ending = False
         self.seen = 0.0
-        self._appends = False  # whether the last request was an append that came whole
+        self._appends = 0  # how many in a row, up to the last request, each of which came whole
         self._in_crowd = False
         self._left: _Taken | Exception | None = None  # by the crowd's thread to this one
         self.server.opened(self)
@@ -145,7 +146,12 @@ class Connection(socketserver.BaseRequestHandler):
     def _next(self) -> _Taken | None:
         """The next request; None if the client ends, or stays idle, before it."""
         head = self._read_head() if self.buffer else None
-        if head is None and self._appends and not self.buffer and not self.server.is_quiet:
+        if (
+            head is None
+            and self._appends >= _STEADY
+            and not self.buffer
+            and not self.server.is_quiet
+        ):
             self._in_crowd = True
             self.server.served.crowd.wait(self, Limits.idle_seconds)
             self._in_crowd = False
@@ -274,7 +280,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _give(self, head: http1.RequestHead, body: _Body, found: api.Answer) -> bool:
         """Writes an answer, or lets an append's commit do it; whether the connection goes on."""
-        self._appends = found.work is not None and body.came_whole and not self._visits
+        is_one = found.work is not None and body.came_whole and not self._visits
+        self._appends = self._appends + 1 if is_one else 0
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
         keep = head.keep_alive and not self._ending
