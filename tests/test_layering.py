@@ -42,14 +42,16 @@ ARCHITECTURE = {
     "cas":         "errors fault frame",
     "sqlite":      "",
     "schema":      "errors fault records sums sqlite",
-    "scan":        "errors ids frame records sums sqlite schema",
-    "writer":      "errors fault ids frame records sums sqlite schema scan",
+    "rows":        "errors frame sums schema",
+    "scan":        "errors frame records sums sqlite schema rows",
+    "pieces":      "errors ids frame records schema rows scan",
+    "writer":      "errors fault ids frame records sums sqlite schema rows scan pieces",
     "wal":         "errors records schema",
-    "index":       "errors frame sqlite schema scan | writer wal",
+    "index":       "errors frame sqlite schema rows scan | pieces writer wal",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids schema index",
     "salvage":     "records sums schema",
-    "commit":      "errors fault ids frame records cas schema writer (scan)",
+    "commit":      "errors fault ids frame records cas schema writer (pieces)",
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
     "runs":        "errors threads fault frame cas commit work | meta claim",
@@ -140,9 +142,10 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "index", "scan", "writer", "bus", "commit", "claim", "runs")
-BELOW_HTTP += ("store",)
-THE_ONES_WITH_SQL = ("sqlite", "schema", "scan", "writer", "wal", "index", "snapshot", "salvage")
+BELOW_HTTP = ("ids", "frame", "cas", "index", "rows", "scan", "pieces", "writer", "bus", "commit")
+BELOW_HTTP += ("claim", "runs", "store")
+THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "writer", "wal", "index")
+THE_ONES_WITH_SQL += ("snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

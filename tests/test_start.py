@@ -23,12 +23,13 @@ BARE = [sys.executable, "-I", "-S", "-c"]
 
 _EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
 _FILES = (
-    f"{_EVERY} _collections _functools _sqlite3 binascii xs.api xs.frame xs.ids xs.index "
-    "xs.local xs.place xs.records xs.scan xs.schema xs.sqlite xs.store xs.sums xs.fault zlib"
+    f"{_EVERY} _collections _functools _sqlite3 binascii xs.api xs.fault xs.frame xs.ids "
+    "xs.index xs.local xs.place xs.records xs.rows xs.scan xs.schema xs.sqlite xs.store xs.sums "
+    "zlib"
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
-_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.lock xs.work xs.writer"
+_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.lock xs.pieces xs.work xs.writer"
 
 FROM_FILES = {
     ("append", "notes"): f"{_FILES} {_WRITING}",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Optional, Union
 
-    from xs.scan import Run
+    from xs.pieces import Run
 
 ALIKE_MIN = 64  # frames: fewer are as quick one by one
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go

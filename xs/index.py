@@ -1,8 +1,9 @@
 """The SQLite index of a store: its connections, and everything that is read from it.
 
-The door to the files with SQL: `schema` (what is there), `scan` (the way through rows) and `writer`
-(changes). Nothing but SQLite opens `xs.db*` while this process has it open: closing the file by
-other means would drop SQLite's locks. `wal` looks at the log of a store before that.
+The door to the files with SQL: `schema` (what is there), `rows` (single ones), `scan` (the way
+through them), `pieces` (runs) and `writer` (changes). Nothing but SQLite opens `xs.db*` while this
+process has it open: closing the file by other means would drop SQLite's locks. `wal` looks at the
+log of a store before that.
 
 Where a frame lies: its row is `milliseconds of its id << 15 | order within the millisecond`, so
 rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
@@ -26,33 +27,31 @@ from _thread import allocate_lock
 
 from xs import frame, sqlite
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
-from xs.scan import (
-    LARGE_PAGE_BYTES,
+from xs.rows import (
     LINE,
-    Asked,
-    Run,
-    Source,
-    bounded_page,
-    bounded_rows,
     bounds,
-    continues,
-    dense_page,
     id_at,
     inline_content,
     is_whole,
-    joined_page,
     mark_of,
-    merged,
     names_file,
     newest_id,
+    stored_with_id,
+)
+from xs.scan import (
+    LARGE_PAGE_BYTES,
+    Asked,
+    Source,
+    bounded_page,
+    bounded_rows,
+    dense_page,
+    joined_page,
+    merged,
     next_large,
     one,
-    pieces_after,
     pieces_of,
-    run_of,
     select,
     source_of,
-    stored_with_id,
 )
 from xs.schema import (
     APPLICATION_ID,
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
+    from xs.pieces import Run
     from xs.writer import Writer
 
 PAGE_ROWS = 1000  # frames in one page of a read
@@ -345,6 +345,8 @@ class Index:
 
     def begins_run(self, value: int) -> bool:
         """Whether the frame with that id is the first of a run."""
+        from xs.pieces import run_of
+
         with self._reader() as reader:
             return run_of(reader, value) is not None
 
@@ -353,6 +355,8 @@ class Index:
 
         All in one moment: without pieces, and with no writer, nothing more will come.
         """
+        from xs.pieces import pieces_after, run_of
+
         with self._reader() as reader:
             found = run_of(reader, first)
             if found is None or (found.expires is not None and found.expires <= now):
@@ -427,6 +431,8 @@ class Index:
 
         Of each its millisecond, line, content, is that a file, does all of the row agree.
         """
+        from xs.pieces import continues
+
         row = -1
         while True:
             page = []

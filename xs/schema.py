@@ -1,6 +1,6 @@
 """The SQLite schema of a store, its migrations, and SQLite's errors as ours.
 
-`index` reads, `writer` changes, `scan` finds the way through rows; what all three must agree on is
+`index` reads, `writer` changes, `rows` and `scan` find the way; what all of them must agree on is
 here. docs/architecture.md tells what each table is for.
 """
 

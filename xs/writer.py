@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from xs import fault, frame, ids, sums
 from xs.errors import Damaged
+from xs.pieces import Run, end_of, run_at, run_of, run_of_piece
 from xs.records import NamedTuple
-from xs.scan import (
-    Run,
+from xs.rows import (
     damage,
-    end_of,
     floor,
     id_at,
     inline_content,
@@ -23,12 +22,9 @@ from xs.scan import (
     names_file,
     newest_id,
     newest_row,
-    one,
     row_of,
-    run_at,
-    run_of,
-    run_of_piece,
 )
+from xs.scan import one
 from xs.schema import (
     BROKEN,
     GOES_ON,

@@ -1,0 +1,113 @@
+"""Runs as they are stored: the first frame of each, and the pieces that continue it.
+
+Functions over a connection. How a reading of everything meets the pieces among other frames is in
+`scan`.
+"""
+
+from __future__ import annotations
+
+from xs import frame, ids
+from xs.errors import Damaged
+from xs.records import NamedTuple
+from xs.rows import LINE, as_stored, damage, floor, held, id_at, id_in, row_of
+from xs.scan import LARGE_PAGE_BYTES
+from xs.schema import BROKEN, GOES_ON, WHOLE, StoredPiece
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from typing import Any, Optional
+
+
+class Run(NamedTuple):
+    """A run as it is stored. `expires`, `topic` and `ttl` are its first frame's."""
+
+    number: int
+    row: int
+    writer: Optional[str]
+    key: Optional[str]
+    topic: str
+    ttl: str
+    expires: Optional[int]
+
+
+def run_at(reader: sqlite3.Connection, row: int) -> Run | None:
+    """The run whose first frame is at that row, expired or not; None if it begins none."""
+    found = reader.execute(
+        f"SELECT r.number, r.writer, r.key, f.expires, {LINE} "
+        "FROM run r CROSS JOIN frame f ON f.row = r.row WHERE r.row = ?",
+        (row,),
+    ).fetchone()
+    if found is None:
+        return None
+    number, writer, key, expires, *stored = found
+    line = held(reader, *stored)
+    return Run(number, row, writer, key, frame.topic_of(line), frame.ttl_of(line), expires)
+
+
+def run_of(reader: sqlite3.Connection, first: int) -> Run | None:
+    """As `run_at`, by the first frame's id."""
+    row = row_of(reader, first)
+    return None if row is None else run_at(reader, row)
+
+
+def run_of_piece(reader: sqlite3.Connection, value: int) -> int | None:
+    """The id of the first frame of the run that the frame with that id continues; None if none."""
+    row = row_of(reader, value, "piece")
+    if row is None:
+        return None
+    found = reader.execute(
+        "SELECT row FROM run WHERE number = (SELECT run FROM piece WHERE row = ?)", (row,)
+    ).fetchone()
+    first = -1 if found is None else id_at(reader, found[0])
+    return None if first < 0 else first
+
+
+def continues(line: bytes, ends: Any, first: int | None = None) -> bool:
+    """Whether a piece says what its row does: how it ends its run, and (`first`) of which."""
+    found = frame.continuation_in(frame.meta_of(line))
+    if found is None or (first is not None and found.first != ids.text(first)):
+        return False
+    said = GOES_ON if found.more else BROKEN if found.has_error else WHOLE
+    return bool(said == ends)
+
+
+def pieces_after(
+    reader: sqlite3.Connection, first: int, number: int, after: int
+) -> list[StoredPiece]:
+    """Pieces of a run above an id, in order, up to its end; bounded in bytes.
+
+    They end before one that is damaged; if that is the first of them, this raises `Damaged`.
+    """
+    found: list[StoredPiece] = []
+    size = 0
+    last = after
+    cursor = reader.execute(
+        f"SELECT f.ends, {LINE}, f.content, f.digest FROM piece f "
+        "WHERE f.run = ? AND f.row > ? ORDER BY f.row",
+        (number, floor(reader, after, "piece")),
+    )
+    for ends, *columns in cursor:
+        try:
+            stored = as_stored(reader, *columns)
+            if id_in(stored.line) <= last or not continues(stored.line, ends, first):
+                raise damage(reader, columns[0])
+        except Damaged:
+            if not found:
+                raise
+            break
+        last = id_in(stored.line)
+        found.append(StoredPiece(last, stored, ends))
+        size += len(stored.line) + len(stored.content or b"")
+        if ends or size > LARGE_PAGE_BYTES:
+            break
+    cursor.close()
+    return found
+
+
+def end_of(reader: sqlite3.Connection, number: int) -> int | None:
+    """The id of the piece that ends a run, which is the first that says so; None if none does."""
+    row = reader.execute(
+        "SELECT min(row) FROM piece WHERE run = ? AND ends > 0", (number,)
+    ).fetchone()[0]
+    return None if row is None else id_at(reader, row, "piece")
