@@ -144,7 +144,7 @@ def steps_of(store: Store, act: Callable[[], Any]) -> int:
     def count() -> None:
         counted[0] += 1
 
-    with store.index._reader() as reader:
+    with store.index.reading() as reader:
         pass
     reader.set_progress_handler(count, 100)
     try:

@@ -79,7 +79,7 @@ def test_places_of_ids_are_those_of_a_naive_scan(store_dir: str) -> None:
         for value in stored:
             asked |= {value, value - 1, value + 1, value + (1 << 32), value - (1 << 32)}
             asked |= {ids.first_of(value >> 80), ids.last_of(value >> 80)}
-        with store.index._reader() as reader:
+        with store.index.reading() as reader:
             rows = {
                 int(text, 36): row
                 for row, text in reader.execute(
@@ -107,7 +107,7 @@ def test_a_frame_among_thousands_of_one_batch_is_found_in_few_steps(store: Store
     found = store.run(BatchWork([Append("a", None) for _ in range(4000)]))
     values = [ids.parse(frame.id_of(line)) for line in found]
     assert values[0] >> 80 == values[-1] >> 80
-    with store.index._reader() as reader:
+    with store.index.reading() as reader:
         for value in values[1::97]:
             steps: list[str] = []
             reader.set_trace_callback(steps.append)
@@ -119,7 +119,7 @@ def test_a_frame_among_thousands_of_one_batch_is_found_in_few_steps(store: Store
 
 def test_a_row_says_the_milliseconds_of_its_id(store: Store) -> None:
     add(store)
-    with store.index._reader() as reader:
+    with store.index.reading() as reader:
         (row,) = reader.execute("SELECT row FROM frame").fetchone()
     assert row >> ORDER_BITS == NOON
 
@@ -169,7 +169,7 @@ def test_a_topic_is_read_whole_where_it_is_dense_and_where_it_is_thin(store: Sto
     store.clock.now += 1000  # some have expired, and lie there until they are swept
     left = [line for line in wanted if frame.ttl_of(line) == "forever"]
     assert 100 < len(left) < len(wanted)
-    with store.index._reader() as reader:
+    with store.index.reading() as reader:
         page = [*reader.execute("SELECT json FROM frame WHERE expires IS NOT NULL LIMIT 1")]
     assert page
     assert lines(store, topic="a") == left

@@ -47,16 +47,18 @@ ARCHITECTURE = {
     "pieces":      "errors ids frame records schema rows scan",
     "writer":      "errors fault ids frame records sums sqlite schema rows scan pieces",
     "wal":         "errors records schema",
-    "index":       "errors frame sqlite schema rows scan | pieces writer wal",
+    "connections": "errors sqlite schema | wal",
+    "index":       "errors frame schema rows scan connections | pieces writer",
+    "check":       "errors ids frame schema rows scan pieces index (cas)",
     "bus":         "records (frame)",
-    "snapshot":    "errors fault ids schema index",
+    "snapshot":    "errors fault ids schema connections index",
     "salvage":     "records sums schema",
     "commit":      "errors fault ids frame records cas schema writer (pieces)",
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
     "runs":        "errors threads fault frame cas commit work | meta claim",
-    "store":       "errors fault ids frame place schema index | threads lock cas bus commit work "
-                   "runs (writer)",
+    "store":       "errors fault ids frame place schema connections index | threads lock cas bus "
+                   "commit work runs check (writer)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema (query store)",
     "batch":       "errors ids frame meta cas commit work store",
@@ -80,7 +82,7 @@ ARCHITECTURE = {
     "rights":      "errors frame records",
     "tokens":      "errors fault frame cas rights",
     "api":         "errors ids frame store | times query commit work reader version meta "
-                   "batch chunked process (scripts cas rights)",
+                   "batch check chunked process (scripts cas rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
@@ -142,10 +144,10 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "index", "rows", "scan", "pieces", "writer", "bus", "commit")
-BELOW_HTTP += ("claim", "runs", "store")
-THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "writer", "wal", "index")
-THE_ONES_WITH_SQL += ("snapshot", "salvage")
+BELOW_HTTP = ("ids", "frame", "cas", "rows", "scan", "pieces", "writer", "connections", "index")
+BELOW_HTTP += ("check", "bus", "commit", "claim", "runs", "store")
+THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "writer", "wal")
+THE_ONES_WITH_SQL += ("connections", "index", "check", "snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

@@ -23,9 +23,9 @@ BARE = [sys.executable, "-I", "-S", "-c"]
 
 _EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
 _FILES = (
-    f"{_EVERY} _collections _functools _sqlite3 binascii xs.api xs.fault xs.frame xs.ids "
-    "xs.index xs.local xs.place xs.records xs.rows xs.scan xs.schema xs.sqlite xs.store xs.sums "
-    "zlib"
+    f"{_EVERY} _collections _functools _sqlite3 binascii xs.api xs.connections xs.fault xs.frame "
+    "xs.ids xs.index xs.local xs.place xs.records xs.rows xs.scan xs.schema xs.sqlite xs.store "
+    "xs.sums zlib"
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
@@ -131,6 +131,7 @@ for target in (
 ):
     assert ask("GET", target, accept="text/event-stream" if target == "/" else "*/*")
 ask("DELETE", "/" + value)
+ask("POST", "/check")
 ask("POST", "/gc?age=0s")
 late = set(sys.modules) - before
 assert not late, late

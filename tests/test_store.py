@@ -862,7 +862,7 @@ def test_what_sqlite_has_undone_by_itself_is_not_taken_for_committed(store: Stor
     json_text = frame.encode("a", ids.text(value), None, '"m"', "forever")
     writer.append(NewFrame(value, "a", json_text, json_text.encode(), None, None, None))
     assert not writer.has_committed(value)
-    store.index._writing().execute("ROLLBACK")  # as SQLite does where it has no memory
+    store.index.connections.writing().execute("ROLLBACK")  # as SQLite does where it has no memory
     assert not writer.has_committed(value)
     writer.rollback()
     assert all_ids(store) == [ids.text(kept)]
@@ -884,7 +884,7 @@ def test_where_sqlite_fails_amid_a_frame_nothing_of_its_request_is_stored(
         "answered": Append("a", key="k"),
         "topic": Append("a.new"),
     }[table]
-    writing = store.index._writing()
+    writing = store.index.connections.writing()
     writing.set_authorizer(deny)
     with pytest.raises(XsError):
         store.run(BatchWork([Append("a"), append, Append("a")], atomic=atomic))
@@ -904,9 +904,9 @@ def test_where_sqlite_fails_amid_frames_alike_none_of_them_is_stored(store: Stor
         return sqlite3.SQLITE_DENY if is_denied else sqlite3.SQLITE_OK
 
     large = Append("a", meta=json.dumps("m" * LARGE_JSON))
-    store.index._writing().set_authorizer(deny)
+    store.index.connections.writing().set_authorizer(deny)
     with pytest.raises(XsError):
         store.run(BatchWork([Append("b"), alike(large, [b"x"] * ALIKE_MIN)]))
-    store.index._writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    store.index.connections.writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
     assert all_ids(store) == []
     assert problems(store) == []

@@ -188,7 +188,7 @@ def _load_reading() -> None:
 
 def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
-    from xs import batch, chunked, process, version  # noqa: F401
+    from xs import batch, check, chunked, process, version  # noqa: F401
 
     _load_writing()
     _load_reading()

@@ -15,8 +15,9 @@ import sqlite3
 from collections.abc import Iterator
 
 from xs import fault, ids
+from xs.connections import BUSY_MS
 from xs.errors import Damaged
-from xs.index import BUSY_MS, Index
+from xs.index import Index
 from xs.schema import (
     FILENAME,
     ID,

@@ -29,9 +29,8 @@ import time
 from _thread import allocate_lock
 
 from xs import fault, frame, ids
+from xs.connections import Unfinished
 from xs.errors import (
-    Damaged,
-    DiskError,
     Locked,
     NoMemory,
     NoStore,
@@ -40,7 +39,7 @@ from xs.errors import (
     Unavailable,
     XsError,
 )
-from xs.index import Index, Unfinished
+from xs.index import Index
 from xs.place import why_not_written
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Stored, is_of_sqlite, translated
@@ -412,7 +411,7 @@ class Store:
                 return
             try:
                 cause = error if isinstance(error, XsError) else _unexpected(error)
-                batch[0].error = self.index.disk_error(cause) or cause
+                batch[0].error = self.index.connections.disk_error(cause) or cause
             except MemoryError:
                 batch[0].error = _NO_MEMORY
             _finish(batch[0])
@@ -474,7 +473,7 @@ class Store:
                     except XsError as error:
                         if work.is_whole or is_of_sqlite(error):
                             raise
-                        work.error = self.index.disk_error(error) or error
+                        work.error = self.index.connections.disk_error(error) or error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
                 started = time.monotonic()
@@ -631,7 +630,7 @@ class Store:
         if self.exclusive:
             return self.bus.wait(position)
         if self._data_version is None:
-            self._data_version = self.index.data_version()
+            self._data_version = self.index.connections.data_version()
         version = self._data_version()
         time.sleep(LOOK_SECONDS)
         newest = self.newest()
@@ -705,52 +704,10 @@ class Store:
         return removed, size
 
     def check(self) -> Iterator[Union[str, tuple[int, int]]]:
-        """Problems, one sentence each, and at the end (frames, contents) that were looked at.
+        """Problems, one sentence each, and at the end (frames, contents) that were looked at."""
+        from xs.check import problems
 
-        What can't be read any further is a problem too; the other parts are still looked at.
-        """
-        counted = {"frames": 0, "contents": 0}
-        for part in (
-            self.index.problems(),
-            self._check_frames(counted),
-            self._check_files(counted),
-        ):
-            try:
-                yield from part
-            except (Damaged, DiskError) as error:
-                yield f"it can't be read further: {error}"
-        yield counted["frames"], counted["contents"]
-
-    def _check_frames(self, counted: dict[str, int]) -> Iterator[str]:
-        newest = -1
-        for ms, line, content, is_file, is_whole in self.index.everything():
-            counted["frames"] += 1
-            name = f"the frame in {line[:100].decode('utf-8', 'replace')}"
-            try:
-                value = ids.parse(frame.id_of(line))
-                name = ids.text(value)
-                if not is_whole:
-                    yield f"{name}: is not what was stored, or does not lie where it should"
-                if value <= newest or ids.milliseconds(value) != ms:
-                    yield f"{name}: is out of order"
-                newest = max(newest, value)
-                fields = frame.Frame.from_json(line)
-                frame.check_topic(fields.topic)
-                frame.parse_ttl(fields.ttl)
-                if fields.hash is not None and not is_file:
-                    counted["contents"] += 1
-                    self.cas.verified(content or b"", fields.hash)
-            except (XsError, ValueError, KeyError, TypeError, AttributeError) as error:
-                yield f"{name}: {error}"
-
-    def _check_files(self, counted: dict[str, int]) -> Iterator[str]:
-        for digest in self.index.file_digests():
-            counted["contents"] += 1
-            try:
-                for _ in self.cas.open(digest)[1]:
-                    pass
-            except XsError as error:
-                yield str(error)
+        return problems(self.index, self.cas)
 
     def refuse_more(self, last: Append | None = None) -> None:
         """From now on nothing can be appended; `last` is the last frame that is.

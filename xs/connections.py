@@ -1,0 +1,328 @@
+"""Connections to a store's database: how they are opened, who has one, and what their errors are.
+
+Nothing but SQLite opens `xs.db*` while this process has it open: closing the file by other means
+would drop SQLite's locks. So what this process has open is counted here, and `wal` looks at the log
+of a store before it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock
+
+from xs import sqlite
+from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
+from xs.schema import (
+    APPLICATION_ID,
+    FILENAME,
+    FORMAT,
+    check_tables,
+    migrate,
+    translated,
+    uri,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+READERS_MAX = 4  # idle connections kept; each costs some 170 KB
+WRITER_CACHE_KB = 8192
+READER_CACHE_KB = 1024
+CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py: + 10 %)
+BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
+_OPEN_BYTES = 65_536  # that SQLite may need on the disk to open a store, if only for reading
+
+# How often this process has the index of a store's folder open, by device and inode of the folder.
+_opened: dict[tuple[int, int], int] = {}
+_kept_open: dict[tuple[int, int], int] = {}  # its file, once it was looked at besides SQLite
+_opening = allocate_lock()  # guards both; held while a log is looked at
+
+
+class Unfinished(NotAStore):
+    """The database has nothing in it yet: it is just being made, or its making was broken off."""
+
+
+class Connections:
+    """The connections to one store's database: those of readers, and one to write.
+
+    Raises `NotAStore` for a file that is no store's or is of a newer format.
+    """
+
+    def __init__(self, folder: str, *, create: bool = False, read_only: bool = False) -> None:
+        self._path = os.path.join(folder, FILENAME)
+        self._read_only = read_only
+        self._watches: list[sqlite3.Connection] = []  # of `data_version`
+        self._readers_lock = allocate_lock()  # guards the next three; taken last
+        self._readers: list[sqlite3.Connection] = []
+        self._in_use = 1  # connections of reads under way, the writer's, and until `close` one more
+        self._closed = False
+        self._mode = "ro" if read_only else "rw"
+        self._write_connection: sqlite3.Connection | None = None
+        self._place = _enter(folder)
+        try:
+            connection = self._connect_first("rwc" if create else self._mode)
+            try:
+                self._check_format(connection, create=create)
+            except BaseException:
+                connection.close()
+                raise
+        except BaseException as error:
+            behind = self.disk_error(error)
+            _leave(self._place)
+            if behind is not None:
+                raise behind from error
+            raise
+        self._readers.append(connection)
+
+    def close(self) -> None:
+        """Closes every connection; reads under way in other threads end with `Unavailable`."""
+        with self._readers_lock:
+            if self._closed:
+                return
+            self._closed = True
+            readers, self._readers = self._readers, []
+        for connection in (*readers, *self._watches):
+            connection.close()
+        try:
+            if self._write_connection is not None:
+                try:
+                    with translated():
+                        self._write_connection.close()
+                finally:
+                    self._put_back()
+        finally:
+            self._put_back()
+
+    def take(self) -> sqlite3.Connection:
+        """A connection to read from: one that is idle, or a new one."""
+        with self._readers_lock:
+            if self._closed:
+                raise Unavailable("the store is closing")
+            self._in_use += 1
+            if self._readers:
+                return self._readers.pop()
+        try:
+            return self._connect(self._mode)
+        except BaseException:
+            self._put_back()
+            raise
+
+    def give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
+        """A connection that is idle again is kept, if it can be used and there are few."""
+        with self._readers_lock:
+            usable = usable and not connection.in_transaction
+            if usable and not self._closed and len(self._readers) < READERS_MAX:
+                self._readers.append(connection)
+                self._in_use -= 1
+                return
+        connection.close()
+        self._put_back()
+
+    def writing(self) -> sqlite3.Connection:
+        """The connection for changes: that with which the index was opened, if it is idle."""
+        if self._write_connection is None:
+            self._write_connection = self.take()
+            with translated():
+                self._write_connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KB}")
+        return self._write_connection
+
+    def data_version(self) -> Callable[[], int]:
+        """A function whose value changes when another process has committed."""
+        connection = self._connect(self._mode)
+        self._watches.append(connection)
+
+        def version() -> int:
+            with translated():
+                return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+        return version
+
+    def disk_error(self, error: BaseException) -> DiskError | None:
+        """What is behind an error of the index, if that is an error of the disk.
+
+        SQLite says that a database is malformed also when the disk could not read it.
+        """
+        if not isinstance(error, Damaged) or self._place is None:
+            return None
+        reason = _why_not_read(self._place, self._path)
+        if reason is None:
+            return None
+        return DiskError(
+            f"the disk can't read {self._path}: {reason}: what is on it may be whole, and be read "
+            "again later"
+        )
+
+    def _put_back(self) -> None:
+        """One less of this index's connections is in use; when none is, this process has left."""
+        with self._readers_lock:
+            self._in_use -= 1
+            is_last = self._in_use == 0
+        if is_last:
+            _leave(self._place)
+
+    def _connect_first(self, mode: str) -> sqlite3.Connection:
+        try:
+            return self._connect(mode)
+        except Unavailable:
+            found = os.statvfs(os.path.dirname(self._path))
+            if found.f_bavail * found.f_frsize >= _OPEN_BYTES:
+                raise
+            raise Full(
+                f"the disk is full: even to read the store takes {_OPEN_BYTES // 1024} KiB of it"
+            ) from None
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        with translated():
+            connection = self._open(mode)
+            try:
+                for setting in (
+                    f"busy_timeout = {BUSY_MS}",
+                    f"cache_size = -{READER_CACHE_KB}",
+                    "synchronous = FULL",
+                    f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+                    "fullfsync = ON",  # F_FULLFSYNC on macOS
+                    "checkpoint_fullfsync = ON",
+                ):
+                    connection.execute(f"PRAGMA {setting}")
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        return sqlite.connect(
+            uri(self._path, mode),
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+
+    def _check_format(self, connection: sqlite3.Connection, *, create: bool) -> None:
+        with translated():
+            connection.execute("BEGIN")  # all three at one moment: it may be just being made
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == FORMAT and application == APPLICATION_ID:
+                check_tables(connection)
+            connection.execute("COMMIT")
+        if application not in (0, APPLICATION_ID) or (application == 0 and tables):
+            raise NotAStore(f"not a store: {self._path} is another program's database")
+        if version > FORMAT:
+            raise NotAStore(
+                f"the store at {os.path.dirname(self._path)} has format {version}, and this xs "
+                f"knows formats up to {FORMAT}: use a newer xs"
+            )
+        if version < FORMAT:
+            if self._read_only and version:
+                raise NotAStore(
+                    f"the store at {os.path.dirname(self._path)} has format {version} and can't be "
+                    f"written to here: open it once where it can, which makes it format {FORMAT}"
+                )
+            if self._read_only or not (create or application):
+                raise Unfinished(f"not a store: {self._path} is empty")
+            migrate(connection, version)
+
+
+class Reading:
+    """A block with a connection of its own, in a read transaction. SQLite's errors become ours."""
+
+    __slots__ = ("_connection", "_connections")
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection = connection = self._connections.take()
+        try:
+            with translated():
+                connection.execute("BEGIN")
+        except XsError as error:
+            self._connections.give_back(connection, usable=True)
+            raise (self._connections.disk_error(error) or error) from error.__cause__
+        except BaseException:
+            self._connections.give_back(connection, usable=False)
+            raise
+        return connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        usable = error is None or isinstance(error, (XsError, sqlite.Error))
+        try:
+            with translated():
+                if self._connection.in_transaction:  # some errors end it
+                    self._connection.execute("COMMIT")
+            translated().__exit__(None, error, None)
+        except Damaged as damaged:
+            raise (self._connections.disk_error(damaged) or damaged) from damaged.__cause__
+        finally:
+            self._connections.give_back(self._connection, usable=usable)
+        if isinstance(error, Damaged):
+            behind = self._connections.disk_error(error)
+            if behind is not None:
+                raise behind from error.__cause__
+
+
+def _enter(folder: str) -> tuple[int, int] | None:
+    """Before the index of that folder is opened. Raises `Damaged` if its log is.
+
+    A log that is there has to be read by who opens it first. To look at it costs nothing where
+    there is none, which is what a store that was closed in good order leaves.
+    """
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None  # opening it will say what is wrong
+    place = found.st_dev, found.st_ino
+    with _opening:
+        if place not in _opened and _has_log(folder):
+            from xs import wal  # here: it brings in what is seldom needed
+
+            wal.check(folder)
+        _opened[place] = _opened.get(place, 0) + 1
+    return place
+
+
+def _leave(place: tuple[int, int] | None) -> None:
+    if place is not None:
+        with _opening:
+            _opened[place] -= 1
+            if not _opened[place]:
+                del _opened[place]
+                if place in _kept_open:
+                    os.close(_kept_open.pop(place))
+
+
+def _why_not_read(place: tuple[int, int], path: str) -> str | None:
+    """The system's word for why an index, or its log, can't be read to its end; None if it can."""
+    try:
+        with _opening:
+            # Closed when nobody here has it open any more: that gives SQLite's locks back.
+            if place not in _kept_open:
+                _kept_open[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _read_all(_kept_open[place])
+        log = os.open(path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _read_all(log)
+        finally:
+            os.close(log)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _read_all(file: int) -> None:
+    at = 0
+    while size := len(os.pread(file, 1 << 20, at)):
+        at += size
+
+
+def _has_log(folder: str) -> bool:
+    try:
+        return os.stat(os.path.join(folder, FILENAME + "-wal")).st_size > 0
+    except OSError:
+        return False
