@@ -29,8 +29,9 @@ from xs import frame, ids
 from xs.cas import INLINE_MAX, small
 from xs.commit import Append
 from xs.errors import NotFound
+from xs.expiry import SweepWork
 from xs.store import Store
-from xs.work import PinWork, SweepWork
+from xs.work import PinWork
 
 LARGE = b"large" * INLINE_MAX
 

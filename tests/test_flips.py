@@ -25,10 +25,11 @@ from xs import chunked, frame, repair, schema, sums
 from xs.cas import small
 from xs.commit import Append
 from xs.errors import BrokenBody, Damaged, XsError
+from xs.expiry import SweepWork
 from xs.local import Local
 from xs.store import Store
 from xs.transport import HttpTransport
-from xs.work import PinWork, SweepWork
+from xs.work import PinWork
 
 LARGE = b"large " * 5000
 FROM_START = {"run-from": "start"}

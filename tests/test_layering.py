@@ -45,7 +45,7 @@ ARCHITECTURE = {
     "rows":        "errors frame sums schema",
     "scan":        "errors frame records sums sqlite schema rows",
     "pieces":      "errors ids frame records schema rows scan",
-    "writer":      "errors fault ids frame records sums sqlite schema rows scan pieces",
+    "writer":      "errors fault ids frame records sums sqlite schema rows scan | pieces",
     "wal":         "errors records schema",
     "connections": "errors sqlite schema | wal",
     "index":       "errors frame schema rows scan connections | pieces writer",
@@ -57,8 +57,13 @@ ARCHITECTURE = {
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
     "runs":        "errors threads fault frame cas commit work | meta claim",
-    "store":       "errors fault ids frame place schema connections index | threads lock cas bus "
-                   "commit work runs check (writer)",
+    "committer":   "errors fault ids lock cas schema commit | threads runs (work writer store)",
+    "group":       "errors | threads (work committer)",
+    "expiry":      "errors threads work (commit store)",
+    "garbage":     "fault work (commit store)",
+    "creation":    "errors fault lock place cas schema connections index",
+    "store":       "errors ids frame place connections index | lock cas bus work runs check "
+                   "committer group expiry garbage creation (schema commit)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema (query store)",
     "batch":       "errors ids frame meta cas commit work store",
@@ -82,7 +87,7 @@ ARCHITECTURE = {
     "rights":      "errors frame records",
     "tokens":      "errors fault frame cas rights",
     "api":         "errors ids frame store | times query commit work reader version meta "
-                   "batch check chunked process (scripts cas rights)",
+                   "batch check chunked garbage process (scripts cas rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
@@ -145,7 +150,8 @@ DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing",
 
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "cas", "rows", "scan", "pieces", "writer", "connections", "index")
-BELOW_HTTP += ("check", "bus", "commit", "claim", "runs", "store")
+BELOW_HTTP += ("check", "bus", "commit", "claim", "runs", "committer")
+BELOW_HTTP += ("group", "expiry", "garbage", "creation", "store")
 THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "writer", "wal")
 THE_ONES_WITH_SQL += ("connections", "index", "check", "snapshot", "salvage")
 

@@ -29,7 +29,8 @@ _FILES = (
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
-_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.lock xs.pieces xs.work xs.writer"
+_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.committer xs.group "
+_WRITING += "xs.lock xs.work xs.writer"
 
 FROM_FILES = {
     ("append", "notes"): f"{_FILES} {_WRITING}",

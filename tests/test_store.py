@@ -650,6 +650,17 @@ def test_a_closed_store_refuses_and_answers_what_it_had_taken(store_dir: str) ->
         add(opened)
 
 
+def test_a_store_that_was_only_read_refuses_after_its_end_and_opens_nothing(store_dir: str) -> None:
+    Store(store_dir, create=True).close()
+    opened = Store(store_dir)
+    assert all_ids(opened) == []
+    opened.close()
+    opened.close()
+    with pytest.raises(Unavailable):
+        add(opened)
+    assert opened._lock is None
+
+
 def test_the_last_frame_of_a_closing_store_is_the_last(store_dir: str) -> None:
     opened = Store(store_dir, exclusive=True, create=True)
     stop = threading.Event()

@@ -20,7 +20,7 @@ from xs.errors import (
     TooLarge,
     XsError,
 )
-from xs.store import GC_AGE_SECONDS, Store
+from xs.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _load_reading() -> None:
 
 def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
-    from xs import batch, check, chunked, process, version  # noqa: F401
+    from xs import batch, check, chunked, garbage, process, version  # noqa: F401
 
     _load_writing()
     _load_reading()
@@ -484,8 +484,10 @@ def _report(store: Store) -> Iterator[bytes]:
 
 
 def _gc(store: Store, request: Request, _: str) -> Answer:
+    from xs.garbage import AGE_SECONDS
+
     age = request.options("age").get("age")
-    seconds: float = GC_AGE_SECONDS
+    seconds: float = AGE_SECONDS
     if age is not None:
         from xs.times import parse_time
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+FOLDER = "cas"  # in a store's directory
 INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
 CONTENT_MAX = 64 << 30  # bytes: a body without end is ended before it has all of the disk
 BLOCK = 256 * 1024  # bytes read or written at a time

@@ -321,6 +321,10 @@ def _read_all(file: int) -> None:
         at += size
 
 
+def has_index(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, FILENAME))
+
+
 def _has_log(folder: str) -> bool:
     try:
         return os.stat(os.path.join(folder, FILENAME + "-wal")).st_size > 0

@@ -136,11 +136,11 @@ class _Files(Store):
         refused = _refused(work)
         return super().start(work) if refused is None else lambda: refused
 
-    def _shut_out(self, batch: list[Work], error: errors.Locked) -> None:
+    def shut_out(self, batch: list[Work], error: errors.Locked) -> None:
         from xs.lock import Served
 
         if not isinstance(error, Served):
-            super()._shut_out(batch, error)
+            super().shut_out(batch, error)
             return
         for work in batch:
             self._send_to_server(work, error)
@@ -153,10 +153,10 @@ class _Files(Store):
                 if self._is_forwarded(work, transport) or time.monotonic() > deadline:
                     break
             elif not self._is_served():
-                self._commit([work])  # it has ended again
+                self.committer.commit([work])  # it has ended again
                 return
             elif time.monotonic() > deadline:
-                super()._shut_out([work], served)
+                super().shut_out([work], served)
                 return
             time.sleep(_LOOK_SECONDS)
         work.discard()

@@ -281,38 +281,3 @@ class PinWork(Work):
 
     def discard(self) -> None:
         discard(self.content)
-
-
-class UnpinWork(Work):
-    """Takes away pins made before a time; the result is how many, and the bytes they held."""
-
-    __slots__ = ("before",)
-
-    def __init__(self, before: int) -> None:
-        super().__init__()
-        self.before = before
-
-    def apply(self, commit: Commit) -> tuple[int, int]:
-        return commit.unpin(self.before)
-
-
-class SweepWork(Work):
-    """Removes expired frames; the result is how many."""
-
-    __slots__ = ()
-
-    def apply(self, commit: Commit) -> int:
-        return commit.sweep()
-
-
-class RemoveOrphanWork(Work):
-    """Removes a content file that no frame names; the result is its size in bytes."""
-
-    __slots__ = ("digest",)
-
-    def __init__(self, digest: bytes) -> None:
-        super().__init__()
-        self.digest = digest
-
-    def apply(self, commit: Commit) -> int:
-        return commit.remove_orphan(self.digest)

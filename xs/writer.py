@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from xs import fault, frame, ids, sums
 from xs.errors import Damaged
-from xs.pieces import Run, end_of, run_at, run_of, run_of_piece
 from xs.records import NamedTuple
 from xs.rows import (
     damage,
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator
     from typing import Any, Optional
+
+    from xs.pieces import Run
 
 BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index
 SWEEP_FRAMES = 1000  # expired frames removed in one transaction
@@ -529,7 +530,7 @@ class Writer:
         self._execute("DELETE FROM piece WHERE run = ?", (number,))
         self._execute("DELETE FROM run WHERE number = ?", (number,))
 
-    # Runs
+    # Runs (what most commands don't meet: so `pieces` is imported where one is looked for)
 
     def begin_run(self, writer: str | None, key: str | None = None) -> None:
         """The frame that was appended last begins a run, which `writer` will go on with."""
@@ -540,11 +541,15 @@ class Writer:
 
     def run(self, first: int) -> Run | None:
         """The run whose first frame has that id, expired or not; None if it begins none."""
+        from xs.pieces import run_of
+
         self.flush()
         return run_of(self._connection, first)
 
     def run_to_join(self, first: int) -> Run | None:
         """As `run`; a frame that says so in its meta becomes the first of a run with this."""
+        from xs.pieces import run_at
+
         self.flush()
         row = row_of(self._connection, first)
         if row is None:
@@ -557,10 +562,14 @@ class Writer:
 
     def run_of_piece(self, value: int) -> int | None:
         """The id of the first frame of the run that the frame with that id continues, or None."""
+        from xs.pieces import run_of_piece
+
         return run_of_piece(self._connection, value)
 
     def end_of(self, run: Run) -> int | None:
         """The id of the piece that ends a run; None while none does."""
+        from xs.pieces import end_of
+
         return end_of(self._connection, run.number)
 
     def run_written_by(self, writer: str) -> int | None:

@@ -1,0 +1,203 @@
+"""A batch of works is done: one transaction, then delivery, then the answers.
+
+These are steps 3 to 6 of an append (`store` has them all). Content files are unlinked here alone,
+after a commit that left no frame naming them.
+"""
+
+from __future__ import annotations
+
+import time
+
+from xs import fault, ids
+from xs.cas import on_disk
+from xs.commit import Commit
+from xs.errors import Locked, NoMemory, XsError
+from xs.lock import WRITE
+from xs.schema import is_of_sqlite, translated
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xs.store import Store
+    from xs.work import Work
+    from xs.writer import Writer
+
+EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
+
+_NO_MEMORY = NoMemory("no memory is left for this just now: nothing of it was stored")
+
+
+class Committer:
+    """Commits batches to a store. One thread at a time: `group` sees to that.
+
+    `seconds` is what the last transaction took to become durable.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._exclusive = store.exclusive
+        self._writer: Writer | None = None
+        mark = store.bus.newest if store.exclusive else 0  # else each transaction asks for it
+        self._ids = ids.Sequence(mark)
+        self._reserved = mark  # no id up to here will be given out again, whatever happens
+        self._held_back: set[bytes] = set()  # content files that only a backup may still need
+        self.seconds = 0.0
+
+    def commit(self, batch: list[Work]) -> None:
+        """One transaction for a batch; then delivery, then the answers."""
+        try:
+            commit = self._commit_or_raise(batch)
+        except Locked as error:
+            self._store.shut_out(batch, error)
+            return
+        except Exception as error:
+            if len(batch) > 1:
+                # One of them may be to blame, for instance by its size: each for itself.
+                for work in batch:
+                    try:
+                        self.commit([work])
+                    except MemoryError:  # it must not keep those behind it waiting
+                        work.error = _NO_MEMORY
+                        finish(work)
+                return
+            try:
+                cause = error if isinstance(error, XsError) else _unexpected(error)
+                batch[0].error = self._store.index.connections.disk_error(cause) or cause
+            except MemoryError:
+                batch[0].error = _NO_MEMORY
+            finish(batch[0])
+            return
+        try:
+            self._deliver(commit)
+        except MemoryError:  # who follows reads the index
+            self._store.bus.lose()
+        fault.at("commit.before-answers")
+        for work in batch:
+            finish(work)
+        fault.at("commit.answered")
+
+    def _commit_or_raise(self, batch: list[Work]) -> Commit:
+        store = self._store
+        lock = None if self._exclusive else store.open_lock()
+        writer = self._writer
+        if writer is None:
+            self._writer = writer = store.index.writer()
+        if lock is not None:
+            lock.acquire(WRITE)
+        try:
+            others_wrote = writer.begin()
+            try:
+                fault.at("commit.begun")
+                if lock is not None or others_wrote:
+                    self._ids.raise_to(writer.mark())
+                commit = Commit(
+                    writer, store.cas, self._ids, store.clock(), delivers=self._exclusive
+                )
+                if self._exclusive and others_wrote:
+                    # Somebody removed the lock's file, and another took the lock.
+                    commit.unseen_mark = writer.newest()
+                for work in batch:
+                    work.error = None
+                    try:
+                        work.result = work.apply(commit)
+                    except XsError as error:
+                        if work.is_whole or is_of_sqlite(error):
+                            raise
+                        work.error = store.index.connections.disk_error(error) or error
+                fault.at("commit.applied")
+                self._finish_transaction(commit)
+                started = time.monotonic()
+                try:
+                    writer.commit()
+                except MemoryError:  # before SQLite had done it, or behind that
+                    if not any(map(writer.has_committed, commit.stored_ids())):
+                        raise
+                self.seconds = time.monotonic() - started
+            except BaseException:
+                writer.rollback()
+                self._reserved = 0  # what this transaction may have reserved was undone with it
+                raise
+            fault.at("commit.durable")
+            # Before another process can have the lock, and name one of them anew.
+            if commit.unnamed_files:
+                try:
+                    self._remove_files(commit.unnamed_files)
+                except MemoryError:
+                    pass  # gc finds them
+            return commit
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _finish_transaction(self, commit: Commit) -> None:
+        commit.apply_trims()
+        if not self._exclusive:
+            commit.sweep()
+            if commit.writer.runs_being_written():
+                from xs.runs import KILLED
+
+                commit.end_runs(self._store.runs.is_gone, KILLED)
+        if self._held_back and not self._store.cas.is_held():
+            commit.look_again(self._held_back)
+        commit.look_for_unnamed_files()
+        if commit.newest_ephemeral > self._reserved:
+            # The disk must know of ids that no stored frame shows. One commit reserves a second.
+            reserve = commit.newest_ephemeral + (EPHEMERAL_RESERVE_MS << 80)
+            commit.writer.raise_mark(reserve)
+            self._reserved = reserve
+
+    def _remove_files(self, digests: list[bytes]) -> None:
+        cas = self._store.cas
+        if cas.is_held():  # by a backup: then a later commit removes them, else gc finds them
+            self._held_back.update(digests)
+            return
+        for digest in digests:
+            fault.at("commit.before-unlink")
+            try:
+                cas.remove(digest)
+            except OSError:
+                pass  # gc finds it
+            fault.at("commit.unlinked")
+        self._held_back.clear()
+
+    def _deliver(self, commit: Commit) -> None:
+        """What follows from a transaction that is durable, before it is answered."""
+        store = self._store
+        if commit.gone and self._exclusive:  # else nothing is in the bus
+            store.bus.discard(commit.gone, commit.gone_runs)
+        if commit.gone_runs:
+            store.runs.forget(commit.gone_runs)
+        fault.at("commit.before-delivery")
+        if commit.unseen_mark is not None:  # before what is above it: readers go to the index
+            store.bus.skip_to(commit.unseen_mark)
+        if self._exclusive:  # else others write too, and only the index has all that they did
+            store.bus.publish(commit.durable_entries())
+        if commit.history_mark is not None:
+            store.bus.skip_to(commit.history_mark)
+        if commit.earliest_expiry is not None and store.sweeper is not None:
+            store.sweeper.expect(commit.earliest_expiry)
+
+
+def finish(work: Work) -> None:
+    """Tells whoever waits for it what has come of it."""
+    try:
+        if work.error is not None:
+            work.discard()
+        work.finish()
+    except Exception as error:  # it must not keep those behind it from hearing theirs
+        from xs import threads
+
+        threads.report("what has come of an append", error)
+
+
+def _unexpected(error: Exception) -> XsError:
+    try:
+        with on_disk(), translated():
+            raise error
+    except XsError as found:
+        return found
+    except Exception:
+        from xs import threads
+
+        if threads.is_shortage(error):
+            return NoMemory(str(_NO_MEMORY))
+        return XsError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,80 @@
+"""A store is made: its folder, what lies in it, and names that outlast a power failure."""
+
+from __future__ import annotations
+
+import os
+
+from xs import fault
+from xs.cas import FOLDER as CAS_FOLDER
+from xs.cas import sync_folder
+from xs.connections import has_index
+from xs.errors import NoStore, NotAStore
+from xs.index import Index
+from xs.lock import SERVE, WRITE
+from xs.place import why_not_written
+from xs.schema import FILENAME as INDEX_FILENAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xs.lock import Lock
+
+# What may be in a store's directory before there is an index. After a power failure that includes
+# the journal of its making: names of one folder reach the disk in any order.
+_BEFORE_THE_INDEX = frozenset(
+    ("lock", CAS_FOLDER, "sock", "token", "run", f"{INDEX_FILENAME}-journal")
+)
+
+
+def check_folder(folder: str, *, create: bool) -> None:
+    """Raises `NoStore` or `NotAStore` for a folder without an index, unless it may get one."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise NotAStore(f"not a store: {folder} is not a directory")
+    if not create:
+        hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
+        raise NoStore(f"no store at: {folder}: {hint}")
+    reason = why_not_written(folder)
+    if reason is not None:
+        raise NotAStore(reason)
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        others = set(os.listdir(folder)) - _BEFORE_THE_INDEX
+    except OSError as error:
+        raise NotAStore(f"can't make a store at {folder}: {error.strerror}") from None
+    if others and not has_index(folder):  # another process may have made it meanwhile
+        raise NotAStore(
+            f"not a store: {folder} has other files in it: name an empty or a new directory"
+        )
+
+
+def make(folder: str, lock: Lock, *, exclusive: bool, create: bool) -> None:
+    """Makes what a store consists of, under its lock, which a server (`exclusive`) then keeps."""
+    lock.acquire(SERVE if exclusive else WRITE)
+    try:
+        fault.at("store.locked")
+        os.makedirs(os.path.join(folder, CAS_FOLDER), 0o700, exist_ok=True)
+        fault.at("store.folders-made")
+        if create:
+            os.chmod(folder, 0o700)  # an empty directory that was there may be open to all
+            if not (exclusive and has_index(folder)):  # else it is opened next
+                Index(folder, create=True).close()
+    finally:
+        if not exclusive:
+            lock.release()
+
+
+def sync_names(folder: str) -> None:
+    """Makes the name of a store durable that nobody has been answered by yet.
+
+    Who made it, and the folders above it, may have been killed before that was: all that are this
+    user's may be new.
+    """
+    fault.at("store.before-folder-fsync")
+    path = os.path.abspath(folder)
+    sync_folder(path)
+    sync_folder(os.path.dirname(path))
+    try:
+        while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
+            path = os.path.dirname(path)
+            sync_folder(path)
+    except OSError:
+        pass  # what can't be opened was not made by this user

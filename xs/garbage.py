@@ -1,0 +1,60 @@
+"""`xs gc`: contents that no frame names are removed, once they are old enough.
+
+They were put there by POST /cas, which pins them, or were left by a process that was killed before
+it had stored their frame.
+"""
+
+from __future__ import annotations
+
+from xs import fault
+from xs.work import Work
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xs.commit import Commit
+    from xs.store import Store
+
+AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless asked otherwise
+
+
+def collect(store: Store, age_seconds: float) -> tuple[int, int]:
+    """Removes contents older than `age_seconds` that no frame names; how many, and their bytes."""
+    removed, size = store.run(UnpinWork(store.clock() - int(age_seconds * 1000)))
+    fault.at("gc.unpinned")
+    for digest in store.cas.digests():
+        if store.cas.age(digest) >= age_seconds and not store.index.names_file(
+            digest, store.clock()
+        ):
+            found = store.run(RemoveOrphanWork(digest))
+            removed += found > 0
+            size += found
+    fault.at("gc.orphans-removed")
+    store.cas.remove_stale()
+    fault.at("gc.done")
+    return removed, size
+
+
+class UnpinWork(Work):
+    """Takes away pins made before a time; the result is how many, and the bytes they held."""
+
+    __slots__ = ("before",)
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.before = before
+
+    def apply(self, commit: Commit) -> tuple[int, int]:
+        return commit.unpin(self.before)
+
+
+class RemoveOrphanWork(Work):
+    """Removes a content file that no frame names; the result is its size in bytes."""
+
+    __slots__ = ("digest",)
+
+    def __init__(self, digest: bytes) -> None:
+        super().__init__()
+        self.digest = digest
+
+    def apply(self, commit: Commit) -> int:
+        return commit.remove_orphan(self.digest)
