@@ -48,8 +48,8 @@ from _measure import (
 from xs import frame, ids, nu
 from xs.process import Command, command_of
 
-FRAMES = pick(50_000, 20_000)
-LIVE_FRAMES = pick(50_000, 20_000)
+FRAMES = pick(30_000, 20_000)
+LIVE_FRAMES = pick(30_000, 20_000)
 VALUES = pick(200_000, 50_000)
 SINGLE = pick(600, 200)  # appends of which each waits for its output, in a round
 APPENDS = pick(200, 100)  # at a Nushell prompt, in a round

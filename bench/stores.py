@@ -12,6 +12,7 @@ import os
 import signal
 import sqlite3
 import statistics
+import sys
 import time
 from contextlib import closing
 
@@ -32,7 +33,7 @@ from _measure import (
 )
 from memory import settled
 
-COUNTS = pick((100, 1000), (100,))
+COUNTS = (100, 1000) if "--huge" in sys.argv[1:] else (100,)
 ROUNDS = pick(5, 3)
 SECONDS = pick(0.5, 0.2)
 START = 2.0  # s for the first of COUNTS: the goal

@@ -425,3 +425,24 @@ def test_a_tool_is_executable_and_its_shell_can_read_it(tool: str) -> None:
     assert os.access(path, os.X_OK)
     shell = path.read_text().splitlines()[0].split()[-1].split("/")[-1].lstrip("#!")
     assert run(shell, "-n", path).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["bench", "check", "fuzz", "powerloss", "profile", "soak"])
+def test_a_tool_says_what_it_does_in_place_of_doing_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / name, tmp_path / "tools")  # alone: it has nothing to do it with
+    for option in ("-h", "--help"):
+        found = subprocess.run(
+            [tmp_path / "tools" / name, option], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        lines = found.stdout.decode().splitlines()
+        assert found.returncode == 0
+        assert f"tools/{name}" in lines[0]
+        assert not any(line.startswith(("#", "set ", "cd ", "folder=")) for line in lines)
+    assert os.listdir(tmp_path) == ["tools"]
+
+
+def test_what_is_no_option_of_the_bench_is_not_taken_for_one() -> None:
+    found = subprocess.run([ROOT / "tools/bench", "--shrot", "append"], stderr=subprocess.PIPE)
+    assert found.returncode == 2
+    assert found.stderr == b"tools/bench: there is no --shrot: see tools/bench --help\n"
