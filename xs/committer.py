@@ -6,8 +6,6 @@ after a commit that left no frame naming them.
 
 from __future__ import annotations
 
-import time
-
 from xs import fault, ids
 from xs.cas import on_disk
 from xs.commit import Commit
@@ -27,10 +25,7 @@ _NO_MEMORY = NoMemory("no memory is left for this just now: nothing of it was st
 
 
 class Committer:
-    """Commits batches to a store. One thread at a time: `group` sees to that.
-
-    `seconds` is what the last transaction took to become durable.
-    """
+    """Commits batches to a store. One thread at a time: `group` sees to that."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -40,7 +35,6 @@ class Committer:
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
         self._held_back: set[bytes] = set()  # content files that only a backup may still need
-        self.seconds = 0.0
 
     def commit(self, batch: list[Work]) -> None:
         """One transaction for a batch; then delivery, then the answers."""
@@ -105,13 +99,11 @@ class Committer:
                         work.error = store.index.connections.disk_error(error) or error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
-                started = time.monotonic()
                 try:
                     writer.commit()
                 except MemoryError:  # before SQLite had done it, or behind that
                     if not any(map(writer.has_committed, commit.stored_ids())):
                         raise
-                self.seconds = time.monotonic() - started
             except BaseException:
                 writer.rollback()
                 self._reserved = 0  # what this transaction may have reserved was undone with it

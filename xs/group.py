@@ -7,7 +7,6 @@ never pays a hand-over. What a batch is, `committer` knows.
 
 from __future__ import annotations
 
-import time
 from _thread import allocate_lock
 
 from xs.errors import Unavailable
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from xs.work import Work
 
 BATCH_WORKS = 1000  # works that share one commit
-GATHER_SECONDS = 0.005  # that a commit waits for more of them, at most
 
 
 class GroupCommit:
@@ -36,15 +34,13 @@ class GroupCommit:
         self._committer = committer
         self._commit = committer.commit
         self._exclusive = exclusive
-        self._lock = allocate_lock()  # guards the next seven; nobody commits while holding it
+        self._lock = allocate_lock()  # guards the next six; nobody commits while holding it
         self._changed: threading.Condition | None = None  # once there are threads to wait
         self._queue: list[Work] = []
-        self._gathering = 0  # how many works the commit thread waits for, if it does
         self._leading = False
         self._handed_over = False
         self._thread: threads.Thread | None = None
         self._closing = self._closed = False
-        self._answered = 1  # in the last commit; the commit thread's alone
 
     def run(self, work: Work) -> Any:
         """Does `work`, waits until it is durable, and gives its result or raises its error."""
@@ -92,8 +88,6 @@ class GroupCommit:
             self._queue += works
             works.clear()
             if self._leading:
-                if len(self._queue) >= self._gathering > 0:
-                    self._waiting().notify_all()
                 return
             self._leading = True
             try:
@@ -204,33 +198,11 @@ class GroupCommit:
             while not self._handed_over:
                 if self._closed:
                     return True
-                self._answered = 1
                 self._waiting().wait()
-            self._gather(self._answered)
             if not self._queue:
                 self._handed_over = self._leading = False
                 self._waiting().notify_all()
                 return False
             batch = self._take_batch()
         self._commit(batch)
-        self._answered = len(batch) - sum(work.is_much for work in batch)
         return False
-
-    def _gather(self, answered: int) -> None:
-        """Waits until those who were just answered are back, but no longer than a commit takes.
-
-        Most who append side by side go on at once. In one commit with those who wait already, not
-        in the one after it, all of them are answered sooner (bench/append.py: with 8 clients half
-        as often again). Who appends alone is not waited for. `_lock` is held.
-        """
-        everyone = answered + len(self._queue)
-        if everyone < 2 or any(work.is_much for work in self._queue):
-            return
-        deadline = time.monotonic() + min(self._committer.seconds, GATHER_SECONDS)
-        self._gathering = everyone
-        while len(self._queue) < everyone and not self._closing:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            self._waiting().wait(left)
-        self._gathering = 0

@@ -30,8 +30,6 @@ class Work:
     # Whether an error of `apply` undoes the transaction, because part of the work may be in it by
     # then; what shares the transaction is done again without it.
     is_whole = False
-    # Whether it is so much that a commit need not wait for more to go with it.
-    is_much = False
 
     def __init__(self, done: Callable[[Work], None] | None = None) -> None:
         self.done = done
@@ -83,8 +81,6 @@ class BatchWork(Work):
     """
 
     __slots__ = ("appends", "atomic")
-
-    is_much = True
 
     def __init__(
         self, appends: list[Union[Append, Alike, XsError]], *, atomic: bool = False
@@ -147,8 +143,6 @@ class ImportWork(Work):
     """Stores frames as they are; the result is a list of lines and errors, one for each."""
 
     __slots__ = ("frames",)
-
-    is_much = True
 
     def __init__(self, frames: list[Union[Imported, XsError]]) -> None:
         super().__init__()
