@@ -14,7 +14,7 @@ import json
 import os
 
 from xs import fault
-from xs.cas import Cas, sync_folder
+from xs.cas import Cas, sync_folder, sync_names
 from xs.errors import Damaged, Invalid, NoStore, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock
@@ -41,6 +41,8 @@ def run(addr: str, dest: str) -> bytes:
     try:
         lock.acquire(WRITE)
         fault.at("backup.locked")
+        # Who made the folder, or the copy in it, may have been killed before its name was durable.
+        sync_names(dest)
         _check_ours(source, dest)
         return json.dumps(_copy(source, dest), separators=(",", ":")).encode()
     finally:

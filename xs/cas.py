@@ -194,11 +194,12 @@ class Cas:
         return size
 
     def sync_folders(self) -> None:
-        """Makes the names of all files durable."""
+        """Makes the names of all files durable, and that of their folder."""
         for prefix in _names(self._folder):
             if len(prefix) == 2:
                 sync_folder(os.path.join(self._folder, prefix))
         sync_folder(self._folder)
+        sync_folder(os.path.dirname(self._folder))
 
     def held(self) -> Held:
         """A block within which no writer removes a file, in whatever process (`is_held`).
@@ -442,6 +443,25 @@ def sync_folder(path: str) -> None:
         sync(folder)
     finally:
         os.close(folder)
+
+
+def sync_names(folder: str) -> None:
+    """Makes the names in a folder durable, its own, and those of the folders above it.
+
+    Who made them may have been killed before they were: all that are this user's may be new.
+    """
+    path = os.path.abspath(folder)
+    sync_folder(path)
+    try:
+        sync_folder(os.path.dirname(path))
+    except PermissionError:
+        return  # a folder of somebody else's, which this user can't make names in
+    try:
+        while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
+            path = os.path.dirname(path)
+            sync_folder(path)
+    except OSError:
+        pass  # what can't be opened was not made by this user
 
 
 def _full_sync(file: int) -> None:

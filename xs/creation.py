@@ -6,7 +6,7 @@ import os
 
 from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
-from xs.cas import sync_folder
+from xs.cas import sync_names
 from xs.connections import has_index
 from xs.errors import NoStore, NotAStore
 from xs.index import Index
@@ -62,19 +62,7 @@ def make(folder: str, lock: Lock, *, exclusive: bool, create: bool) -> None:
             lock.release()
 
 
-def sync_names(folder: str) -> None:
-    """Makes the name of a store durable that nobody has been answered by yet.
-
-    Who made it, and the folders above it, may have been killed before that was: all that are this
-    user's may be new.
-    """
+def outlast_power_loss(folder: str) -> None:
+    """Makes the name of a store durable that nobody has been answered by yet."""
     fault.at("store.before-folder-fsync")
-    path = os.path.abspath(folder)
-    sync_folder(path)
-    sync_folder(os.path.dirname(path))
-    try:
-        while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
-            path = os.path.dirname(path)
-            sync_folder(path)
-    except OSError:
-        pass  # what can't be opened was not made by this user
+    sync_names(folder)

@@ -168,9 +168,9 @@ class Store:
                     self.cas.remove_stale()
                 mark = self.bus.newest if exclusive else self.index.mark()
                 if not mark and not read_only:
-                    from xs.creation import sync_names
+                    from xs.creation import outlast_power_loss
 
-                    sync_names(folder)
+                    outlast_power_loss(folder)
             except BaseException:
                 self.index.close()
                 raise
