@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from xs import fault, frame, ids, wal
 from xs.batch import parse_imported
-from xs.cas import INLINE_MAX, Cas, small, sync_folder
+from xs.cas import INLINE_MAX, Cas, small, sync, sync_folder
 from xs.commit import Commit, Imported
 from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.lock import WRITE, Lock, Served
@@ -102,6 +102,9 @@ class _Rescue:
         self._aside = os.path.join(folder, self.name)
         self._cas = Cas(os.path.join(folder, "cas"))
         os.mkdir(os.path.join(self._aside, "cas"), 0o700)
+        # What is put there must not be lost because the folder is.
+        sync_folder(self._aside)
+        sync_folder(folder)
         fault.at("repair.begun")
 
     def contents(self) -> Iterator[dict[str, object]]:
@@ -111,7 +114,9 @@ class _Rescue:
                 for _ in self._cas.open(digest)[1]:
                     pass
             except Damaged as error:
-                self._cas.move(digest, os.path.join(self._aside, "cas", digest.hex()))
+                folder = os.path.join(self._aside, "cas")
+                self._cas.move(digest, os.path.join(folder, digest.hex()))
+                sync_folder(folder)
                 fault.at("repair.content-aside")
                 yield self._loss(str(error))
 
@@ -208,6 +213,8 @@ class _Rescue:
                 if len(batch) >= _BATCH:
                     yield from save()
             yield from save()
+            aside.flush()
+            sync(aside.fileno())
 
     def _whole(self, new: Store, found: Found) -> Imported:
         """The frame in a row. Raises `XsError` unless all of it is there and right."""
@@ -237,6 +244,7 @@ class _Rescue:
         os.rename(os.path.join(built, FILENAME), new)
         fault.at("repair.named")
         sync_folder(folder)
+        sync_folder(self._aside)  # the list of frames has its name before there is no other
         os.rename(os.path.join(folder, FILENAME), os.path.join(self._aside, FILENAME))
         fault.at("repair.database-aside")
         # Before its log goes: without that it would be taken for a whole one.
