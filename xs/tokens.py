@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from xs import fault, frame
-from xs.cas import sync_folder
+from xs.cas import sync, sync_folder
 from xs.errors import Damaged, Invalid, NotFound
 from xs.rights import Rights
 
@@ -58,6 +58,7 @@ def owner_token(folder: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         token = _read(path).decode("ascii", "replace").partition("\n")[0].strip()
         if token:
+            sync_folder(folder)  # who made it may have been killed before that
             return token
     token = _new()
     _write(folder, OWNER_FILENAME, f"{token}\n".encode())
@@ -151,6 +152,7 @@ def _changing(folder: str) -> Iterator[list[Token]]:
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sync(lock)  # what is there now, and told of, may be of one who was killed before that
         tokens = listed(folder)
         yield tokens
         lines = [json.dumps(each._asdict()) + "\n" for each in tokens]
