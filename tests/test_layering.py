@@ -124,7 +124,7 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "service":     "errors records terminal",
     "ndjson":      "errors request stdio terminal (arguments)",
-    "transfer":    "errors fault frame request stdio terminal ndjson (arguments)",
+    "transfer":    "errors fault frame cas request stdio terminal ndjson (arguments)",
     "backup":      "errors fault lock cas schema index snapshot terminal",
     "repair":      "errors fault ids frame cas schema commit work lock store batch salvage "
                    "wal",

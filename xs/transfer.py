@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xs import errors, fault, ndjson
+from xs.cas import sync, sync_folder, sync_names
 from xs.frame import integrity, parse_integrity
 from xs.request import SMALL, ask, quote, split_lines
 from xs.stdio import blocks_of
@@ -181,10 +182,12 @@ def export(arguments: Arguments, out: str) -> None:
             gone = _export_contents(transport, part, cas, progress)
         if gone:
             _leave_out(part, gone)
-        _sync(cas)
-        _sync(part)
+        sync_folder(cas)
+        with open(part, "rb") as file:
+            sync(file.fileno())
+        sync_names(out)
         os.rename(part, os.path.join(out, "frames.jsonl"))
-        _sync(out)
+        sync_folder(out)
     finally:
         transport.close()
 
@@ -286,7 +289,7 @@ def _fetch(transport: Transport, hash_: str, path: str) -> None:
 def _sync_unless_linux(file: BinaryIO) -> None:
     if sys.platform != "linux":  # there `os.sync` does it for all files at the end
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def _is_stored(transport: Transport, line: bytes) -> bool:
@@ -302,11 +305,3 @@ def _leave_out(frames: str, gone: set[bytes]) -> None:
     with open(frames, "rb") as old, open(rest, "xb") as new:
         new.writelines(line for line in old if line not in gone)
     os.rename(rest, frames)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
