@@ -24,13 +24,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any, NamedTuple, Optional
 
 from handling import Stream, until
 from power import Call, Disk, calls, plain_environment, recorded, traced
+from stores import add
 from test_chunked import make_older
 
-from xs import frame, ids, query
+from xs import backup, frame, ids, query, repair, tokens
 from xs.cas import INLINE_MAX
 from xs.client import Client
 from xs.errors import NotFound, XsError
@@ -38,6 +40,7 @@ from xs.frame import Frame
 from xs.local import Local
 from xs.reader import Reader
 from xs.store import Store
+from xs.transfer import file_name
 from xs.transport import HttpTransport
 
 LARGE = INLINE_MAX + 100  # bytes of a content that is a file
@@ -59,27 +62,38 @@ for line in iter(sys.stdin.readline, ""):
 """
 COUNTED = {"run-from": "start", "topic": "in", "stateful": True, "initial_state": 0}
 
-# A process that opens stores, one after the other, as a server does or as a command does, and
-# appends to them what may just have been appended: each is given as a folder and a byte.
-OPENING = f"""
+# A process that goes on with what is left, one after the other. It finds each where it was made.
+GOING_ON = """
 import os, sys
+root = sys.argv[1]
+store_dir = root + "/store"
+{do}
+for number, line in enumerate(sys.stdin):
+    left, *more = line.split()
+    os.unlink(root)
+    os.symlink(left, root)
+    os.write(1, b"next")
+    made = go_on(number, *more)
+    os.write(1, b"afterwards: " + made)
+"""
+
+# A store is opened as a server does or as a command does, and gets what may just have been
+# appended.
+OPENING = f"""
 from xs.client import Client
 from xs.commit import Append
 from xs.local import Local
 from xs.store import Store
-for number, line in enumerate(sys.stdin):
-    folder, byte = line.split()
+def go_on(number, byte):
     data = byte.encode() * {LARGE}
-    os.write(1, b"next")
     if number % 2:
-        store = Store(folder, exclusive=True, create=True)
+        store = Store(store_dir, exclusive=True, create=True)
         store.runs.end_abandoned()
         made = store.append(Append("afterwards", store.cas.take([data])))
         store.close()
-    else:
-        with Client(Local(folder, create=True)) as client:
-            made = client.append("afterwards", data).id.encode()
-    os.write(1, b"afterwards: " + made)
+        return made
+    with Client(Local(store_dir, create=True)) as client:
+        return client.append("afterwards", data).id.encode()
 """
 
 
@@ -94,9 +108,13 @@ class Promise(NamedTuple):
 class Run:
     """Processes that did something to a store, one after the other."""
 
+    going_on = OPENING  # what comes next
+    has_handlers = False
+
     def __init__(self, folder: str) -> None:
         """`folder` is there, and empty."""
-        self.root = os.path.realpath(folder)
+        self.root = os.path.join(os.path.realpath(folder), "root")
+        os.mkdir(self.root)
         self.store_dir = os.path.join(self.root, "store")
         self.promises = [Promise(b"", self._prepare())]
         self.processes: list[list[Call]] = []
@@ -106,6 +124,48 @@ class Run:
             self._make()
         finally:
             shutil.rmtree(self._traces)
+        shutil.rmtree(self.root)
+        os.symlink("nothing", self.root)
+
+    def place(self, left: str) -> None:
+        """Puts what is left where it was made: some files say of which folder they are."""
+        os.unlink(self.root)
+        os.symlink(left, self.root)
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """Looks at what is left, which has been placed, after so many promises. Raises `Wrong`.
+
+        Each of them has to be kept; of what was under way when the power went all is there, or
+        nothing. It gives what it has found. Once who goes on has told something (`afterwards`), it
+        is to stay what was found, without loss of power, at their end (`decided`).
+        """
+        found = open_again(self.store_dir, self)
+        if afterwards is not None and decided is not None:
+            if re.findall("[0-9a-z]{25}", afterwards.decode())[0] not in found.afterwards:
+                raise Wrong("it was opened, and the frame that was appended then is lost")
+            if (found.contents, found.broken_off) != (decided.contents, decided.broken_off):
+                raise Wrong("it was opened, and is another one now")
+            return found
+        for promise in self.promises[made : made + 2]:
+            unended = [] if promise.unended is None else [promise.unended]
+            if (found.contents, found.broken_off) == (promise.contents, unended):
+                return found
+        wanted = self.promises[made].contents
+        lost = [name for name in wanted if name not in found.contents]
+        more = [name for name in found.contents if name not in wanted]
+        raise Wrong(
+            f"it is neither as before nor as after: without {lost}, with {more}, "
+            f"broken off: {found.broken_off}"
+        )
+
+    def under_way(self, made: int) -> str:
+        """What who goes on is told: a byte of the large content that may just have been made."""
+        before = self.promises[made].contents
+        after = self.promises[min(made + 1, len(self.promises) - 1)].contents
+        new = [each for name, each in after.items() if name not in before]
+        return next((each[:1].decode() for each in new if each and len(each) == LARGE), "x")
 
     def _prepare(self) -> Contents:
         """Makes what is there before anything is recorded."""
@@ -174,6 +234,8 @@ class Run:
 
 class Life(Run):
     """A store from its making on: commands and a server, and all that can be asked of them."""
+
+    has_handlers = True
 
     def _make(self) -> None:
         large = [byte * LARGE for byte in (b"a", b"b", b"c", b"d")]
@@ -351,6 +413,340 @@ class Killed(Run):
         self._command(b"a" * LARGE)
 
 
+class Backup(Run):
+    """A store is copied, changes, and the copy is brought up to date, twice."""
+
+    going_on = """
+from xs import backup
+def go_on(number, byte):
+    return backup.run(store_dir, root + "/copy")
+"""
+
+    def _prepare(self) -> Contents:
+        self.copy_dir = os.path.join(self.root, "copy")
+        self._copies: list[Optional[Contents]] = [None]  # with each promise: what the copy has
+        return make_some(self.store_dir)
+
+    def _make(self) -> None:
+        text = f"""
+import sys
+from xs import backup
+from xs.client import Client
+from xs.local import Local
+root = sys.argv[1]
+def copy():
+    print("copied " + backup.run(root + "/store", root + "/copy").decode(), flush=True)
+copy()
+with Client(Local(root + "/store")) as client:
+    print("appended " + client.append("notes", "c" * {LARGE}).id, flush=True)
+    print("appended " + client.append("notes", "small").id, flush=True)
+    first = next(client.cat(limit=1)).id
+    client.remove(first)
+    print("removed " + first, flush=True)
+copy()
+copy()
+"""
+        told = self._run([sys.executable, "-c", text, self.root], b"")
+        data = iter((b"c" * LARGE, b"small"))
+        for line in told.decode().splitlines():
+            what, _, rest = line.partition(" ")
+            copy = self._copies[-1]
+            if what == "copied":
+                self._promise(line, {})
+                copy = self.promises[-1].contents
+            elif what == "appended":
+                self._promise(line, {rest: next(data)})
+            else:
+                self._promise(line, {}, without=rest)
+            self._copies.append(copy)
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """The store is whole, and so is its copy, or there is none; it can be made anew.
+
+        What was being appended may be in a copy that was made since, and gone from the store.
+        """
+        source = read(self.store_dir)
+        if source not in [each.contents for each in self.promises[made : made + 2]]:
+            raise Wrong(f"the store has {list(source)}")
+        is_there = os.path.exists(os.path.join(self.copy_dir, "xs.db"))
+        copy = read(self.copy_dir) if is_there else None
+        before = [] if afterwards is not None else self._copies[made : made + 2]
+        if copy not in [*before, decided or source]:
+            raise Wrong(f"the store has {list(source)}, its copy has {list(copy or ())}")
+        backup.run(self.store_dir, self.copy_dir)
+        if read(self.copy_dir) != source:
+            raise Wrong("the next backup has something else")
+        return copy
+
+
+class Repair(Run):
+    """A damaged store is repaired."""
+
+    going_on = """
+from xs import repair
+def go_on(number, byte):
+    return list(repair.run(store_dir))[-1]
+"""
+
+    def _prepare(self) -> Contents:
+        self._damage()
+        self._kept = [data for _, data in files_of(self.store_dir) if data]
+        trial = os.path.join(self.root, "trial")
+        shutil.copytree(self.store_dir, trial)
+        lines = [json.loads(line) for line in repair.run(trial)]
+        assert lines[-1]["repaired"], lines
+        (self._aside,) = [data for path, data in files_of(trial) if path.endswith("frames.jsonl")]
+        found = read(trial)
+        shutil.rmtree(trial)
+        return found
+
+    def _damage(self) -> None:
+        """A content file, and the lines of frames, have other bytes."""
+        with Client(Local(self.store_dir, create=True)) as client:
+            made = [client.append("notes", b"%d" % n * LARGE) for n in range(3)]
+            for n in range(20):
+                client.append("notes", b"%d" % n, key=f"key {n}")
+            client.append("notes", [b"1", b"2"], chunked=True)
+        assert made[1].hash is not None
+        digest = frame.parse_integrity(made[1].hash).hex()
+        _flip(os.path.join(self.store_dir, "cas", digest[:2], digest[2:]), 100)
+        connection = sqlite3.connect(f"{self.store_dir}/xs.db")
+        connection.execute(
+            "UPDATE frame SET json = replace(json, 'null', '1234') WHERE row % 3 = 0"
+        )
+        connection.commit()
+        connection.close()
+
+    def _make(self) -> None:
+        text = (
+            "import sys\n"
+            "from xs import repair\n"
+            "for line in repair.run(sys.argv[1]):\n"
+            "    print(line.decode(), end='', flush=True)\n"
+        )
+        self._run([sys.executable, "-c", text, self.store_dir], b"")
+        self._promise('{"repaired":{"frames"', {})
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """It is as before or repaired, and what was damaged is still there as it was."""
+        repaired = self.promises[0].contents
+        try:
+            found = read(self.store_dir)
+        except Wrong as error:
+            if made or afterwards is not None:
+                raise Wrong(f"it was repaired, and is not whole: {error}") from error
+            found = None
+        if found not in (None, repaired):
+            raise Wrong(f"it seems whole, with {list(found or ())}")
+        self._check_kept(is_repaired=found is not None)
+        list(repair.run(self.store_dir))
+        if read(self.store_dir) != repaired:
+            raise Wrong("the next repair has saved something else")
+        self._check_kept(is_repaired=True)
+
+    def _check_kept(self, *, is_repaired: bool) -> None:
+        there = list(files_of(self.store_dir))
+        for data in self._kept:
+            if data not in [each for _, each in there]:
+                raise Wrong(f"{len(data)} bytes that were there before are gone: {data[:50]!r}")
+        put_aside = [data for path, data in there if path.endswith("frames.jsonl")]
+        if is_repaired and self._aside not in put_aside:
+            raise Wrong("the frames that are lost are not named any more")
+
+
+class RepairOfLog(Repair):
+    """… whose write-ahead log has another byte."""
+
+    def _damage(self) -> None:
+        whole = os.path.join(self.root, "whole")
+        store = Store(whole, create=True)
+        for n in range(8):
+            add(store, "notes", b"%d" % n * (LARGE if n == 4 else 1000))
+        shutil.copytree(whole, self.store_dir, ignore=shutil.ignore_patterns("xs.db-shm"))
+        store.close()  # which folds the log back
+        shutil.rmtree(whole)
+        log = os.path.join(self.store_dir, "xs.db-wal")
+        _flip(log, os.path.getsize(log) // 2)
+
+
+class Tokens(Run):
+    """Tokens are made and removed: the owner's, and those of others."""
+
+    going_on = """
+from xs import tokens
+def go_on(number, byte):
+    return tokens.owner_token(store_dir).encode()
+"""
+
+    def _prepare(self) -> Contents:
+        os.mkdir(self.store_dir)
+        return {}
+
+    def _make(self) -> None:
+        text = """
+import sys
+from xs import tokens
+folder = sys.argv[1]
+print(f"owner {tokens.owner_token(folder)}", flush=True)
+for name in ("a", "b", "c"):
+    print(f"{name} {tokens.add(folder, name, read=True)}", flush=True)
+tokens.remove(folder, "b")
+print("b gone", flush=True)
+"""
+        told = self._run([sys.executable, "-c", text, self.store_dir], b"")
+        for line in told.decode().splitlines():
+            name, token = line.split()
+            if token == "gone":
+                self._promise(line, {}, without=name)
+            elif name == "owner":
+                self._promise(line, {name: f"{token}\n".encode()})
+            else:
+                self._promise(line, {name: sha256(token.encode()).hexdigest().encode()})
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """Each file is as before or as after, never half, and can be changed again."""
+        found = self._found()
+        allowed = [promise.contents for promise in self.promises[made : made + 2]]
+        if afterwards is not None:  # there is an owner's token in any case
+            allowed = [decided or {"owner": found.get("owner"), **each} for each in allowed]
+        elif decided:
+            allowed.append(decided)
+        if found not in allowed:
+            raise Wrong(f"there are tokens of {list(found)}, with {found.get('owner')!r}")
+        tokens.add(self.store_dir, "more", read=True)
+        tokens.owner_token(self.store_dir)
+        if self._found().keys() != {*found, "owner", "more"}:
+            raise Wrong("they can't be changed any more")
+        return found
+
+    def _found(self) -> Contents:
+        try:
+            found: Contents = {
+                each.name: each.hash.encode() for each in tokens.listed(self.store_dir)
+            }
+        except XsError as error:
+            raise Wrong(str(error)) from error
+        with contextlib.suppress(FileNotFoundError), open(f"{self.store_dir}/token", "rb") as file:
+            found["owner"] = file.read()
+        return found
+
+
+class Export(Run):
+    """A store is exported to a folder."""
+
+    going_on = """
+from xs import cli
+def go_on(number, byte):
+    assert cli.run(["export", store_dir, root + "/again"]) == 0
+    return b"exported"
+"""
+
+    def _prepare(self) -> Contents:
+        return make_some(self.store_dir)
+
+    def _make(self) -> None:
+        out = os.path.join(self.root, "out")
+        self._run([sys.executable, "-c", XS, "export", self.store_dir, out], b"")
+        self._promise("done: 0", {})
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """A folder with a `frames.jsonl` has everything, and the store has nothing else."""
+        stored = self.promises[0].contents
+        if read(self.store_dir) != stored:
+            raise Wrong("the store has something else")
+        for name, is_told in (("out", made > 0), ("again", afterwards is not None)):
+            out = os.path.join(self.root, name)
+            if os.path.exists(os.path.join(out, "frames.jsonl")):
+                if _exported(out) != stored:
+                    raise Wrong(f"{name} seems to be complete, and is not")
+            elif is_told:
+                raise Wrong(f"{name} is not there")
+
+
+class Import(Run):
+    """An exported folder is imported into a new store."""
+
+    going_on = """
+from xs import cli
+def go_on(number, byte):
+    assert cli.run(["import", store_dir, root + "/out"]) == 0
+    return b"imported"
+"""
+
+    def _prepare(self) -> Contents:
+        source, out = (os.path.join(self.root, name) for name in ("source", "out"))
+        self._all = make_some(source)
+        subprocess.run([sys.executable, "-m", "xs", "export", source, out], check=True)
+        return {}
+
+    def _make(self) -> None:
+        out = os.path.join(self.root, "out")
+        self._run([sys.executable, "-c", XS, "import", self.store_dir, out], b"")
+        self._promise("done: 0", self._all)
+
+    def check(
+        self, made: int, *, afterwards: Optional[bytes] = None, decided: Optional[Any] = None
+    ) -> Any:
+        """All of it is there, or nothing; all, if it was said so or done again."""
+        is_there = os.path.exists(os.path.join(self.store_dir, "xs.db"))
+        found = read(self.store_dir) if is_there else {}
+        if found != self._all and (found or made or afterwards is not None):
+            raise Wrong(f"of {list(self._all)} there is {list(found)}")
+        return found
+
+
+# The program, which says at its end how that was.
+XS = "import sys; from xs import cli; print(f'done: {cli.run(sys.argv[1:])}')"
+
+
+def make_some(store_dir: str) -> Contents:
+    """A new store, with contents large and small."""
+    with Client(Local(store_dir, create=True)) as client:
+        for byte in (b"a", b"b"):
+            client.append("notes", byte * LARGE)
+            client.append("notes", byte)
+        client.append("notes")
+        client.append("parts", [b"1", b"2"], chunked=True)
+    return read(store_dir)
+
+
+def _exported(out: str) -> Contents:
+    with open(os.path.join(out, "frames.jsonl"), "rb") as lines:
+        frames = [Frame.from_json(line) for line in lines]
+    contents = dict.fromkeys(each.id for each in frames)
+    for each in frames:
+        if each.hash:
+            with open(os.path.join(out, "cas", file_name(each.hash)), "rb") as file:
+                contents[each.id] = file.read()
+    return contents
+
+
+def files_of(folder: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a store that say what is stored, with their bytes."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name not in ("lock", "held", "xs.db-shm"):
+                path = os.path.join(where, name)
+                with open(path, "rb") as file:
+                    yield path, file.read()
+
+
+def _flip(path: str, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
 @contextlib.contextmanager
 def served(store_dir: str, trace: str) -> Iterator[Client]:
     """A client of a server that is recorded; at the end it has stopped in good order."""
@@ -419,12 +815,7 @@ def open_again(store_dir: str, run: Run) -> Found:
     except (OSError, XsError) as error:
         raise Wrong(f"it can't be opened and written to: {error}") from error
     try:
-        problems = [each for each in store.check() if isinstance(each, str)]
-        if problems:
-            raise Wrong("; ".join(problems))
-        lines = b"".join(Reader(store, query.ReadOptions(with_content=True)).history())
-        shown = [Frame.from_json(line) for line in lines.splitlines()]
-        shown = [each for each in shown if not each.topic.startswith("xs.")]
+        shown = _shown(store)
         _check_heads(store, shown)
         _check_effects(store, shown)
         if [each.id for each in shown if each.topic == "keyed"] != [keyed]:
@@ -432,6 +823,32 @@ def open_again(store_dir: str, run: Run) -> Found:
         return _found(store, run, shown, keyed)
     finally:
         store.close()
+
+
+def read(store_dir: str) -> Contents:
+    """All that is in a store, which is whole, by id. Raises `Wrong`."""
+    try:
+        store = Store(store_dir)
+        try:
+            return {each.id: _content(each) for each in _shown(store)}
+        finally:
+            store.close()
+    except (OSError, XsError) as error:
+        raise Wrong(f"it can't be read: {error}") from error
+
+
+def _shown(store: Store) -> list[Frame]:
+    """All of its frames with their contents, but for the server's own. Raises `Wrong`."""
+    problems = [each for each in store.check() if isinstance(each, str)]
+    if problems:
+        raise Wrong("; ".join(problems))
+    lines = b"".join(Reader(store, query.ReadOptions(with_content=True)).history())
+    shown = [Frame.from_json(line) for line in lines.splitlines()]
+    return [each for each in shown if not each.topic.startswith("xs.")]
+
+
+def _content(shown: Frame) -> Optional[bytes]:
+    return shown.content.encode() if isinstance(shown.content, str) else shown.content
 
 
 def _found(store: Store, run: Run, shown: list[Frame], keyed: str) -> Found:
@@ -444,8 +861,7 @@ def _found(store: Store, run: Run, shown: list[Frame], keyed: str) -> Found:
         elif each.id not in known and isinstance(each.meta, dict) and "error" in each.meta:
             broken_off.append(each.meta["chunk"])
         elif each.id != keyed or keyed in known:
-            data = each.content
-            contents[each.id] = data.encode() if isinstance(data, str) else data
+            contents[each.id] = _content(each)
     for name in known:
         if not ids.is_id(name):
             with contextlib.suppress(NotFound):
@@ -487,39 +903,6 @@ def handle_the_rest(store_dir: str) -> None:
         stream.close()
 
 
-def check(
-    folder: str,
-    run: Run,
-    made: int,
-    *,
-    afterwards: Optional[str] = None,
-    decided: Optional[Found] = None,
-) -> Found:
-    """Looks at what is left in `folder`, after so many promises. Raises `Wrong`.
-
-    Each of them has to be kept; of what was under way when the power went all is there, or nothing.
-    That was `decided`, if somebody was told of the frame `afterwards` since.
-    """
-    found = open_again(os.path.join(folder, "store"), run)
-    if afterwards is not None and decided is not None:
-        if afterwards not in found.afterwards:
-            raise Wrong("it was opened, and the frame that was appended then is lost")
-        if (found.contents, found.broken_off) != (decided.contents, decided.broken_off):
-            raise Wrong("it was opened, and is another one now")
-        return found
-    for promise in run.promises[made : made + 2]:
-        unended = [] if promise.unended is None else [promise.unended]
-        if (found.contents, found.broken_off) == (promise.contents, unended):
-            return found
-    wanted = run.promises[made].contents
-    lost = [name for name in wanted if name not in found.contents]
-    more = [name for name in found.contents if name not in wanted]
-    raise Wrong(
-        f"it is neither as before nor as after: without {lost}, with {more}, "
-        f"broken off: {found.broken_off}"
-    )
-
-
 def look(run: Run, seed: int, samples: Optional[int] = None) -> int:
     """Loses power at `samples` moments and the last one, or at all; how often it did.
 
@@ -534,9 +917,10 @@ def look(run: Run, seed: int, samples: Optional[int] = None) -> int:
                 disk.lose_power(target, each)
                 how = "with parts of what was not fsynced" if each else "with what was fsynced"
                 with _said(f"seed {seed}, moment {moment}, {how}"):
-                    check(target, run, made)
-                    if done % HANDLED_EVERY == 0:
-                        handle_the_rest(os.path.join(target, "store"))
+                    run.place(target)
+                    run.check(made)
+                    if run.has_handlers and done % HANDLED_EVERY == 0:
+                        handle_the_rest(run.store_dir)
                 shutil.rmtree(target)
                 done += 1
     return done
@@ -559,7 +943,7 @@ def look_again(run: Run, seed: int, samples: Optional[int], moments: Optional[in
                     disk_left = disk.kill(target)
                 else:
                     disk.lose_power(target, chance if how == "parts" else None)
-                    disk_left = Disk(target)
+                    disk_left = Disk(target, run.root)
                 lefts.append((f"seed {seed}, moment {moment}, {how}", disk_left, made))
             if len(lefts) >= OPENED_AT_ONCE:
                 done += _open_all(run, lefts, chance, moments)
@@ -573,18 +957,12 @@ def _open_all(
     run: Run, lefts: list[tuple[str, Disk, int]], chance: random.Random, moments: Optional[int]
 ) -> int:
     """Has all of them opened by one process, which is recorded."""
-    stores = []
-    for _, disk, made in lefts:
-        after = run.promises[min(made + 1, len(run.promises) - 1)].contents
-        under_way = [
-            each for name, each in after.items() if name not in run.promises[made].contents
-        ]
-        byte = next((each[:1].decode() for each in under_way if each and len(each) == LARGE), "x")
-        stores.append(f"{disk.root}/store {byte}\n")
+    lines = [f"{disk.root} {run.under_way(made)}\n" for _, disk, made in lefts]
+    program = GOING_ON.format(do=run.going_on)
     with tempfile.TemporaryDirectory() as traces:
         trace = os.path.join(traces, "trace")
         try:
-            recorded([sys.executable, "-c", OPENING], "".join(stores).encode(), trace)
+            recorded([sys.executable, "-c", program, run.root], "".join(lines).encode(), trace)
         except AssertionError:
             raise Wrong(f"one of {[how for how, _, _ in lefts]} can't be opened") from None
         opening: list[list[Call]] = []
@@ -597,7 +975,8 @@ def _open_all(
     done = 0
     for (how, disk, made), steps in zip(lefts, opening):
         with _said(how):
-            decided = check(disk.root, run, made)
+            run.place(disk.root)
+            decided = run.check(made, afterwards=b"")
         done += _lose_again(run, disk, made, steps, decided, how, chance, moments)
     return done
 
@@ -607,7 +986,7 @@ def _lose_again(
     disk: Disk,
     made: int,
     steps: list[Call],
-    decided: Found,
+    decided: Any,
     how: str,
     chance: random.Random,
     moments: Optional[int],
@@ -619,13 +998,12 @@ def _lose_again(
     for number, call in enumerate(steps):
         if disk.do(call) and number in chosen:
             told = [each for each in disk.told if each.startswith(b"afterwards: ")]
-            after = None
-            if told:
-                after = re.findall(rb"[0-9a-z]{25}", told[-1])[0].decode()
+            afterwards = told[-1] if told else None
             for each in (None, chance):
                 disk.lose_power(target, each)
-                with _said(f"{how}, and again at step {number} of {count} of the opening"):
-                    check(target, run, made, afterwards=after, decided=decided)
+                with _said(f"{how}, and again at step {number} of {count} of what came next"):
+                    run.place(target)
+                    run.check(made, afterwards=afterwards, decided=decided)
                 shutil.rmtree(target)
                 done += 1
     return done
@@ -646,7 +1024,7 @@ def _moments(
 def _said(where: str) -> Iterator[None]:
     try:
         yield
-    except (Wrong, AssertionError) as error:
+    except (Wrong, XsError, OSError, ValueError, AssertionError) as error:
         raise Wrong(f"{where}: {error}") from error
 
 
@@ -662,7 +1040,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(10**6)
     second = None if sys.argv[3:] == ["all"] else int(sys.argv[3]) if len(sys.argv) > 3 else 2
-    for kind in (Migration, Life):
+    for kind in (Migration, Backup, Repair, RepairOfLog, Tokens, Export, Import, Life):
         with tempfile.TemporaryDirectory() as folder:
             run = kind(folder)
             moments = sum(1 for _ in run.disks())

@@ -28,11 +28,12 @@ SECTOR = 512  # bytes that a disk writes whole, or not at all
 
 # Those that change a file or a name, and those that tell somebody. (`?`: not every machine has it.)
 _TRACED = (
-    "openat,?open,close,write,pwrite64,ftruncate,fsync,fdatasync,?rename,renameat,renameat2,"
-    "?unlink,unlinkat,?mkdir,mkdirat,sendto,sendmsg,clone,?clone3"
+    "openat,?open,close,write,pwrite64,ftruncate,fsync,fdatasync,sync,?rename,renameat,renameat2,"
+    "?link,linkat,?unlink,unlinkat,?rmdir,?mkdir,mkdirat,sendto,sendmsg,clone,?clone3"
 )
 _CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+)")
 _STRING = re.compile(r'"([^"]*)"')
+_FOLDER = re.compile(r"(AT_FDCWD|\d+), (?=,|$)")  # an argument that a path comes after
 
 
 class Call(NamedTuple):
@@ -52,8 +53,9 @@ class Call(NamedTuple):
 
 def traced(command: list[str], output: str) -> list[str]:
     """`command`, recorded to that file."""
-    what = ["-f", "-qq", "-xx", "-s", "16777216", "-e", f"trace={_TRACED}", "-e", "signal=none"]
-    return ["strace", *what, "-o", output, *command]
+    # With a filter in the kernel the calls that don't matter take no longer than they do.
+    what = ["-e", f"trace={_TRACED}", "-e", "signal=none", "-xx", "-s", "16777216"]
+    return ["strace", "--seccomp-bpf", "-f", "-qq", *what, "-o", output, *command]
 
 
 def calls(path: str, start: int = 0) -> list[Call]:
@@ -180,9 +182,10 @@ Names = dict[str, Union[File, bool, None]]  # False: the name is no more
 class Disk:
     """The files below one folder, as far as calls have come."""
 
-    def __init__(self, root: str) -> None:
-        """What is in that folder now is durable."""
+    def __init__(self, root: str, seen_as: Optional[str] = None) -> None:
+        """What is in that folder now is durable. Processes may know it by a link to it as well."""
         self.root = root
+        self.seen_as = seen_as or root
         self.told: list[bytes] = []  # what went to terminals, pipes and sockets
         self._names: dict[str, Node] = {}
         for folder, folders, files in os.walk(root):
@@ -212,19 +215,33 @@ class Disk:
             self._written(call)
         elif name in ("fsync", "fdatasync"):
             self._synced(call)
+        elif name == "sync":
+            self._all_synced(call)
         elif name.startswith("mkdir"):
-            self._named(call, {self._path(call.strings[0]): None})
-        elif name.startswith("unlink"):
-            self._named(call, {self._path(call.strings[0]): False})
+            self._named(call, {self._paths(call)[0]: None})
+        elif name.startswith(("unlink", "rmdir")):
+            self._named(call, {self._paths(call)[0]: False})
         elif name.startswith("rename"):
-            old, new = (self._path(each) for each in call.strings)
+            old, new = self._paths(call)
             if old in self._names:
                 self._named(call, {new: self._names[old], old: False})
+        elif name.startswith("link"):
+            old, new = self._paths(call)
+            self._named(call, {new: self._names[old]})
         return name not in ("openat", "open", "close") or len(self._pending) != known
 
-    def _path(self, path: bytes) -> str:
-        """Relative to the root; "../…" for what is elsewhere."""
-        return os.path.relpath(os.fsdecode(path), self.root)
+    def _paths(self, call: Call) -> list[str]:
+        """The paths that it names, relative to the root; "../…" for what is elsewhere."""
+        folders = _FOLDER.findall(call.arguments) or ["AT_FDCWD"] * len(call.strings)
+        found = []
+        for folder, path in zip(folders, call.strings):
+            name = os.fsdecode(path)
+            if not os.path.isabs(name) and folder != "AT_FDCWD":
+                found.append(os.path.join(self._open.get(int(folder), ("..", None))[0], name))
+                continue
+            path = os.path.relpath(name, self.root)  # as SQLite has it, which follows links
+            found.append(os.path.relpath(name, self.seen_as) if path.startswith("..") else path)
+        return found
 
     def _named(self, call: Call, names: Names) -> None:
         if any(path.startswith("..") for path in names):
@@ -233,7 +250,7 @@ class Disk:
         _name(self._names, names)
 
     def _opened(self, call: Call) -> None:
-        path = self._path(call.strings[0])
+        path = self._paths(call)[0]
         if path.startswith("..") or path.endswith("-shm"):  # SQLite makes that anew
             self._open.pop(call.result, None)
             return
@@ -277,6 +294,16 @@ class Disk:
                 if rest:
                     kept.append((when, rest))
             self._pending = kept
+
+    def _all_synced(self, call: Call) -> None:
+        """sync(2): on Linux it returns when all that was written and named before is durable."""
+        for node in self._names.values():
+            if node is not None:
+                node.sync(call.entered)
+        for when, names in self._pending:
+            if when < call.entered:
+                _name(self._durable, names)
+        self._pending = [each for each in self._pending if each[0] >= call.entered]
 
     def lose_power(self, folder: str, chance: Optional[random.Random]) -> None:
         """Writes to `folder` what may be left; without chance only what was fsynced is."""

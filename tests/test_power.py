@@ -170,6 +170,20 @@ def test_whenever_the_power_goes_a_store_is_of_the_older_format_or_of_the_newer(
 
 
 @pytest.mark.parametrize(
+    "kind",
+    [losses.Backup, losses.Repair, losses.RepairOfLog, losses.Tokens, losses.Export, losses.Import],
+)
+def test_whenever_the_power_goes_what_is_made_of_a_store_is_as_before_or_as_after(
+    kind: type[losses.Run], tmp_path: Path, seed: int
+) -> None:
+    if not ON_LINUX:
+        return
+    run = kind(str(tmp_path))
+    assert losses.look(run, seed, 6) >= 12
+    assert losses.look_again(run, seed, 1, 1) > 1
+
+
+@pytest.mark.parametrize(
     "point",
     ["store.folders-made", "migration.done", "store.before-folder-fsync", "content.folder-made"],
 )
