@@ -11,7 +11,7 @@ from xs.index import PAGE_ROWS
 from xs.pieces import continues
 from xs.rows import LINE, is_whole
 from xs.scan import LARGE_PAGE_BYTES
-from xs.schema import LARGE_JSON, ORDER_BITS, sum_of_answer
+from xs.schema import LARGE_JSON, ORDER_BITS, PIECES, sum_of_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -231,6 +231,11 @@ _CROSS_CHECKS = [
         "a frame's content is neither beside it nor named as a file, at row",
         "SELECT row FROM piece WHERE digest IS NULL AND row NOT IN (SELECT row FROM file) "
         """AND substr(json, instr(json, '"id":"') + 31, 10) = '","hash":"'""",
+    ),
+    (
+        "a run has lost pieces, or its number of them is wrong, its number is",
+        f"SELECT r.number FROM run r LEFT JOIN ({PIECES}) c ON c.number = r.number "
+        "WHERE r.pieces IS NOT c.pieces",
     ),
     (
         "a run is being written and has ended, its number is",

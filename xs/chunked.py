@@ -5,8 +5,9 @@ the frame before is gathered until then, so that a source of single bytes makes 
 frames a second; a slow one never waits at all.
 
 Reading: the pieces of a run in order, and then, while it is being written, each further one as it
-becomes durable. What broke off while it was written breaks off here too: nobody takes a part for
-the whole.
+becomes durable. What broke off while it was written breaks off here too, and so does what has lost
+a piece: nobody takes a part for the whole. Each reading begins at the first piece, and at the end
+it has to have given as many as the run has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from collections.abc import Iterable, Iterator
 from xs import frame, ids, threads
 from xs.cas import small
 from xs.commit import Append, RunResult
-from xs.errors import BrokenBody, Invalid, NoMemory, NotFound, TooLarge, Unavailable, XsError
+from xs.errors import (
+    BrokenBody,
+    Damaged,
+    Invalid,
+    NoMemory,
+    NotFound,
+    TooLarge,
+    Unavailable,
+    XsError,
+)
 from xs.records import NamedTuple
 from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
@@ -254,6 +264,7 @@ def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[
     yield from blocks
     name = f"the content {ids.text(first)}"
     position = first
+    given = 0  # pieces
     is_live = writer_is_gone = False
     with store.runs.reading(first) as shared:
         while True:
@@ -271,7 +282,10 @@ def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[
             if step.pieces:
                 position = step.pieces[-1].id
                 ends = step.pieces[-1].ends
+                given += len(step.pieces)
                 if ends == WHOLE:
+                    if given != step.total:
+                        raise Damaged(f"{name} is damaged: not all of its pieces are found")
                     return
                 if ends == BROKEN:
                     raise BrokenBody(f"{name} broke off while it was written")
@@ -289,13 +303,17 @@ def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[
 
 
 class Step(NamedTuple):
-    """What comes after a position in a run: the pieces, and their bytes where those are few."""
+    """What comes after a position in a run: the pieces, and their bytes where those are few.
+
+    `total` is how many pieces all of the run has, once it has ended.
+    """
 
     after: int
     pieces: list[StoredPiece]
     data: Optional[bytes]
     writer: Optional[str]
     expires: Optional[int]
+    total: Optional[int]
 
 
 def _next(store: Store, first: int, after: int) -> Step | None:
@@ -307,7 +325,7 @@ def _next(store: Store, first: int, after: int) -> Step | None:
     size = sum(len(piece.stored.content or b"") for piece in pieces)
     is_small = size <= SHARED_MAX and not any(piece.stored.is_file for piece in pieces)
     data = b"".join(_blocks(store, pieces)) if is_small else None
-    return Step(after, pieces, data, run.writer, run.expires)
+    return Step(after, pieces, data, run.writer, run.expires, run.pieces)
 
 
 def _next_shared(store: Store, first: int, after: int, shared: Shared) -> Step | None:

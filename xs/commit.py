@@ -447,6 +447,8 @@ class Commit:
             or self.writer.insert(stored, run, ends)
         ):
             raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
+        if run is not None and (ends != GOES_ON or run.pieces is not None):
+            self.writer.count_pieces(run)
         if ahead:
             self._mark = new.id
             self._ids.raise_to(new.id)

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """A run as it is stored. `expires`, `topic` and `ttl` are its first frame's."""
+    """A run as it is stored. `expires`, `topic` and `ttl` are its first frame's.
+
+    `pieces` is how many it has, up to the one that ends it; None while none does.
+    """
 
     number: int
     row: int
     writer: Optional[str]
     key: Optional[str]
+    pieces: Optional[int]
     topic: str
     ttl: str
     expires: Optional[int]
@@ -34,15 +38,15 @@ class Run(NamedTuple):
 def run_at(reader: sqlite3.Connection, row: int) -> Run | None:
     """The run whose first frame is at that row, expired or not; None if it begins none."""
     found = reader.execute(
-        f"SELECT r.number, r.writer, r.key, f.expires, {LINE} "
+        f"SELECT r.number, r.writer, r.key, r.pieces, f.expires, {LINE} "
         "FROM run r CROSS JOIN frame f ON f.row = r.row WHERE r.row = ?",
         (row,),
     ).fetchone()
     if found is None:
         return None
-    number, writer, key, expires, *stored = found
+    number, writer, key, pieces, expires, *stored = found
     line = held(reader, *stored)
-    return Run(number, row, writer, key, frame.topic_of(line), frame.ttl_of(line), expires)
+    return Run(number, row, writer, key, pieces, frame.topic_of(line), frame.ttl_of(line), expires)
 
 
 def run_of(reader: sqlite3.Connection, first: int) -> Run | None:

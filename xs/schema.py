@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
-FORMAT = 4
+FORMAT = 5
 
 _USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
@@ -142,8 +142,32 @@ INSERT INTO answered SELECT topic, key, sum_of(CAST(key || json AS BLOB)), json 
 DROP TABLE old_answered
 """
 
+# How many pieces each run has, up to the one that ends it: from the table, and not from what lists
+# them. Runs without an end are not among them.
+PIECES = (
+    "SELECT p.run AS number, count(*) AS pieces FROM piece AS p NOT INDEXED JOIN "
+    "(SELECT run, min(row) AS last FROM piece NOT INDEXED WHERE ends > 0 GROUP BY run) e "
+    "ON e.run = p.run AND p.row <= e.last GROUP BY p.run"
+)
+
+# A run tells how many pieces it has, so that none is missed without notice.
+_SCHEMA_PIECES = f"""
+ALTER TABLE run RENAME TO old_run;
+CREATE TABLE run (
+    number INTEGER PRIMARY KEY,
+    row INTEGER NOT NULL UNIQUE,  -- of its first frame
+    writer TEXT,  -- whose it is while it is being written; NULL: nobody's here
+    key TEXT,  -- the idempotency key that made it
+    pieces INTEGER  -- up to the one that ends it; NULL while none does
+);
+INSERT INTO run SELECT r.number, r.row, r.writer, r.key, c.pieces
+    FROM old_run r LEFT JOIN ({PIECES}) c ON c.number = r.number ORDER BY r.number;
+DROP TABLE old_run;
+CREATE INDEX run_writer ON run (writer) WHERE writer IS NOT NULL
+"""
+
 # Each takes the format before it to the next, inside one transaction.
-_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_SCRIPTS, _SCHEMA_RUNS, _SCHEMA_SUMS]
+_MIGRATIONS: list[str] = [_SCHEMA_1, _SCHEMA_SCRIPTS, _SCHEMA_RUNS, _SCHEMA_SUMS, _SCHEMA_PIECES]
 
 TABLES_WITH_ROWS = ("frame", "below", "large", "file", "run", "piece", "listed")
 TABLES_OF_FRAMES = ("frame", "piece")  # no row is in both

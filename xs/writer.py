@@ -604,9 +604,22 @@ class Writer:
             self.flush()
         return [(id_at(self._connection, row), writer) for row, writer in found]
 
+    def count_pieces(self, run: Run) -> None:
+        """Keeps how many pieces a run has that has an end, so that readers know when they miss one.
+
+        Without an end it is none, which is kept as NULL.
+        """
+        self._execute(
+            "UPDATE run SET pieces = nullif((SELECT count(*) FROM piece WHERE run = :number AND "
+            "row <= (SELECT min(row) FROM piece WHERE run = :number AND ends > 0)), 0) "
+            "WHERE number = :number",
+            {"number": run.number},
+        )
+
     def end_writing(self, run: Run, ends: int) -> None:
         """Nobody goes on with a run. A key that made one which broke off is free again."""
         self._execute("UPDATE run SET writer = NULL WHERE number = ?", (run.number,))
+        self.count_pieces(run)
         if ends == BROKEN and run.key is not None:
             number = self._topics.get(run.topic) or self._number(run.topic)
             self._execute("DELETE FROM answered WHERE topic = ? AND key = ?", (number, run.key))
