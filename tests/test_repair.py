@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -14,11 +15,14 @@ from typing import Any
 import pytest
 from conftest import Server
 from stores import Clock, add, add_all, all_ids, content, problems, taken
+from stores import lines as lines_of
 
-from xs import chunked, repair
+from xs import chunked, ids, repair
 from xs.cas import small
+from xs.client import Client
 from xs.commit import Append
-from xs.errors import Damaged, Locked, NotAStore, XsError
+from xs.errors import BrokenBody, Damaged, Locked, NotAStore, XsError
+from xs.local import Local
 from xs.schema import Script
 from xs.store import Store
 from xs.work import PinWork
@@ -216,6 +220,67 @@ def test_tables_that_disagree_are_made_anew(folder: str) -> None:
     with opened(folder) as store:
         assert problems(store) == [] and everything(store) == before
         assert all_ids(store, topic="a.*") == [before[0][0]]
+
+
+def in_pieces(store: Store) -> list[str]:
+    """A content in a first frame and four pieces; the ids of all, and another one like it."""
+    for _ in range(2):
+        chunked.append(store, Append("a.b", None), [b"%d" % n * 16384 for n in range(5)])
+    return all_ids(store)
+
+
+def read_in_pieces(store: Store, first: str) -> bytes:
+    return b"".join(chunked.content(store, ids.parse(first))[1])
+
+
+def test_a_content_that_has_lost_a_piece_never_ends_well(folder: str) -> None:
+    with opened(folder) as store:
+        first, _, lost, *_, end, other = (made := in_pieces(store))[:6]
+        lines = dict(zip(made, lines_of(store)))
+        whole = read_in_pieces(store, first)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        (row,) = db.execute("SELECT row FROM piece WHERE instr(json, ?)", (lost,)).fetchone()
+        for table in ("piece", "listed"):
+            db.execute(f"DELETE FROM {table} WHERE row = ?", (row,))
+        db.commit()
+    with opened(folder) as store:
+        with pytest.raises(Damaged, match="not all of its pieces"):
+            read_in_pieces(store, first)
+        assert any("a run has lost pieces" in each for each in problems(store))
+    assert repaired(folder)[0] == [f"{end} on a.b: the content that it ends has lost 1 pieces"]
+    assert Path(aside(folder), "frames.jsonl").read_bytes() == lines[end] + b"\n"
+    with opened(folder) as store:
+        assert problems(store) == []
+        with pytest.raises(BrokenBody, match="has no end"):
+            read_in_pieces(store, first)
+        assert read_in_pieces(store, other) == whole
+    with Client(Local(folder)) as client:  # from a copy, in any order
+        for each, data in ((end, b"4"), (lost, b"2")):
+            content = {"content_base64": base64.b64encode(data * 16384).decode()}
+            client.import_([{**json.loads(lines[each]), **content}])
+    with opened(folder) as store:
+        assert read_in_pieces(store, first) == whole and problems(store) == []
+
+
+def test_a_content_whose_list_of_pieces_lacks_one_breaks_off_and_is_repaired(folder: str) -> None:
+    with opened(folder) as store:
+        first, _, lost, *_ = in_pieces(store)
+        whole = read_in_pieces(store, first)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        (row,) = db.execute("SELECT row FROM piece WHERE instr(json, ?)", (lost,)).fetchone()
+        db.execute("DROP INDEX piece_run")
+        declared = "CREATE INDEX piece_run ON piece (run)"
+        db.execute(f"{declared} WHERE row != {row}")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'piece_run'", (declared,))
+        db.commit()
+    with opened(folder) as store:
+        with pytest.raises(Damaged, match="not all of its pieces"):
+            read_in_pieces(store, first)
+        assert problems(store)
+    assert repaired(folder)[0] == []
+    with opened(folder) as store:
+        assert read_in_pieces(store, first) == whole and problems(store) == []
 
 
 def test_a_repair_that_broke_off_is_finished_by_the_next(folder: str) -> None:

@@ -190,6 +190,8 @@ class _Rescue:
     def _save_frames(self, old: Salvage | Layered, new: Store) -> Iterator[dict[str, object]]:
         wanting = os.path.join(self._aside, "frames.jsonl")
         batch: list[tuple[Found, Imported]] = []
+        runs = _Runs(old)
+        ends: list[tuple[Found, Imported]] = []
         with open(wanting, "ab") as aside:
 
             def give_up(found: Found, why: object) -> dict[str, object]:
@@ -207,11 +209,24 @@ class _Rescue:
 
             for found in old.frames():
                 try:
-                    batch.append((found, self._whole(new, found)))
+                    whole = self._whole(new, found)
                 except XsError as error:
                     yield give_up(found, error)
+                    continue
+                if runs.missing_before(whole):  # so far: what is found last may be older
+                    ends.append((found, whole))
+                    continue
+                runs.take(found, whole)
+                batch.append((found, whole))
                 if len(batch) >= _BATCH:
                     yield from save()
+            yield from save()
+            for found, whole in ends:
+                missing = runs.missing_before(whole)
+                if missing:
+                    yield give_up(found, f"the content that it ends has lost {missing} pieces")
+                else:
+                    batch.append((found, whole))
             yield from save()
             aside.flush()
             sync(aside.fileno())
@@ -255,6 +270,32 @@ class _Rescue:
     def _loss(self, what: str) -> dict[str, object]:
         self.lost += 1
         return {"lost": what}
+
+
+class _Runs:
+    """How many pieces are missing in contents that came in pieces, as far as that can be read.
+
+    A content that has lost some may not end well any more: the frame that ends it is put aside.
+    """
+
+    def __init__(self, old: Salvage | Layered) -> None:
+        self._sizes = dict(old.runs())
+        self._left: dict[str, int] = {}  # pieces that are still to come, by the first frame's id
+
+    def take(self, found: Found, whole: Imported) -> None:
+        """Takes note of a frame that is saved."""
+        if found.row in self._sizes:
+            self._left[ids.text(whole.id)] = self._sizes[found.row]
+        piece = frame.continuation_in(whole.meta)
+        if piece is not None and piece.first in self._left:
+            self._left[piece.first] -= 1
+
+    def missing_before(self, whole: Imported) -> int:
+        """If it ends a content as whole: how many pieces of that are missing."""
+        piece = frame.continuation_in(whole.meta)
+        if piece is None or piece.more or piece.has_error:
+            return 0
+        return max(0, self._left.get(piece.first, 0) - 1)
 
 
 class _RestWork(Work):

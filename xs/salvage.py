@@ -60,11 +60,17 @@ class Salvage:
             try:
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                columns = self._connection.execute("PRAGMA table_info(frame)").fetchall()
+                has_sums = self._has_column("frame", "sum")
+                self._counts_pieces = self._has_column("run", "pieces")
             except BaseException:
                 self._connection.close()
                 raise
-        self._sum = "sum" if "sum" in [name for _, name, *_ in columns] else "NULL"
+        self._sum = "sum" if has_sums else "NULL"
+
+    def _has_column(self, table: str, column: str) -> bool:
+        """Whether the database's format has that."""
+        columns = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
+        return column in [name for _, name, *_ in columns]
 
     def close(self) -> None:
         self._connection.close()
@@ -94,6 +100,12 @@ class Salvage:
             f"SELECT t.name, a.key, CAST(a.json AS BLOB), {self._sum} "
             "FROM answered a JOIN topic t ON t.number = a.topic"
         )
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The row of the first frame of each run that has an end, and how many pieces it has."""
+        if not self._counts_pieces:
+            return []
+        return list(self._both_ways("SELECT row, pieces FROM run WHERE pieces IS NOT NULL"))
 
     def scripts(self) -> list[Script]:
         """What is kept of scripts."""
@@ -234,6 +246,9 @@ class Layered:
 
     def answered(self) -> list[Any]:
         return self._merged("answered", 2)
+
+    def runs(self) -> list[tuple[int, int]]:
+        return self._merged("runs", 1)
 
     def scripts(self) -> list[Script]:
         return self._merged("scripts", 3)
