@@ -203,7 +203,20 @@ def test_whatever_byte_of_the_database_is_another_one_only_what_was_stored_is_se
             assert flipped.problems(), (at, bits)
 
 
-@pytest.mark.parametrize("table", ["below", "listed", "run", "file", "piece", "topic", "mark"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "below",
+        "listed",
+        "run",
+        "sqlite_autoindex_run_1",
+        "file",
+        "piece",
+        "piece_run",
+        "topic",
+        "mark",
+    ],
+)
 def test_tables_with_another_byte_give_no_other_frames_and_are_named(
     flipped: Flipped, table: str
 ) -> None:

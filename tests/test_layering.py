@@ -67,7 +67,7 @@ ARCHITECTURE = {
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema (query store)",
     "batch":       "errors ids frame meta cas commit work store",
-    "chunked":     "errors threads ids frame records cas schema commit work runs store",
+    "chunked":     "errors threads ids frame records cas schema pieces commit work runs store",
     # the log, which all that serves may write to
     "log":         "errors threads records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream

@@ -6,8 +6,9 @@ frames a second; a slow one never waits at all.
 
 Reading: the pieces of a run in order, and then, while it is being written, each further one as it
 becomes durable. What broke off while it was written breaks off here too, and so does what has lost
-a piece: nobody takes a part for the whole. Each reading begins at the first piece, and at the end
-it has to have given as many as the run has.
+a piece: nobody takes a part for the whole. Each reading begins at the first piece. Of a run that
+has ended the pieces are counted before the first of them is given, of one that is being written at
+its end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from xs.cas import small
 from xs.commit import Append, RunResult
 from xs.errors import (
     BrokenBody,
-    Damaged,
     Invalid,
     NoMemory,
     NotFound,
@@ -29,6 +29,7 @@ from xs.errors import (
     Unavailable,
     XsError,
 )
+from xs.pieces import lacking
 from xs.records import NamedTuple
 from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
 from xs.schema import BROKEN, WHOLE, StoredPiece
@@ -285,7 +286,7 @@ def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[
                 given += len(step.pieces)
                 if ends == WHOLE:
                     if given != step.total:
-                        raise Damaged(f"{name} is damaged: not all of its pieces are found")
+                        raise lacking(first)
                     return
                 if ends == BROKEN:
                     raise BrokenBody(f"{name} broke off while it was written")

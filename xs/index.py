@@ -284,11 +284,14 @@ class Index:
             return newest_id(reader)
 
     def begins_run(self, value: int) -> bool:
-        """Whether the frame with that id is the first of a run."""
-        from xs.pieces import run_of
+        """Whether the frame with that id is the first of a run.
+
+        Raises `Damaged` if the run has ended and lacks some of its pieces.
+        """
+        from xs.pieces import begins_run
 
         with self.reading() as reader:
-            return run_of(reader, value) is not None
+            return begins_run(reader, value)
 
     def run(self, first: int, after: int, now: int) -> tuple[Run, list[StoredPiece]] | None:
         """A run by its first frame's id, and its next pieces above an id; None if it is none.

@@ -55,6 +55,44 @@ def run_of(reader: sqlite3.Connection, first: int) -> Run | None:
     return None if row is None else run_at(reader, row)
 
 
+def begins_run(reader: sqlite3.Connection, first: int) -> bool:
+    """Whether the frame with that id is the first of a run. Raises `Damaged` if that lacks some."""
+    row = row_of(reader, first)
+    if row is None:
+        return False
+    run = run_at(reader, row)
+    if run is None:
+        # What just looks like the first frame of a run is rare: so it costs little not to trust an
+        # index with this.
+        query = "SELECT 1 FROM run NOT INDEXED WHERE row = ?"
+        if reader.execute(query, (row,)).fetchone() is not None:
+            raise lacking(first)
+        return False
+    if run.pieces is not None and run.pieces != count_of(reader, run.number):
+        raise lacking(first)
+    return True
+
+
+def count_of(reader: sqlite3.Connection, number: int) -> int:
+    """How many pieces of a run are listed, up to the one that ends it; 0 while none does."""
+    found: int = reader.execute(
+        # A column that is not in the index: what that lists has to be there.
+        "SELECT count(digest IS NULL) FROM piece WHERE run = :number AND "
+        "row > (SELECT row FROM run WHERE number = :number) AND "
+        "row <= (SELECT min(row) FROM piece WHERE run = :number AND ends > 0)",
+        {"number": number},
+    ).fetchone()[0]
+    return found
+
+
+def lacking(first: int) -> Damaged:
+    """What to say of a run of which pieces are missing."""
+    return Damaged(
+        f"the content {ids.text(first)} is damaged: not all of its pieces are found: xs check "
+        "says more"
+    )
+
+
 def run_of_piece(reader: sqlite3.Connection, value: int) -> int | None:
     """The id of the first frame of the run that the frame with that id continues; None if none."""
     row = row_of(reader, value, "piece")

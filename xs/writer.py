@@ -609,12 +609,10 @@ class Writer:
 
         Without an end it is none, which is kept as NULL.
         """
-        self._execute(
-            "UPDATE run SET pieces = nullif((SELECT count(*) FROM piece WHERE run = :number AND "
-            "row <= (SELECT min(row) FROM piece WHERE run = :number AND ends > 0)), 0) "
-            "WHERE number = :number",
-            {"number": run.number},
-        )
+        from xs.pieces import count_of
+
+        count = count_of(self._connection, run.number) or None
+        self._execute("UPDATE run SET pieces = ? WHERE number = ?", (count, run.number))
 
     def end_writing(self, run: Run, ends: int) -> None:
         """Nobody goes on with a run. A key that made one which broke off is free again."""
