@@ -58,6 +58,7 @@ def run(folder: str) -> Iterator[bytes]:
 
 
 def _repair(folder: str) -> Iterator[dict[str, object]]:
+    sync_folder(folder)  # one that was killed may have put a new database in place just before that
     for left in (_BUILT, _READ):
         shutil.rmtree(os.path.join(folder, left), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
