@@ -22,7 +22,7 @@ from xs.errors import XsError
 from xs.store import Store
 from xs.work import Work
 
-_GATHER_SECONDS = 0.005  # that those who were just answered are waited for, at most
+GATHER_SECONDS = 0.005  # that those who were just answered are waited for, at most
 _LOOKS = 20  # for them before a pause after each: some 100 microseconds
 _NAP_SECONDS = 20e-6
 
@@ -142,7 +142,7 @@ class Crowd:
         """
         if self._answered < 2:
             return
-        deadline = time.monotonic() + min(self._commit_seconds, _GATHER_SECONDS)
+        deadline = time.monotonic() + min(self._commit_seconds, GATHER_SECONDS)
         looks = 0
         while len(self._works) < self._answered and time.monotonic() < deadline:
             if looks == _LOOKS:  # the disk is slow: they have a while to come
