@@ -93,7 +93,7 @@ ARCHITECTURE = {
     "delivery":    "errors threads frame bus http1 sockets store reader",
     "crowd":       "errors threads work store",
     "activation":  "errors records sockets",
-    "listener":    "threads http1 log",
+    "listener":    "threads http1 log sockets",
     "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights "
                    "access crowd delivery listener",
     "hangups":     "threads",

@@ -1,4 +1,4 @@
-"""No memory is left: a request is refused in one sentence, or its connection closed, mostly.
+"""No memory is left: a request is refused in one sentence, or its connection is closed.
 
 The limit on a server's address space is lowered while it runs and raised again, so that what it
 asks the system for fails for real: stacks of threads, blocks of bytes, SQLite's pages.
@@ -32,9 +32,10 @@ from xs.cas import small
 from xs.commit import Append
 from xs.errors import XsError
 from xs.store import Store
-from xs.work import AppendWork
+from xs.work import AppendWork, Work
 
 MEGABYTE = 1 << 20
+SILENCE = 2 * DEADLINE  # who hears nothing for so long fails, on a machine that has much else to do
 
 
 def size_of(pid: int) -> int:
@@ -60,20 +61,17 @@ class Client(Peer):
 
     def __init__(self, server: Server) -> None:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(5.0)  # it may hear nothing: see `ask`
+        sock.settimeout(SILENCE)
         sock.connect(os.path.join(server.directory, "sock"))
         super().__init__(sock)
 
     def ask(self, target: str, body: bytes, *fields: str) -> tuple[int, bytes]:
-        """Status and body of the answer; (0, b"") if the connection ends before that is whole.
-
-        So it is if nothing comes at all: what a thread that found no memory was about to say.
-        """
+        """Status and body of the answer; (0, b"") if the connection ends before that is whole."""
         lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         # What has been answered can still be read.
-        with contextlib.suppress(ConnectionError, socket.timeout):
+        with contextlib.suppress(ConnectionError):
             self.send("\r\n".join([*lines, *fields, "", ""]).encode() + body)
-        with contextlib.suppress(ConnectionError, EOFError, socket.timeout):
+        with contextlib.suppress(ConnectionError, EOFError):
             head = self.head()
             if head:
                 return int(head[9:12]), self.body(head)
@@ -99,25 +97,19 @@ class Load:
 
     def _run(self, chance: random.Random, name: int) -> None:
         try:
-            client = self._come()
+            client = Client(self._server)
             number = 0
             while not self._stopping.wait(0.01):
                 number += 1
                 if number % 20 == 0:
                     client.sock.close()
-                    client = self._come()
+                    client = Client(self._server)
                 if not self._act(client, chance, b"%d %d" % (name, number)):
                     client.sock.close()
-                    client = self._come()
+                    client = Client(self._server)
             client.sock.close()
         except BaseException as error:
             self.failures.append(error)
-
-    def _come(self) -> Client:
-        for _ in range(4):
-            with contextlib.suppress(socket.timeout):  # nobody has accepted it
-                return Client(self._server)
-        return Client(self._server)
 
     def _act(self, client: Client, chance: random.Random, data: bytes) -> bool:
         """One request; whether the connection goes on."""
@@ -154,7 +146,7 @@ class Load:
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(2 * DEADLINE)
+            thread.join(SILENCE + DEADLINE)
         assert not self.failures, self.failures
         assert not any(thread.is_alive() for thread in self._threads)
 
@@ -165,24 +157,30 @@ class Follower:
     def __init__(self, server: Server) -> None:
         self._directory = server.directory
         self.seen: list[str] = []
+        self.failures: list[Exception] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while True:
             after = self.seen[-1] if self.seen else None
-            with contextlib.suppress(XsError, OSError):
-                # With a pulse, so that it knows when nothing comes any more.
-                client = xs.open(self._directory, timeout=5.0)
+            try:
+                # With a pulse: that nothing comes any more is a failure.
+                client = xs.open(self._directory, timeout=SILENCE)
                 for each in client.cat(follow=500, topic="a", after=after):
                     if each.topic == "a":
                         self.seen.append(each.id)
                         if each.meta == "the last":
                             return
+            except (XsError, OSError) as error:
+                if f"within {SILENCE:g} s" in str(error):
+                    self.failures.append(error)
+                    return
             time.sleep(0.05)
 
     def join(self) -> None:
-        self._thread.join(2 * DEADLINE)
+        self._thread.join(SILENCE + DEADLINE)
+        assert not self.failures, self.failures
         assert not self._thread.is_alive()
 
 
@@ -270,6 +268,40 @@ def test_a_thread_that_never_comes_up_is_not_waited_for(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="can't start new thread"):
         thread.start()
     assert thread.join(DEADLINE)
+
+
+def test_what_has_to_go_on_does_where_even_a_call_finds_no_memory(tmp_path: Path) -> None:
+    """A step that is called again goes on, and whoever waits for a commit is told of it."""
+    took: list[int] = []
+
+    def step() -> bool:
+        took.append(len(took))
+        if len(took) in (1, 3):
+            raise MemoryError
+        return len(took) > 4
+
+    thread = threads.Thread(lambda: threads.keep_on(step), "a thread", insists=True)
+    thread.start()
+    assert thread.join(DEADLINE)
+    assert took == [0, 1, 2, 3, 4]
+    once = threads.Thread(step, "a thread", insists=True)  # not even its first step
+    took.clear()
+    once.start()
+    assert once.join(DEADLINE)
+    assert took == [0, 1]
+
+    told: list[bool] = []
+
+    def done(work: Work) -> None:
+        told.append(work.finished)
+        if len(told) < 3:
+            raise MemoryError
+
+    store = Store(str(tmp_path / "store"), exclusive=True, create=True)
+    store.submit(AppendWork(Append("a"), done))
+    assert told == [True, True, True]
+    store.refuse_more(Append("xs.stop"))
+    store.close()
 
 
 def test_a_thread_that_comes_up_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

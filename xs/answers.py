@@ -248,7 +248,9 @@ class Answers:
         self._wakened.acquire()
         self._position = store.bus.newest
         self._watch = self._bus.watch(RESPONSE.__eq__, self._wake)
-        self._thread = threads.Thread(lambda: threads.keep_on(self._run), "xs-answers")
+        self._thread = threads.Thread(
+            lambda: threads.keep_on(self._run), "xs-answers", insists=True
+        )
 
     @property
     def waiting(self) -> int:

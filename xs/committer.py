@@ -6,6 +6,8 @@ after a commit that left no frame naming them.
 
 from __future__ import annotations
 
+import time
+
 from xs import fault, ids
 from xs.cas import on_disk
 from xs.commit import Commit
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
 
+_PAUSE_SECONDS = 0.05  # before an answer is tried again that there was no memory for
 _NO_MEMORY = NoMemory("no memory is left for this just now: nothing of it was stored")
 
 
@@ -68,6 +71,13 @@ class Committer:
         for work in batch:
             finish(work)
         fault.at("commit.answered")
+
+    def give_up(self, batch: list[Work]) -> None:
+        """There was no memory to begin a commit, or to go on with one: who still waits is told."""
+        for work in batch:
+            if not work.finished:
+                work.error = NoMemory()
+                finish(work)
 
     def _commit_or_raise(self, batch: list[Work]) -> Commit:
         store = self._store
@@ -174,11 +184,23 @@ def finish(work: Work) -> None:
     try:
         if work.error is not None:
             work.discard()
-        work.finish()
-    except Exception as error:  # it must not keep those behind it from hearing theirs
-        from xs import threads
+    except Exception as error:  # what is left over is found at the next start
+        _report(error)
+    while True:
+        try:
+            work.finish()
+            return
+        except MemoryError:  # nobody else would tell it
+            time.sleep(_PAUSE_SECONDS)
+        except Exception as error:  # it must not keep those behind it from hearing theirs
+            _report(error)
+            return
 
-        threads.report("what has come of an append", error)
+
+def _report(error: Exception) -> None:
+    from xs import threads
+
+    threads.report("what has come of an append", error)
 
 
 def _unexpected(error: Exception) -> XsError:

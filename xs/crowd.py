@@ -95,7 +95,9 @@ class Crowd:
             if self._selector is None:
                 self._selector = selectors.DefaultSelector()
             if self._thread is None:
-                thread = threads.Thread(lambda: threads.keep_on(self._serve), "xs-crowd")
+                thread = threads.Thread(
+                    lambda: threads.keep_on(self._serve), "xs-crowd", insists=True
+                )
                 thread.start()
                 self._thread = thread
         except (OSError, RuntimeError):

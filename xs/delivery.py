@@ -100,6 +100,7 @@ class Delivery:
         self._pulse_number = 0
         self._pulses_worth = 64  # entries, above which it is worth while to look for old ones
         self._stopping = False
+        self._after: list[Callable[[], None]] = []  # to be done by the thread, without the lock
         self._anyone = threading.Event()  # somebody may be parked: the thread has work
         # Clients that send no more would be readable for ever. That they go away is something that
         # epoll(7) tells of a socket that is watched for nothing; elsewhere the next frame shows it.
@@ -122,8 +123,12 @@ class Delivery:
                 if self._ends is not None:
                     opened.enter_context(self._ends)
                     self._selector.register(self._ends, selectors.EVENT_READ, None)
-                watch = threads.Thread(lambda: threads.keep_on(self._watch), "xs-watch")
-                deliver = threads.Thread(lambda: threads.keep_on(self._deliver), "xs-deliver")
+                watch = threads.Thread(
+                    lambda: threads.keep_on(self._watch), "xs-watch", insists=True
+                )
+                deliver = threads.Thread(
+                    lambda: threads.keep_on(self._deliver), "xs-deliver", insists=True
+                )
                 watch.start()
                 try:
                     deliver.start()
@@ -149,8 +154,12 @@ class Delivery:
                 self._position = self._bus.newest
             if self._stopping or follower.reader.position < self._position:
                 return False
-            self._add(follower)
-            self._anyone.set()
+            try:
+                self._add(follower)
+                self._anyone.set()
+            except BaseException:
+                self._insist_on_removing(follower)
+                raise
         return True
 
     def stop(self) -> None:
@@ -181,6 +190,7 @@ class Delivery:
 
     def _add(self, follower: Follower) -> None:
         reader = follower.reader
+        follower.is_parked = True
         key = _key(follower)
         group = self._groups.get(key)
         if group is None:
@@ -188,7 +198,6 @@ class Delivery:
             for name in _names(reader.patterns):
                 self._by_name.setdefault(name, {})[group] = None
         group.followers[follower] = None
-        follower.is_parked = True
         self._selector.register(follower.connection.sock, selectors.EVENT_READ, follower)
         if follower.due is None:
             follower.due = _first_due(reader)
@@ -203,10 +212,12 @@ class Delivery:
             self._bus.wake()
 
     def _remove(self, follower: Follower) -> bool:
-        """Takes a follower out; False if it was out already. It has passed what was sent so far."""
+        """Takes a follower out; False if it was out already. It has passed what was sent so far.
+
+        It can be called again if it has found no memory, or where `_add` has.
+        """
         if not follower.is_parked:
             return False
-        follower.is_parked = False
         try:
             self._selector.unregister(follower.connection.sock)
         except KeyError:  # half-closed
@@ -214,44 +225,58 @@ class Delivery:
             if self._half_closed.pop(number, None) and self._ends is not None:
                 self._ends.unregister(number)
         reader = follower.reader
-        group = self._groups[_key(follower)]
-        del group.followers[follower]
-        if not group.followers:
-            del self._groups[group.key]
-            for name in _names(reader.patterns):
-                del self._by_name[name][group]
-                if not self._by_name[name]:
-                    del self._by_name[name]
+        group = self._groups.get(_key(follower))
+        if group is not None:
+            group.followers.pop(follower, None)
+            if not group.followers:
+                for name in _names(reader.patterns):
+                    self._by_name.get(name, {}).pop(group, None)
+                    if not self._by_name.get(name):
+                        self._by_name.pop(name, None)
+                del self._groups[group.key]
+        follower.is_parked = False
         return True
+
+    def _insist_on_removing(self, follower: Follower) -> None:
+        while True:
+            try:
+                self._remove(follower)
+                return
+            except MemoryError:
+                time.sleep(threads.PAUSE_SECONDS)
 
     # Delivering
 
     def _deliver(self) -> bool:
+        self._do_what_follows()  # what the last round has left, where memory was short
         # While nobody is parked, an append does not pay for waking this thread.
         self._anyone.wait()
         self._bus.wait_until(self._has_work, self._seconds_to_pulse)
-        after: list[Callable[[], None]] = []
         try:
             with self._lock:
                 entries = self._bus.after(self._position)
                 if entries is None:
-                    self._send_all_back(after)
+                    self._send_all_back()
                 elif entries:
-                    self._dispatch(entries, after)
-                self._send_pulses(after)
+                    self._dispatch(entries)
+                self._send_pulses()
                 if not self._groups and not self._bus.closed:
                     self._anyone.clear()
         finally:  # also where memory is short: the rest follows in the next round
-            for act in after:
-                threads.insist(act)
+            self._do_what_follows()
         return self._bus.closed and not entries and self._bus.newest == self._position
+
+    def _do_what_follows(self) -> None:
+        while self._after:
+            self._after[0]()
+            del self._after[0]
 
     def _has_work(self) -> bool:
         return (
             self._bus.newest > self._position or self._bus.closed or self._seconds_to_pulse() == 0.0
         )
 
-    def _dispatch(self, entries: list[Entry], after: list[Callable[[], None]]) -> None:
+    def _dispatch(self, entries: list[Entry]) -> None:
         now = self._store.clock()
         wanted: dict[_Group, list[Entry]] = {}
         everything = self._by_name.get("*", {})
@@ -284,23 +309,19 @@ class Delivery:
                         block = reader.live(mine)
                         own = follower.framed(block) if block else b""
                 except (XsError, OSError):  # content that can't be read: the body breaks off
-                    if self._remove(follower):
-                        after.append(follower.connection.drop)
+                    self._take_out(follower, follower.connection.drop)
                     continue
                 except MemoryError:
                     if reader.position >= first:  # it may have passed what it was not given
-                        self._remove(follower)
-                        after.append(follower.connection.drop)
+                        self._take_out(follower, follower.connection.drop)
                     raise
-                self._send(follower, own, newest, after)
+                self._send(follower, own, newest)
                 reader.position = newest  # if memory gets short now, it is not sent this again
                 if follower.is_parked and not follower.is_simple and reader.is_finished:
-                    self._finish(follower, after)
+                    self._take_out(follower, follower.connection.end_following)
         self._position = newest
 
-    def _send(
-        self, follower: Follower, data: bytes, position: int, after: list[Callable[[], None]]
-    ) -> None:
+    def _send(self, follower: Follower, data: bytes, position: int) -> None:
         """Sends without blocking; who can't take all of it goes back to a thread of its own."""
         if not data:
             return
@@ -309,25 +330,24 @@ class Delivery:
         except BlockingIOError:
             sent = 0
         except (OSError, MemoryError):  # without memory it may have been sent, nobody knows how far
-            if self._remove(follower):
-                after.append(follower.connection.drop)
+            self._take_out(follower, follower.connection.drop)
             return
-        if sent < len(data) and self._remove(follower):
+        if sent < len(data):
             follower.unsent = memoryview(data)[sent:]
             follower.reader.position = max(follower.reader.position, position)
-            after.append(lambda: follower.connection.resume(follower))
+            self._take_out(follower, functools.partial(follower.connection.resume, follower))
 
-    def _finish(self, follower: Follower, after: list[Callable[[], None]]) -> None:
-        if self._remove(follower):
-            after.append(follower.connection.end_following)
+    def _take_out(self, follower: Follower, act: Callable[[], None]) -> None:
+        """Takes a follower out, and has `act` done with its connection: both, or neither yet."""
+        self._after.append(act)
+        self._insist_on_removing(follower)
 
-    def _send_all_back(self, after: list[Callable[[], None]]) -> None:
+    def _send_all_back(self) -> None:
         """This thread itself has fallen behind the ring: each follower reads for itself."""
         newest = self._bus.newest
         for follower in [f for group in self._groups.values() for f in group.followers]:
-            self._remove(follower)
             follower.reader.position = max(follower.reader.position, self._position)
-            after.append(functools.partial(follower.connection.resume, follower))
+            self._take_out(follower, functools.partial(follower.connection.resume, follower))
         self._position = newest
 
     # Pulses
@@ -339,7 +359,7 @@ class Delivery:
         except IndexError:
             return None
 
-    def _send_pulses(self, after: list[Callable[[], None]]) -> None:
+    def _send_pulses(self) -> None:
         now = time.monotonic()
         while self._pulses and self._pulses[0][0] <= now:
             due, _, follower = self._pulses[0]
@@ -348,7 +368,7 @@ class Delivery:
                 heapq.heappop(self._pulses)  # it left, or was parked anew with a time of its own
                 continue
             if reader.is_finished:
-                self._finish(follower, after)
+                self._take_out(follower, follower.connection.end_following)
                 heapq.heappop(self._pulses)
                 continue
             pulse = reader.options.pulse
@@ -356,7 +376,7 @@ class Delivery:
                 follower.due = now + _LOOK_AT_UNTIL
             else:
                 reader.position = max(reader.position, self._position)
-                self._send(follower, follower.framed(reader.pulse()), self._position, after)
+                self._send(follower, follower.framed(reader.pulse()), self._position)
                 # In step with the first one; what was missed meanwhile is not made up for.
                 missed = int((now - due) * 1000 // pulse)
                 follower.due = due + (missed + 1) * pulse / 1000
@@ -396,16 +416,18 @@ class Delivery:
                     self._ends.register(sock.fileno(), 0)
                 return
             self._remove(follower)
-        follower.connection.drop()
+        threads.insist(follower.connection.drop)
 
     def _drop_ended(self) -> None:
         """Half-closed clients went away."""
         assert self._ends is not None
         with self._lock:
             found = [self._half_closed.get(number) for number, _ in self._ends.poll(0)]
-            ended = [follower for follower in found if follower and self._remove(follower)]
-        for follower in ended:
-            follower.connection.drop()
+        for follower in found:
+            with self._lock:
+                is_out = follower is not None and self._remove(follower)
+            if follower is not None and is_out:
+                threads.insist(follower.connection.drop)
 
 
 _END = b"."  # what ends the thread that watches

@@ -53,7 +53,9 @@ class Sweeper:
                 self._next = at
                 self._changed.notify_all()
             if self._thread is None and not self._stopping:
-                thread = threads.Thread(lambda: threads.keep_on(self._sweep), "xs-sweep")
+                thread = threads.Thread(
+                    lambda: threads.keep_on(self._sweep), "xs-sweep", insists=True
+                )
                 try:
                     thread.start()
                 except RuntimeError:

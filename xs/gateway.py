@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import socket
-import socketserver
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from xs.commit import Append
 from xs.errors import BrokenBody, Invalid, TooLarge, Unavailable, Usage, XsError
 from xs.exchange import NotHttp
 from xs.hangups import Hangups
-from xs.listener import Connections, Listener
+from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, ERROR, WARNING, log_of
 from xs.sockets import set_timeout
 from xs.store import Store
@@ -102,7 +101,7 @@ _TEXT = ("content-type", "text/plain; charset=utf-8")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
-class Connection(socketserver.BaseRequestHandler):
+class Connection(Handler):
     """One client's connection. Its `handle` is the connection's own thread."""
 
     server: Door
@@ -121,7 +120,6 @@ class Connection(socketserver.BaseRequestHandler):
         self._is_refused = False  # whether the client is told no, and may still be sending
         self._broken = False  # whether the end of what is sent is not where it should be
         self._said_goodbye = True  # the end of TLS; there is none yet
-        self.server.opened(self)
 
     def handle(self) -> None:
         try:

@@ -61,9 +61,8 @@ class GroupCommit:
             with self._lock:
                 self._check_open()
                 self._queue.append(work)
-                leads = not self._leading
+                leads = not self._leading and not self._hand_over()
                 self._leading = True
-                leads = leads and not self._hand_over()
             if leads:
                 self._stop_leading()
         else:
@@ -97,6 +96,8 @@ class GroupCommit:
         try:
             if batch is not None:
                 self._commit(batch)
+        except MemoryError:
+            self._committer.give_up(batch or [])
         finally:  # also after Ctrl-C: the store may still be used, if only to end something
             self._stop_leading()
 
@@ -108,10 +109,9 @@ class GroupCommit:
             if self._closing:
                 return
             self._closing = True
-            leads = not self._leading
             self._queue += works
+            leads = not self._leading and not self._hand_over()
             self._leading = True
-            leads = leads and not self._hand_over()
         if leads:
             self._stop_leading()
         waiter.acquire()
@@ -158,11 +158,14 @@ class GroupCommit:
             if self._hand_over():
                 return True
             batch = self._take_batch()
-        self._commit(batch)
+        try:
+            self._commit(batch)
+        except MemoryError:
+            self._committer.give_up(batch)
         return False
 
     def _hand_over(self) -> bool:
-        """Lets the commit thread lead; `_lock` is held and `_leading` is set.
+        """Lets the commit thread lead; `_lock` is held. `_leading` is to be set behind it.
 
         False if there is no such thread, and no room for one: then who leads goes on.
         """
@@ -170,14 +173,14 @@ class GroupCommit:
         if self._thread is None:
             from xs import threads
 
-            thread = threads.Thread(lambda: threads.keep_on(self._lead), "xs-commit")
+            thread = threads.Thread(lambda: threads.keep_on(self._lead), "xs-commit", insists=True)
             try:
                 thread.start()
             except RuntimeError:
                 return False
             self._thread = thread
-        self._handed_over = True
         changed.notify_all()
+        self._handed_over = True  # behind all that may find no memory: else nobody would lead
         return True
 
     def _waiting(self) -> threading.Condition:
@@ -204,5 +207,8 @@ class GroupCommit:
                 self._waiting().notify_all()
                 return False
             batch = self._take_batch()
-        self._commit(batch)
+        try:
+            self._commit(batch)
+        except MemoryError:
+            self._committer.give_up(batch)
         return False

@@ -29,7 +29,9 @@ class Hangups:
         self._stopping = False
         self._system = _System()
         self._system.add(self._wakened.fileno())
-        self._thread = threads.Thread(lambda: threads.keep_on(self._look), "xs-hangups")
+        self._thread = threads.Thread(
+            lambda: threads.keep_on(self._look), "xs-hangups", insists=True
+        )
 
     def start(self) -> None:
         self._thread.start()

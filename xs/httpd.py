@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from xs.cas import INLINE_MAX
 from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
-from xs.listener import Connections, Listener
+from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING
 from xs.reader import Reader
 from xs.rights import Rights
@@ -90,7 +89,7 @@ class Others(Protocol):
 OTHERS_PATH = "/store/"  # then a name, and a path of that store's API
 
 
-class Connection(socketserver.BaseRequestHandler):
+class Connection(Handler):
     """One client's connection. Its `handle` is the connection's own thread."""
 
     server: Server
@@ -105,7 +104,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._out_lock = threading.Lock()  # guards the next four; taken last
         self._out_changed = threading.Condition(self._out_lock)
-        self._pending = 0  # appends whose answers are still to come
+        self._pending: set[Work] = set()  # appends whose answers are still to come
         self._unsent: list[bytes] = []
         self._draining = False
         self._broken = False
@@ -115,7 +114,6 @@ class Connection(socketserver.BaseRequestHandler):
         self._appends = 0  # how many in a row, up to the last request, each of which came whole
         self._in_crowd = False
         self._left: _Taken | Exception | None = None  # by the crowd's thread to this one
-        self.server.opened(self)
 
     def handle(self) -> None:
         try:
@@ -418,60 +416,60 @@ class Connection(socketserver.BaseRequestHandler):
             try:
                 answer = finish(work)
                 data = _whole(head, answer, keep)
+                if self.server.log.is_debug:
+                    self._note(head, answer.status)
             except MemoryError:
-                self._break_off()
-                return
-            self._deliver(data)
-            if self.server.log.is_debug:
-                self._note(head, answer.status)
+                data = _NO_ANSWER
+            self._deliver(work, data)
 
         with self._out_lock:
-            while self._pending >= Limits.answers_waiting or self._draining:
+            while len(self._pending) >= Limits.answers_waiting or self._draining:
                 self._out_changed.wait()
-            self._pending += 1
+            self._pending.add(work)
         work.done = done
         return work
 
-    def _deliver(self, data: bytes) -> None:
-        """Writes an append's answer, in whatever thread, without blocking."""
-        with self._out_lock:
-            self._pending -= 1
-            if self._broken:
-                pass
-            elif self._unsent:
-                self._unsent.append(data)
-            else:
-                try:
-                    sent = self.sock.send(data, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    sent = 0
-                except (OSError, MemoryError):  # nobody knows how far it was sent without memory
-                    sent = len(data)
-                    self._break()
-                if sent < len(data):
-                    self._unsent.append(data[sent:])
-                    self._draining = True
-                    try:
-                        threads.Thread(self._drain, "xs-drain").start()
-                    except RuntimeError:  # no more threads: it can't be told the rest
-                        self._unsent.clear()
-                        self._draining = False
-                        self._break()
-            self._out_changed.notify_all()
+    def _deliver(self, work: Work, data: bytes) -> None:
+        """Writes an append's answer, in whatever thread, without blocking.
 
-    def _break_off(self) -> None:
-        """An append's answer can't be made: the connection ends in its place.
-
-        So that no other one is taken for it.
+        It may be called again if it has found no memory. An answer that can't be made, or of which
+        nobody knows how far it was sent, ends the connection, lest another one be taken for it.
         """
         with self._out_lock:
-            self._pending -= 1
-            self._break()
+            if work in self._pending:
+                try:
+                    if data is _NO_ANSWER:
+                        self._broken = True
+                    elif not self._broken:
+                        self._send(data)
+                except (OSError, MemoryError):
+                    self._broken = True
+                if self._broken:
+                    self._break()
+                self._pending.discard(work)
             self._out_changed.notify_all()
 
+    def _send(self, data: bytes) -> None:
+        """Sends what can be sent at once, and leaves the rest to another thread; locked."""
+        if self._unsent:
+            self._unsent.append(data)
+            return
+        try:
+            sent = self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._unsent.append(data[sent:])
+            self._draining = True
+            try:
+                threads.Thread(self._drain, "xs-drain", insists=True).start()
+            except (MemoryError, RuntimeError):  # no more threads: it can't be told the rest
+                self._broken = True
+                self._unsent.clear()
+                self._draining = False
+
     def _break(self) -> None:
-        """Writes nothing more, and lets the connection's own thread find its end; locked."""
-        self._broken = True
+        """Lets the connection's own thread find its end: nothing more is written."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -479,21 +477,28 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _drain(self) -> None:
         """Writes what a leader could not, for a client that is slow to read its answers."""
-        while True:
-            with self._out_lock:
-                if not self._unsent or self._broken:
-                    self._unsent.clear()
-                    self._draining = False
-                    self._out_changed.notify_all()
-                    return
-                data = b"".join(self._unsent)
-                self._unsent = [b""]  # not empty: what comes meanwhile queues up behind
+        is_done = False
+        while not is_done:
             try:
-                self.sock.sendall(data)
-            except OSError:
+                is_done = self._drain_some()
+            except (OSError, MemoryError):
                 self._broken = True
-            with self._out_lock:
-                self._unsent.pop(0)
+
+    def _drain_some(self) -> bool:
+        with self._out_lock:
+            if self._broken:
+                self._break()
+                self._unsent.clear()
+            if not self._unsent:
+                self._out_changed.notify_all()
+                self._draining = False
+                return True
+            data = b"".join(self._unsent)
+            self._unsent = [b""]  # not empty: what comes meanwhile queues up behind
+        self.sock.sendall(data)
+        with self._out_lock:
+            self._unsent.pop(0)
+        return False
 
     def _is_settled(self) -> bool:
         """Whether every append so far is answered."""
@@ -593,8 +598,8 @@ class Connection(socketserver.BaseRequestHandler):
     def resume(self, follower: Follower) -> None:
         """A parked follower could not take what was sent: it gets a thread again."""
         try:
-            threads.Thread(lambda: self._resume(follower), "xs-resume").start()
-        except RuntimeError:  # no more threads: it can come back and resume where it was
+            threads.Thread(lambda: self._resume(follower), "xs-resume", insists=True).start()
+        except (MemoryError, RuntimeError):  # no more threads: it can come back, from where it was
             self.drop()
 
     def _resume(self, follower: Follower) -> None:
@@ -607,14 +612,14 @@ class Connection(socketserver.BaseRequestHandler):
             pass  # the client is gone, or what is stored is damaged: the body breaks off
         finally:  # also where memory is short: who is cut off comes back
             if not is_parked:
-                self._close()
+                threads.insist(self._close)
 
     def end_following(self) -> None:
         """A parked follower has all that it will get."""
         try:
             if self.chunked:
                 self.sock.send(http1.LAST_CHUNK, socket.MSG_DONTWAIT)
-        except OSError:
+        except (OSError, MemoryError):
             pass  # it is gone, or too slow to hear the end
         self._close()
 
@@ -647,6 +652,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.server.closed(self)
 
 
+_NO_ANSWER = b""  # there is no memory to make one
 _CLOSE = ("connection", "close")
 _JSON_FIELDS = [("content-type", api.JSON)]
 _JSON_HEAD = http1.response_head(200, _JSON_FIELDS)[:-2] + b"content-length: "

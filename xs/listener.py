@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from xs import http1, threads
 from xs.log import WARNING, log_of
+from xs.sockets import accept
 
 _TOO_MANY = http1.response_head(
     503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
@@ -32,6 +33,44 @@ class Connection(Protocol):
 
     def drop(self) -> None:
         """Closes it, whatever is under way."""
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """A connection with a thread, which ends it in any case: also where memory is short."""
+
+    server: Listener
+
+    def __init__(self, request: Any, client_address: Any, server: Listener) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.setup()
+        try:
+            server.opened(self)
+            self.handle()
+        finally:
+            # By a frame that is there already: a call may be what there is no memory for.
+            while True:
+                try:
+                    self.finish()
+                    break
+                except MemoryError:
+                    time.sleep(threads.PAUSE_SECONDS)
+
+    def setup(self) -> None:
+        """Makes what the connection needs; nobody knows of it yet."""
+
+    def finish(self) -> None:
+        """Closes the connection. It is called again if it finds no memory."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """As in `Connection`."""
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """As in `Connection`."""
+        raise NotImplementedError
 
 
 class Listener(socketserver.TCPServer):
@@ -54,7 +93,7 @@ class Listener(socketserver.TCPServer):
         self._connections = connections
         self._refused_at = -_REFUSED_SECONDS
         self._has_started = False
-        self._thread = threads.Thread(self._accept, "xs-accept")
+        self._thread = threads.Thread(self._accept, "xs-accept", insists=True)
         # A client that has gone by the time it is accepted must not hold up those behind it, nor
         # does one whom another process has accepted that shares the socket.
         sock.setblocking(False)
@@ -114,7 +153,7 @@ class Listener(socketserver.TCPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            sock, address = self.socket.accept()
+            sock, address = accept(self.socket)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 time.sleep(0.05)  # until something is closed, mostly: the listener stays readable
@@ -133,10 +172,12 @@ class Listener(socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # Waited for, so that a server on its way out answers who has been accepted.
-        thread = threads.Thread(lambda: self._process(request, client_address), "xs-connection")
         try:
+            thread = threads.Thread(
+                lambda: self._process(request, client_address), "xs-connection", insists=True
+            )
             thread.start()
-        except RuntimeError:  # no more threads
+        except (MemoryError, RuntimeError):  # no more threads
             self._turn_away(request, "no room for the thread of another connection")
 
     def _process(self, request: Any, client_address: Any) -> None:
@@ -146,15 +187,15 @@ class Listener(socketserver.TCPServer):
             self.handle_error(request, client_address)
 
     def _turn_away(self, request: Any, why: str) -> None:
+        try:
+            self.refuse(request)
+        except (OSError, MemoryError):
+            pass  # it did not wait for the refusal, or there is no memory to tell it
+        request.close()
         now = time.monotonic()
         if now - self._refused_at >= _REFUSED_SECONDS:
             self._refused_at = now
             self.log(why, WARNING)
-        try:
-            self.refuse(request)
-        except OSError:
-            pass  # it did not wait for the refusal
-        request.close()
 
     def shutdown_request(self, request: Any) -> None:
         """Nothing: a connection closes its socket itself, or has handed it on."""
@@ -162,10 +203,10 @@ class Listener(socketserver.TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         import sys
 
+        request.close()  # first: there may be no memory to tell of it
         error = sys.exc_info()[1]
         if error is not None:
             self.log.defect("a connection ended", error)
-        request.close()
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)

@@ -88,7 +88,7 @@ class Process:
         self.started = time.time()
         self._ended = ended
         self._exit: int | None = None
-        self._reaper = threads.Thread(lambda: threads.keep_on(self._reap), "xs-reap")
+        self._reaper = threads.Thread(lambda: threads.keep_on(self._reap), "xs-reap", insists=True)
         self._reaper.start()
 
     def _reap(self) -> bool:

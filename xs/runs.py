@@ -259,7 +259,7 @@ class Runs:
 
     def _start_watching(self) -> None:
         if self._watch is None and not self._closed:
-            watch = threads.Thread(lambda: threads.keep_on(self._look), "xs-runs")
+            watch = threads.Thread(lambda: threads.keep_on(self._look), "xs-runs", insists=True)
             with contextlib.suppress(RuntimeError):  # no more threads: the next call may have one
                 watch.start()
                 self._watch = watch

@@ -31,7 +31,7 @@ class Signals:
         for number in (*_STOPS, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self._first = 0.0  # when one to stop came
-        threads.Thread(lambda: threads.keep_on(self._hear), "xs-signals").start()
+        threads.Thread(lambda: threads.keep_on(self._hear), "xs-signals", insists=True).start()
 
     def wait(self) -> int:
         """The next signal, as soon as it has come. After one to stop none comes."""

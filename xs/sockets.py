@@ -10,6 +10,10 @@ import struct
 
 from xs.errors import NoAddress
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
     """A limit on each read (or, `of` SO_SNDTIMEO, write) that the kernel keeps: EAGAIN then."""
@@ -40,6 +44,20 @@ def is_gone(sock: socket.socket) -> bool:
     except OSError:
         return True
     return not is_half_closed(sock)
+
+
+def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
+    """As the socket's own `accept`, which leaves a connection open where memory is short.
+
+    Between the descriptor and the object that closes it nobody else knows of it. Raises `OSError`.
+    """
+    number, address = listening._accept()  # type: ignore[attr-defined]
+    try:
+        sock = socket.socket(listening.family, listening.type, listening.proto, fileno=number)
+    except BaseException:
+        os.close(number)
+        raise
+    return sock, address
 
 
 def peer_user(sock: socket.socket) -> int | None:

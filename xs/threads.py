@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import mmap
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,19 +22,24 @@ _START_SECONDS = 5.0  # for a thread to come up, on a machine that has much else
 # Of memory, without which none is started: its stack, what Python takes to begin with, and some for
 # those that run already. A thread that is started and finds no memory ends without a word.
 _ROOM_BYTES = 2 * 1024 * 1024
-_PAUSE_SECONDS = 0.05  # before something is tried again that there was no memory for
+PAUSE_SECONDS = 0.05  # before something is tried again that there was no memory for
 
 running: dict[int, tuple[str, int]] = {}  # what runs, by `get_ident`: a name, and `get_native_id`
 
 
 class Thread:
-    """A thread of its own for `act`, to be started once."""
+    """A thread of its own for `act`, to be started once.
 
-    __slots__ = ("_act", "_came", "_name", "_number", "_runs", "_turn")
+    With `insists` it is called again if it raises `MemoryError`, as it does where there is no
+    memory for its very beginning.
+    """
 
-    def __init__(self, act: Callable[[], object], name: str) -> None:
+    __slots__ = ("_act", "_came", "_insists", "_name", "_number", "_runs", "_turn")
+
+    def __init__(self, act: Callable[[], object], name: str, *, insists: bool = False) -> None:
         self._act = act
         self._name = name
+        self._insists = insists
         self._number = 0
         self._turn = threading.Lock()  # taken by the thread that comes, or by who gives it up
         self._came = threading.Lock()  # held until it has come
@@ -44,12 +50,25 @@ class Thread:
         self._came.acquire()
         self._runs.acquire()
         try:
-            _start(self._main)
-            if not self._came.acquire(timeout=_START_SECONDS) and self._turn.acquire(False):
-                raise RuntimeError("can't start new thread: it does not come up")
+            main = self._main
+            references = sys.getrefcount(main)
+            _start(main)
         except BaseException:
             self._runs.release()
             raise
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                if self._came.acquire(timeout=PAUSE_SECONDS):
+                    return
+                # One that has ended without a word refers to its function no more.
+                is_gone = sys.getrefcount(main) <= references
+                if (is_gone or time.monotonic() > deadline) and self._turn.acquire(False):
+                    break
+            except MemoryError:
+                pass  # it may run all the same
+        self._runs.release()
+        raise RuntimeError("can't start new thread: it does not come up")
 
     def _main(self) -> None:
         if not self._turn.acquire(False):
@@ -57,7 +76,15 @@ class Thread:
         self._number = _thread.get_ident()
         self._came.release()
         try:
-            run(self._name, self._act)
+            while True:
+                try:
+                    run(self._name, self._act)
+                    return
+                except MemoryError as error:
+                    if not self._insists:
+                        report(self._name, error)
+                        return
+                time.sleep(PAUSE_SECONDS)
         finally:
             self._runs.release()
 
@@ -84,11 +111,13 @@ def _start(act: Callable[..., object], *args: object) -> None:
 
 
 def run(name: str, act: Callable[..., object], *args: object) -> None:
-    """What each thread does; a profiler may take its place."""
+    """What each thread does; a profiler may take its place. Raises `MemoryError`."""
     number = _thread.get_ident()
     try:
         running[number] = name, threading.get_native_id()
         act(*args)
+    except MemoryError:
+        raise
     except Exception as error:
         report(name, error)
     finally:
@@ -97,8 +126,12 @@ def run(name: str, act: Callable[..., object], *args: object) -> None:
 
 def report(name: str, error: BaseException) -> None:
     """Tells of an error that nobody else hears of, as if it had ended a thread of that name."""
-    named: Any = _Named(name)
-    threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, named)))
+    try:
+        named: Any = _Named(name)
+        args = (type(error), error, error.__traceback__, named)
+        threading.excepthook(threading.ExceptHookArgs(args))
+    except MemoryError:
+        pass  # nor can anybody be told
 
 
 class _Named:
@@ -110,8 +143,12 @@ class _Named:
 
 def keep_on(step: Callable[[], object]) -> None:
     """Calls `step` again and again, until it gives True."""
-    while not insist(step):
-        pass
+    while True:
+        try:
+            if insist(step):
+                return
+        except MemoryError:
+            pass  # not even for that call
 
 
 def insist(act: Callable[[], object]) -> object:
@@ -121,11 +158,14 @@ def insist(act: Callable[[], object]) -> object:
     """
     while True:
         try:
-            return act()
-        except (MemoryError, RuntimeError) as error:
-            if not is_shortage(error):
-                raise
-        time.sleep(_PAUSE_SECONDS)
+            try:
+                return act()
+            except RuntimeError as error:
+                if not is_shortage(error):
+                    raise
+        except MemoryError:
+            pass  # also in looking at the error
+        time.sleep(PAUSE_SECONDS)
 
 
 def is_shortage(error: BaseException) -> bool:
