@@ -271,6 +271,7 @@ class Connection(Handler):
             found = waiter.next(self.gateway.options.timeout)
         except TimeoutError:
             self._has_more = False
+            self.gateway.answers.forget(waiter)  # who hears of it finds its place free
             seconds = self.gateway.options.timeout
             return self._say(head, 504, f"nobody answered within {seconds:g} s")
         except Stopped:
