@@ -58,7 +58,13 @@ def run(folder: str) -> Iterator[bytes]:
 
 
 def _repair(folder: str) -> Iterator[dict[str, object]]:
-    sync_folder(folder)  # one that was killed may have put a new database in place just before that
+    # One that was killed may have put things aside, and a new database in place, just before that.
+    # What has left the folder must not be gone from there before it has a name elsewhere.
+    for name in _asides(folder):
+        for path in (os.path.join(folder, name, "cas"), os.path.join(folder, name)):
+            if os.path.isdir(path):
+                sync_folder(path)
+    sync_folder(folder)
     for left in (_BUILT, _READ):
         shutil.rmtree(os.path.join(folder, left), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
@@ -341,8 +347,12 @@ def _new_aside(folder: str) -> str:
 
 def _newest_aside(folder: str) -> str:
     """The folder to which the repair that broke off has put the old database."""
-    names = [name for name in os.listdir(folder) if name.startswith("aside-")]
+    names = _asides(folder)
     return os.path.join(folder, max(names) if names else _new_aside(folder))
+
+
+def _asides(folder: str) -> list[str]:
+    return [name for name in os.listdir(folder) if name.startswith("aside-")]
 
 
 def _take_its_place(folder: str, aside: str) -> None:
