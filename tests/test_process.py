@@ -622,7 +622,8 @@ def test_standard_error_without_lines_takes_no_memory(talks: Talks) -> None:
     talk = talks(b"#!/bin/sh\nhead -c 5000000 /dev/zero | tr '\\0' x >&2; exit 3")
     assert talk.end() == 3
     assert len(talk.pipes._errors) <= pipes.TAIL_BYTES
-    assert talk.pipes.tail == "x" * pipes.TAIL_BYTES
+    # It is cut where reads end, and those are for the system to choose.
+    assert len(talk.pipes.tail) == pipes.TAIL_BYTES and set(talk.pipes.tail) <= {"x", "\n"}
     assert sum(map(len, talk.logged)) == 5_000_000
 
 
