@@ -161,8 +161,11 @@ class Crowd:
                 self._call(member)
 
     def _call(self, member: Member) -> None:
-        """Lets the connection's own thread go on."""
+        """Lets the connection's own thread go on. It is called again if it finds no memory."""
         assert self._selector is not None
-        self._selector.unregister(member.sock)
+        try:
+            self._selector.unregister(member.sock)
+        except KeyError:
+            pass  # it was, before that
         with self._changed:
             self._waiting.pop(member).release()

@@ -112,7 +112,7 @@ class Connection(Handler):
         self._ending = False
         self.seen = 0.0
         self._appends = 0  # how many in a row, up to the last request, each of which came whole
-        self._in_crowd = False
+        self._in_crowd = False  # from there on until its own thread is called for
         self._left: _Taken | Exception | None = None  # by the crowd's thread to this one
 
     def handle(self) -> None:
@@ -164,15 +164,15 @@ class Connection(Handler):
 
     def take(self, works: list[Work]) -> bool:
         """See `crowd.Member`."""
-        if self._left is not None:
-            return False
-        try:
-            return self._take(works)
-        except BlockingIOError:
-            return True
-        except Exception as error:
-            self._left = error
-            return False
+        if self._in_crowd:
+            try:
+                self._in_crowd = self._take(works)
+            except BlockingIOError:
+                pass  # not yet
+            except Exception as error:
+                self._left = error
+                self._in_crowd = False
+        return self._in_crowd
 
     def _take(self, works: list[Work]) -> bool:
         data = self.sock.recv(_RECEIVE_HEAD, socket.MSG_DONTWAIT)
