@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -12,15 +13,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import pytest
 from conftest import RunXs, Server, environment, start_server
 from wire import Wire, request
 
-from xs import http1
+from xs import http1, tokens
 from xs.access import Access, access, rights_of
 from xs.errors import Forbidden, Misdirected, Unauthorized, XsError
+from xs.rights import Rights
 
 NDJSON = {"content_type": "application/x-ndjson"}
 ASKED = Access("s3cret", frozenset(["localhost", "box"]))
@@ -485,13 +487,15 @@ def test_a_token_that_is_removed_is_good_for_nothing_at_once(granted: Granted) -
         {"append": 7},
         {"append": "A!"},
         {"hash": 5},
+        {"hash": "\ud800"},
         {"name": None},
         {"more": True},
+        "[" * 100_000,
         None,
     ],
 )
 def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(
-    store_dir: str, damage: Optional[dict[str, object]]
+    store_dir: str, damage: Union[dict[str, object], str, None]
 ) -> None:
     server = start_server(store_dir, "--expose", ":0")
     try:
@@ -500,9 +504,9 @@ def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(
         assert exposed.ask(authorization=f"Bearer {token}")[0] == 200
         path = Path(store_dir, "tokens")
         whole = path.read_text()
-        path.write_text(
-            whole[:-5] if damage is None else json.dumps({**json.loads(whole), **damage})
-        )
+        if isinstance(damage, dict):
+            damage = json.dumps({**json.loads(whole), **damage})
+        path.write_text(whole[:-5] if damage is None else damage)
         with Wire(exposed.port) as wire:
             for said in (token, "x"):
                 assert wire.ask("GET", "/version", authorization=f"Bearer {said}").status == 401
@@ -512,6 +516,18 @@ def test_tokens_that_are_damaged_let_nobody_in_but_the_owner(
         server.stop()
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"the tokens of the store are damaged" in done.stderr
+
+
+def test_tokens_that_can_not_be_read_for_a_moment_are_good_again_after_it(tmp_path: Path) -> None:
+    token = tokens.add(str(tmp_path), "x", read=True)
+    find = tokens.Finder(str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # nothing can be opened
+    try:
+        assert find(token) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert find(token) == Rights(read=True)
 
 
 @pytest.mark.parametrize(

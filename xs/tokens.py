@@ -72,6 +72,8 @@ def listed(folder: str) -> list[Token]:
     except FileNotFoundError:
         return []
     try:
+        if any(line.count(b"[") + line.count(b"{") > 1 for line in lines):
+            raise ValueError  # unparsed: for what is nested deep a thread's stack has no room
         return [_checked(Token(**json.loads(line))) for line in lines]
     except (ValueError, TypeError, Invalid):
         raise Damaged(
@@ -138,9 +140,13 @@ class Finder:
             seen = None
         if seen == last_seen:
             return known
-        tokens = []
-        with contextlib.suppress(OSError, Damaged):  # then nobody but the owner comes in
+        tokens = []  # where there are none to be had, nobody but the owner comes in
+        try:
             tokens = listed(self._folder)
+        except Damaged:
+            pass
+        except OSError:
+            return []  # not kept: it may have been no more than a lack of descriptors
         known = [(each.hash.encode(), each.rights) for each in tokens]
         self._known = (seen, known)
         return known
@@ -165,7 +171,8 @@ def _checked(token: Token) -> Token:
     """The token, if it is one that `add` could have made. Raises `TypeError`, `Invalid`."""
     is_append = token.append is None or isinstance(token.append, str)
     is_flags = isinstance(token.admin, bool) and isinstance(token.read, bool)
-    if not (is_append and is_flags and isinstance(token.name, str) and isinstance(token.hash, str)):
+    is_hash = isinstance(token.hash, str) and token.hash.isascii()
+    if not (is_append and is_flags and isinstance(token.name, str) and is_hash):
         raise TypeError
     _ = token.rights
     return token
