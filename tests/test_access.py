@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import pytest
-from conftest import RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, environment, start_server
+from scripting import wait_until
 from wire import Wire, request
 
 from xs import http1, tokens
@@ -477,6 +479,183 @@ def test_a_token_that_is_removed_is_good_for_nothing_at_once(granted: Granted) -
         assert wire.ask("GET", "/last", authorization=f"Bearer {token}").status in (200, 404)
         assert run_command("token", "remove", folder, "short-lived").returncode == 0
         assert wire.ask("GET", "/last", authorization=f"Bearer {token}").status == 401
+
+
+def add_token(folder: str, name: str, *words: str) -> str:
+    done = run_command("token", "add", folder, name, *words)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode().strip()
+
+
+def remove_token(folder: str, name: str) -> None:
+    assert run_command("token", "remove", folder, name).returncode == 0
+
+
+def begin_to_follow(wire: Wire, token: str, target: str = "/?follow&new", **fields: str) -> None:
+    wire.send(request("GET", target, authorization=f"Bearer {token}", **fields))
+    assert wire.head()[0] == 200
+
+
+def breaks_off(wire: Wire) -> bool:
+    """Whether the connection ends within a body; False if that comes to its end."""
+    try:
+        while wire.block():
+            pass
+    except (EOFError, ConnectionResetError):
+        return True
+    return False
+
+
+def test_who_follows_with_a_token_that_is_removed_is_broken_off_and_nobody_else(
+    exposed: Exposed,
+) -> None:
+    folder, port = exposed.server.directory, exposed.port
+    tokens = {name: add_token(folder, name, "--read") for name in ("gone", "left")}
+    with contextlib.ExitStack() as opened:
+        gone, sends_no_more, events, left, owner, local = (
+            opened.enter_context(Wire(where)) for where in (*[port] * 5, folder)
+        )
+        begin_to_follow(owner, exposed.token)
+        begin_to_follow(left, tokens["left"])
+        begin_to_follow(gone, tokens["gone"])
+        begin_to_follow(sends_no_more, tokens["gone"], "/last?follow")
+        sends_no_more.half_close()
+        begin_to_follow(events, tokens["gone"], accept="text/event-stream")
+        local.send(request("GET", "/?follow&new"))
+        local.head()
+        made = exposed.ask("POST", "/append/t")[1]
+        for wire in (gone, left, owner, local):
+            assert wire.block() == made
+        # Another token comes: the file is a new one, and what it says of these is the same.
+        add_token(folder, "other", "--read")
+        remove_token(folder, "gone")
+        for wire in (gone, sends_no_more, events):
+            assert breaks_off(wire)
+        made = exposed.ask("POST", "/append/t")[1]
+        for wire in (left, owner, local):
+            assert wire.block() == made
+        remove_token(folder, "left")
+        assert breaks_off(left)
+        made = exposed.ask("POST", "/append/t")[1]
+        assert (owner.block(), local.block()) == (made, made)
+    remove_token(folder, "other")
+
+
+def test_who_follows_with_a_token_that_may_read_no_more_is_broken_off(exposed: Exposed) -> None:
+    path = Path(exposed.server.directory, "tokens")
+    token = add_token(exposed.server.directory, "narrowed", "--read", "--append", "*")
+    with Wire(exposed.port) as wire:
+        begin_to_follow(wire, token)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        (mine,) = [line for line in lines if line["name"] == "narrowed"]
+        mine["read"] = False
+        Path(f"{path}.mine").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(f"{path}.mine", path)
+        assert breaks_off(wire)
+    assert exposed.ask("POST", "/append/t", authorization=f"Bearer {token}")[0] == 200
+    remove_token(exposed.server.directory, "narrowed")
+
+
+def test_who_has_not_caught_up_is_broken_off_too(exposed: Exposed) -> None:
+    folder, port = exposed.server.directory, exposed.port
+    for _ in range(40):  # more than lies in the buffers of a client that does not read
+        with Wire(folder) as wire:
+            assert wire.ask("POST", "/append/large", b"x" * 1_000_000).status == 200
+    token = add_token(folder, "slow", "--read")
+    with Wire(port) as slow, Wire(port) as parked:
+        begin_to_follow(slow, token, "/?follow&with-content&topic=large")
+        begin_to_follow(parked, token)
+        remove_token(folder, "slow")
+        assert breaks_off(parked)
+        read = b""
+        with pytest.raises((EOFError, ConnectionResetError)):
+            while b"xs.threshold" not in read:
+                read = slow.block()
+
+
+def test_who_follows_another_store_by_a_token_of_the_root_s_is_broken_off(
+    exposed: Exposed, tmp_path: Path
+) -> None:
+    folder = exposed.server.directory
+    meta = json.dumps({"path": str(tmp_path / "further"), "name": "further"})
+    assert exposed.ask("POST", "/append/xs.store.add", xs_meta=meta)[0] == 200
+    wait_until(lambda: exposed.ask("GET", "/store/further/version")[0] == 200, "further")
+    token = add_token(folder, "visitor", "--admin")
+    with Wire(exposed.port) as visitor, Wire(exposed.port) as owner:
+        begin_to_follow(visitor, token, "/store/further/?follow&new")
+        begin_to_follow(owner, exposed.token, "/store/further/?follow&new")
+        made = exposed.ask("POST", "/store/further/append/t")[1]
+        assert (visitor.block(), owner.block()) == (made, made)
+        remove_token(folder, "visitor")
+        assert breaks_off(visitor)
+        made = exposed.ask("POST", "/store/further/append/t")[1]
+        assert owner.block() == made
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("/append/body?chunked", 401), ("/append/body", 401), ("/append", 400)]
+)
+def test_a_token_that_is_removed_while_a_body_comes_appends_no_more(
+    exposed: Exposed, target: str, status: int
+) -> None:
+    folder = exposed.server.directory
+    before = exposed.ask("GET", "/?topic=body")[1]
+    token = add_token(folder, "sender", "--append", "*")
+    first, second = (b'{"topic":"body","content":"%d"}\n' % n for n in (1, 2))
+    fields = {"authorization": f"Bearer {token}", "transfer_encoding": "chunked", **NDJSON}
+    with Wire(exposed.port) as wire:
+        wire.send(request("POST", target, **fields) + b"%x\r\n%b\r\n" % (len(first), first))
+        if target != "/append/body":  # that is stored when all of it has come
+            wait_until(lambda: exposed.ask("GET", "/?topic=body")[1] != before, "line 1")
+        remove_token(folder, "sender")
+        wire.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(second), second))
+        answer = wire.answer()
+        assert answer.status == status, answer
+        assert wire.is_ended()
+    kept = exposed.ask("GET", "/?topic=body&with-content")[1]
+    contents = [json.loads(line).get("content") for line in kept.splitlines()]
+    contents = contents[before.count(b"\n") :]
+    if target == "/append/body":
+        assert contents == []
+    elif target == "/append":
+        assert contents == ["1"] and b"1 whole lines of it are kept" in answer.body
+    else:
+        assert contents[0] == first.decode() and second.decode() not in contents
+        assert b"has what came before" in answer.body
+
+
+def test_a_batch_with_an_answer_for_each_line_breaks_off_with_its_token(exposed: Exposed) -> None:
+    folder = exposed.server.directory
+    token = add_token(folder, "batch", "--append", "*")
+    line = b'{"topic":"each"}\n'
+    fields = {"authorization": f"Bearer {token}", "transfer_encoding": "chunked", **NDJSON}
+    with Wire(exposed.port) as wire:
+        wire.send(request("POST", "/append?each", **fields) + b"%x\r\n%b\r\n" % (len(line), line))
+        assert wire.head()[0] == 200
+        assert b'"each"' in wire.block()
+        remove_token(folder, "batch")
+        assert breaks_off(wire)
+    assert exposed.ask("GET", "/?topic=each")[1].count(b"\n") == 1
+
+
+def test_the_command_that_follows_with_a_token_that_is_removed_says_so(exposed: Exposed) -> None:
+    folder = exposed.server.directory
+    token = add_token(folder, "command", "--read")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "cat", "--follow", f":{exposed.port}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(XS_TOKEN=token),
+    )
+    try:
+        assert process.stdout is not None
+        assert any(b"xs.threshold" in line for line in iter(process.stdout.readline, b""))
+        remove_token(folder, "command")
+        out, err = process.communicate(timeout=DEADLINE)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1), (out, err)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 from conftest import DEADLINE, Server, environment, open_files, start_server
 from wire import Wire, chunked, request
 
+from xs import tokens
 from xs.httpd import Limits
 from xs.server import Running
 
@@ -938,28 +939,55 @@ def test_a_server_that_nobody_asks_anything_does_nothing(server: Server) -> None
         wire.head()
         wire.lines(2)
         idle.ask("GET", "/version")
+        assert_is_idle(server, wire, 1.0)
 
-        def wakeups() -> int:
-            total = 0
-            for task in Path(f"/proc/{server.process.pid}/task").iterdir():
-                try:
-                    status = (task / "status").read_text()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue  # a thread that has just ended
-                for line in status.splitlines():
-                    if "ctxt_switches" in line:
-                        total += int(line.split()[1])
-            return total
 
-        def is_quiet() -> bool:
-            before = wakeups()
-            assert not select.select([wire.sock], [], [], 0.1)[0]
-            return wakeups() == before
+def test_tokens_are_looked_at_only_while_somebody_reads_with_one_that_can_be_removed(
+    store_dir: str,
+) -> None:
+    seconds = 3.5 * Limits.revoked_seconds  # of three looks at least
+    server = start_server(store_dir, "--expose", ":0")
+    try:
+        with Wire(store_dir) as local:
+            (address,) = json.loads(local.ask("GET", "/last/xs.start").body)["meta"]["expose"]
+        port = int(address.rpartition(":")[2])
+        token = tokens.add(store_dir, "reader", read=True)
+        with Wire(port) as owner, Wire(port) as reader:
+            for wire, its in ((reader, token), (owner, tokens.owner_token(store_dir))):
+                wire.send(request("GET", "/?follow&new", authorization=f"Bearer {its}"))
+                assert wire.head()[0] == 200
+            reader.sock.close()
+            assert_is_idle(server, owner, seconds)
+    finally:
+        server.stop()
 
-        until(is_quiet)
-        used, woken = cpu_seconds(server), wakeups()
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline:
-            assert not select.select([wire.sock], [], [], deadline - time.monotonic())[0]
-        assert wakeups() - woken <= 2
-        assert cpu_seconds(server) - used <= 0.01
+
+def assert_is_idle(server: Server, wire: Wire, seconds: float) -> None:
+    """A server with that follower, as soon as it is quiet, does nothing for so long."""
+
+    def is_quiet() -> bool:
+        before = wakeups(server)
+        assert not select.select([wire.sock], [], [], 0.1)[0]
+        return wakeups(server) == before
+
+    until(is_quiet)
+    used, woken = cpu_seconds(server), wakeups(server)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert not select.select([wire.sock], [], [], deadline - time.monotonic())[0]
+    assert wakeups(server) - woken <= 2
+    assert cpu_seconds(server) - used <= 0.01
+
+
+def wakeups(server: Server) -> int:
+    """How often the threads of a server were given a processor so far."""
+    total = 0
+    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
+        try:
+            status = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has just ended
+        for line in status.splitlines():
+            if "ctxt_switches" in line:
+                total += int(line.split()[1])
+    return total

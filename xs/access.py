@@ -19,6 +19,13 @@ def _nobody(_: str) -> Optional[Rights]:
     return None
 
 
+class Grant(NamedTuple):
+    """A token of somebody else's, and the rights that a request has by it."""
+
+    token: str
+    rights: Rights
+
+
 class Access(NamedTuple):
     """What a listener asks of its requests: a token, and a Host among these names or any IP.
 
@@ -28,6 +35,10 @@ class Access(NamedTuple):
     token: str
     hosts: frozenset[str]
     find: Callable[[str], Optional[Rights]] = _nobody
+
+    def holds(self, grant: Grant) -> bool:
+        """Whether the token is good for just the same as when it was granted that."""
+        return self.find(grant.token) == grant.rights
 
 
 def access(token: str, names: list[str], find: Callable[[str], Optional[Rights]]) -> Access:
@@ -52,10 +63,9 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
     origin = head.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != (head.authority or "").lower():
         raise Forbidden(f"a page of {origin[:64]!r} may not use this server")
-    scheme, _, token = (head.get("authorization") or "").partition(" ")
-    token = token.strip()
+    token = token_of(head)
     found = None
-    if scheme.lower() == "bearer":
+    if token is not None:
         if hmac.compare_digest(token.encode("latin-1", "replace"), asked.token.encode()):
             return EVERYTHING
         found = asked.find(token)
@@ -65,6 +75,12 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
             "(the owner's is in the store's file token, `xs token add` makes others)"
         )
     return found
+
+
+def token_of(head: RequestHead) -> Optional[str]:
+    """The token that a request brings, right or wrong; None if it brings none."""
+    scheme, _, token = (head.get("authorization") or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _host(authority: str) -> str:

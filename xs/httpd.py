@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from xs import api, http1, threads
-from xs.access import Access, rights_of
+from xs.access import Access, Grant, rights_of, token_of
 from xs.cas import INLINE_MAX
 from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
@@ -25,7 +25,7 @@ from xs.errors import BrokenBody, XsError
 from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING
 from xs.reader import Reader
-from xs.rights import Rights
+from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
@@ -48,6 +48,7 @@ class Limits:
     answers_waiting = 128  # appends on one connection that are not answered yet
     drained_bytes = 262_144  # of a body that nobody wants, before the connection is closed instead
     linger_seconds = 2.0  # for a client that still sends while it is being refused
+    revoked_seconds = 1.0  # between looks at the tokens with which something is being read
     stack_bytes = 256 * 1024  # of each thread
 
 
@@ -101,6 +102,7 @@ class Connection(Handler):
         self.chunked = False  # of the response under way
         self._served = self.server.served  # what the request under way is about
         self._visits = False  # … another store than this address is of
+        self._grant: Grant | None = None  # … with which token, if it is somebody else's
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._out_lock = threading.Lock()  # guards the next four; taken last
         self._out_changed = threading.Condition(self._out_lock)
@@ -259,18 +261,23 @@ class Connection(Handler):
             body, answer = found or self._find_answer(head)
             return self._give(head, body, answer)
         finally:
+            if self._grant is not None and not self._handed_on:
+                self.server.unguard(self)
             if self._visits and not self._handed_on:
                 self._visits = False
                 self._served.visitors.discard(self)
 
     def _find_answer(self, head: http1.RequestHead) -> _Found:
         body = _Body(self, head)
+        self._grant = None
         try:
             rights = rights_of(head, self.server.access)
         except XsError as refused:
             found = api.error_answer(refused)
             self.server.log(f"{self._who}: {head.method} {head.path}: {refused}", WARNING)
         else:
+            if rights is not EVERYTHING:
+                self._grant = Grant(token_of(head) or "", rights)
             if head.method in ("GET", "HEAD"):
                 self._settle()  # it reads what the requests before it have appended
             found = self._ask(head, body, rights)
@@ -282,6 +289,8 @@ class Connection(Handler):
         self._appends = self._appends + 1 if is_one else 0
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
+        if self._grant is not None and (found.reader is not None or found.blocks is not None):
+            self.server.guard(self, self._grant)
         keep = head.keep_alive and not self._ending
         if not body.is_read and found.blocks is None:
             keep = body.drain() and keep
@@ -319,6 +328,15 @@ class Connection(Handler):
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    def check_grant(self) -> None:
+        """Raises `BrokenBody` if the token of the request under way is good no more."""
+        access, grant = self.server.access, self._grant
+        if grant is not None and access is not None and not access.holds(grant):
+            self._ending = True
+            broken = BrokenBody("the token was removed, or changed, while the body came")
+            broken.status = 401
+            raise broken
 
     def _note(self, head: http1.RequestHead, status: int) -> None:
         self.server.log(f"{self._who}: {head.method} {head.target}: {status}", DEBUG)
@@ -630,6 +648,15 @@ class Connection(Handler):
 
     # The end
 
+    def revoke(self) -> None:
+        """The token of the request under way is good no more: its response breaks off.
+
+        Whoever has the connection, its thread or the delivery's, finds it as if the client had
+        gone.
+        """
+        with self._out_lock:
+            self._break()
+
     def end(self) -> None:
         """Lets the request under way be answered, and reads no other."""
         self._ending = True
@@ -751,6 +778,7 @@ class _Body:
             if not data or (self._deadline is not None and time.monotonic() > self._deadline):
                 self._connection._ending = True
                 raise BrokenBody("the body broke off before its end")
+            self._connection.check_grant()
             buffer += data
             return
 
@@ -811,6 +839,49 @@ class Server(Listener):
         self.others = others
         self.access = access
         self.is_for_owner = is_for_owner
+        self._guarding = threading.Lock()  # guards the next two; `_out_lock` may be taken under it
+        self._guarded: dict[Connection, Grant] = {}
+        self._look_at: Optional[float] = None  # the clock, for those; None: there are none
+
+    def guard(self, connection: Connection, grant: Grant) -> None:
+        """Breaks the response under way off, soon, if what it was granted holds no more."""
+        with self._guarding:
+            self._guarded[connection] = grant
+            if self._look_at is not None:
+                return
+            self._look_at = time.monotonic() + Limits.revoked_seconds
+        self.wake()
+
+    def unguard(self, connection: Connection) -> None:
+        with self._guarding:
+            self._guarded.pop(connection, None)
+
+    def closed(self, connection: Any) -> None:
+        self.unguard(connection)
+        super().closed(connection)
+
+    def look_around(self) -> Optional[float]:
+        """Looks at the tokens of what is guarded; see `Listener`."""
+        if self._look_at is None or self.access is None:
+            return None
+        now = time.monotonic()
+        if now < self._look_at:
+            return self._look_at - now
+        with self._guarding:
+            self._look_at = now + Limits.revoked_seconds if self._guarded else None
+            guarded = dict(self._guarded)
+        ended = {grant for grant in set(guarded.values()) if not self.access.holds(grant)}
+        revoked = 0
+        for connection, grant in guarded.items():
+            if grant in ended:
+                with self._guarding:
+                    if self._guarded.get(connection) is grant:  # else it has its next request
+                        connection.revoke()
+                        del self._guarded[connection]
+                        revoked += 1
+        if revoked:
+            self.log(f"{revoked} responses broke off: tokens were removed, or changed", WARNING)
+        return Limits.revoked_seconds if guarded else None
 
     @property
     def most(self) -> int:

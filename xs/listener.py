@@ -6,7 +6,6 @@ What is spoken on a connection, its handler class knows: `httpd` (the API), `gat
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import socketserver
@@ -115,27 +114,43 @@ class Listener(socketserver.TCPServer):
         sock.send(_TOO_MANY, socket.MSG_DONTWAIT)
 
     def start(self) -> None:
-        self._stopped, self._stopping = os.pipe()
+        self._wakened, self._waker = socket.socketpair()
         try:
             self._thread.start()
         except BaseException:
-            os.close(self._stopped)
-            os.close(self._stopping)
+            self._wakened.close()
+            self._waker.close()
             raise
         self._has_started = True
 
     def _accept(self) -> None:
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
-        poll.register(self._stopped, select.POLLIN)
+        poll.register(self._wakened, select.POLLIN)
 
         def accept() -> bool:
-            if any(number == self._stopped for number, _ in poll.poll()):
-                return True
+            seconds = self.look_around()
+            ready = poll.poll(None if seconds is None else seconds * 1000)
+            if any(number == self._wakened.fileno() for number, _ in ready):
+                return not self._wakened.recv(1)  # its end, or a `wake`
             self._handle_request_noblock()  # type: ignore[attr-defined]
             return False
 
         threads.keep_on(accept)
+
+    def look_around(self) -> float | None:
+        """What else the thread that accepts has to do; in so many seconds it is called again.
+
+        None: not before somebody calls, or `wake` is called.
+        """
+        return None
+
+    def wake(self) -> None:
+        """Has `look_around` called now."""
+        try:
+            self._waker.send(b".")
+        except OSError:
+            pass  # it has stopped
 
     def stop(self) -> None:
         """Accepts no more, if it has begun to, and closes the socket.
@@ -146,9 +161,9 @@ class Listener(socketserver.TCPServer):
         if not self._has_started:
             self.socket.close()
             return
-        os.close(self._stopping)
+        self._waker.close()
         self._thread.join()
-        os.close(self._stopped)
+        self._wakened.close()
         self.socket.close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
