@@ -19,7 +19,7 @@ import pytest
 from conftest import DEADLINE, Server, environment, open_files, start_server
 from wire import Wire, chunked, request
 
-from xs import tokens
+from xs import grants, tokens
 from xs.httpd import Limits
 from xs.server import Running
 
@@ -945,7 +945,7 @@ def test_a_server_that_nobody_asks_anything_does_nothing(server: Server) -> None
 def test_tokens_are_looked_at_only_while_somebody_reads_with_one_that_can_be_removed(
     store_dir: str,
 ) -> None:
-    seconds = 3.5 * Limits.revoked_seconds  # of three looks at least
+    seconds = 3.5 * grants.LOOK_SECONDS  # of three looks at least
     server = start_server(store_dir, "--expose", ":0")
     try:
         with Wire(store_dir) as local:

@@ -92,10 +92,12 @@ ARCHITECTURE = {
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
     "crowd":       "errors threads work store",
+    "body":        "errors http1 sockets",
+    "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
     "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights "
-                   "access crowd delivery listener",
+                   "access grants body crowd delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema bus commit work store exchange",

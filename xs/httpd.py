@@ -14,14 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import Any, NamedTuple, Optional, Protocol
 
 from xs import api, http1, threads
 from xs.access import Access, Grant, rights_of, token_of
+from xs.body import RequestBody
 from xs.cas import INLINE_MAX
 from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
+from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING
 from xs.reader import Reader
@@ -48,7 +50,6 @@ class Limits:
     answers_waiting = 128  # appends on one connection that are not answered yet
     drained_bytes = 262_144  # of a body that nobody wants, before the connection is closed instead
     linger_seconds = 2.0  # for a client that still sends while it is being refused
-    revoked_seconds = 1.0  # between looks at the tokens with which something is being read
     stack_bytes = 256 * 1024  # of each thread
 
 
@@ -59,7 +60,7 @@ _STEADY = 2  # appends of a client that are taken for the first of many
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
-_Found = tuple["_Body", api.Answer]  # an answer, and what is left of the request
+_Found = tuple[RequestBody, api.Answer]  # an answer, and what is left of the request
 _Taken = tuple[http1.RequestHead, Optional[_Found]]
 
 
@@ -262,13 +263,13 @@ class Connection(Handler):
             return self._give(head, body, answer)
         finally:
             if self._grant is not None and not self._handed_on:
-                self.server.unguard(self)
+                self.server.grants.unguard(self)
             if self._visits and not self._handed_on:
                 self._visits = False
                 self._served.visitors.discard(self)
 
     def _find_answer(self, head: http1.RequestHead) -> _Found:
-        body = _Body(self, head)
+        body = RequestBody(self, head)
         self._grant = None
         try:
             rights = rights_of(head, self.server.access)
@@ -283,17 +284,17 @@ class Connection(Handler):
             found = self._ask(head, body, rights)
         return body, found
 
-    def _give(self, head: http1.RequestHead, body: _Body, found: api.Answer) -> bool:
+    def _give(self, head: http1.RequestHead, body: RequestBody, found: api.Answer) -> bool:
         """Writes an answer, or lets an append's commit do it; whether the connection goes on."""
         is_one = found.work is not None and body.came_whole and not self._visits
         self._appends = self._appends + 1 if is_one else 0
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
         if self._grant is not None and (found.reader is not None or found.blocks is not None):
-            self.server.guard(self, self._grant)
+            self.server.grants.guard(self, self._grant)
         keep = head.keep_alive and not self._ending
         if not body.is_read and found.blocks is None:
-            keep = body.drain() and keep
+            keep = self._drain_body(body) and keep
         if found.work is not None:
             self._answer_later(head, found, keep)
             if keep:
@@ -307,12 +308,19 @@ class Connection(Handler):
             self._settle()
             keep = self._answer(head, found, keep) and keep
             if not body.is_read:  # not before: POST /append?each reads while it answers
-                keep = body.drain() and keep
+                keep = self._drain_body(body) and keep
         if not keep:
             self._linger(body)
         return keep
 
-    def _ask(self, head: http1.RequestHead, body: _Body, rights: Rights) -> api.Answer:
+    def _drain_body(self, body: RequestBody) -> bool:
+        """Reads what is left of it, so that the connection can go on; False if it can't."""
+        if not body.drain(Limits.drained_bytes, Limits.linger_seconds):
+            return False
+        set_timeout(self.sock, Limits.idle_seconds)
+        return True
+
+    def _ask(self, head: http1.RequestHead, body: RequestBody, rights: Rights) -> api.Answer:
         try:
             path = self._find_store(head.path, rights)
         except XsError as error:
@@ -328,6 +336,15 @@ class Connection(Handler):
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    # For the body (see `body.Source`)
+
+    def say_continue(self) -> None:
+        self._settle()
+        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def end_after_this(self) -> None:
+        self._ending = True
 
     def check_grant(self) -> None:
         """Raises `BrokenBody` if the token of the request under way is good no more."""
@@ -546,7 +563,7 @@ class Connection(Handler):
         self._write(data + found.body)
         self._linger(None)
 
-    def _linger(self, body: Optional[_Body]) -> None:
+    def _linger(self, body: Optional[RequestBody]) -> None:
         """Lets a client that still sends read the answer: closing at once would reset it."""
         if body is not None and body.is_read and not self.buffer:
             return
@@ -702,104 +719,6 @@ def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     return data if head.method == "HEAD" else data + found.body
 
 
-class _Body:
-    """A request's body as blocks, read from the socket when they are asked for."""
-
-    __slots__ = ("_connection", "_deadline", "_head", "_reader", "_started")
-
-    def __init__(self, connection: Connection, head: http1.RequestHead) -> None:
-        self._connection = connection
-        self._head = head
-        self._reader: Optional[Union[http1.LengthBody, http1.ChunkedBody]] = (
-            None if head.length == 0 else http1.body_reader(head)
-        )
-        self._started = False
-        self._deadline: Optional[float] = None
-
-    @property
-    def is_read(self) -> bool:
-        return self._reader is None or self._reader.done
-
-    @property
-    def came_whole(self) -> bool:
-        """Whether all of it, if it is read, came with its head."""
-        return self._reader is None
-
-    def __iter__(self) -> Iterator[bytes]:
-        length, buffer = self._head.length, self._connection.buffer
-        if self._started or length is None or len(buffer) < length:
-            return self._blocks()
-        # All of it has come with its head: the usual append (bench/append.py).
-        self._started = True
-        if not length:
-            return iter(())
-        whole = bytes(memoryview(buffer)[:length])
-        del buffer[:length]
-        self._reader = None
-        return iter((whole,))
-
-    def _blocks(self) -> Iterator[bytes]:
-        reader = self._reader
-        if reader is None:
-            return
-        connection = self._connection
-        buffer = connection.buffer
-        if not self._started:
-            self._started = True
-            if self._head.expects_continue and not buffer:
-                connection._settle()
-                connection._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            while True:
-                data = reader.read(buffer)
-                if data:
-                    yield data
-                if reader.done:
-                    return
-                if data is None or not buffer:
-                    self._receive(buffer)
-        except http1.Refusal as refused:
-            connection._ending = True
-            broken = BrokenBody(f"the body is broken: {refused}")
-            broken.status = refused.status
-            raise broken from None
-
-    def _receive(self, buffer: bytearray) -> None:
-        # A body may be slow: `tail -f | xs append --lines` sends for days. There is no time limit.
-        while True:
-            try:
-                data = self._connection.sock.recv(_RECEIVE)
-            except BlockingIOError:
-                if self._deadline is None:
-                    continue
-                data = b""
-            except OSError:
-                data = b""
-            if not data or (self._deadline is not None and time.monotonic() > self._deadline):
-                self._connection._ending = True
-                raise BrokenBody("the body broke off before its end")
-            self._connection.check_grant()
-            buffer += data
-            return
-
-    def drain(self) -> bool:
-        """Reads what is left of a short body that nobody wanted; False if it is long, or slow."""
-        if self._head.expects_continue and not self._started:
-            return False  # nobody can tell whether the body comes
-        length = self._head.length
-        if length is None or length > Limits.drained_bytes:
-            return False
-        self._deadline = time.monotonic() + Limits.linger_seconds
-        set_timeout(self._connection.sock, Limits.linger_seconds)
-        try:
-            for _ in self:
-                pass
-        except BrokenBody:
-            return False
-        set_timeout(self._connection.sock, Limits.idle_seconds)
-        return True
-
-
 def _is_small_append(head: http1.RequestHead, there: int) -> bool:
     """Whether the crowd's thread can take a request; `there`: the bytes behind its head."""
     return (
@@ -839,49 +758,17 @@ class Server(Listener):
         self.others = others
         self.access = access
         self.is_for_owner = is_for_owner
-        self._guarding = threading.Lock()  # guards the next two; `_out_lock` may be taken under it
-        self._guarded: dict[Connection, Grant] = {}
-        self._look_at: Optional[float] = None  # the clock, for those; None: there are none
-
-    def guard(self, connection: Connection, grant: Grant) -> None:
-        """Breaks the response under way off, soon, if what it was granted holds no more."""
-        with self._guarding:
-            self._guarded[connection] = grant
-            if self._look_at is not None:
-                return
-            self._look_at = time.monotonic() + Limits.revoked_seconds
-        self.wake()
-
-    def unguard(self, connection: Connection) -> None:
-        with self._guarding:
-            self._guarded.pop(connection, None)
+        self.grants = Grants(access, self.wake)
 
     def closed(self, connection: Any) -> None:
-        self.unguard(connection)
+        self.grants.unguard(connection)
         super().closed(connection)
 
     def look_around(self) -> Optional[float]:
-        """Looks at the tokens of what is guarded; see `Listener`."""
-        if self._look_at is None or self.access is None:
-            return None
-        now = time.monotonic()
-        if now < self._look_at:
-            return self._look_at - now
-        with self._guarding:
-            self._look_at = now + Limits.revoked_seconds if self._guarded else None
-            guarded = dict(self._guarded)
-        ended = {grant for grant in set(guarded.values()) if not self.access.holds(grant)}
-        revoked = 0
-        for connection, grant in guarded.items():
-            if grant in ended:
-                with self._guarding:
-                    if self._guarded.get(connection) is grant:  # else it has its next request
-                        connection.revoke()
-                        del self._guarded[connection]
-                        revoked += 1
+        revoked, seconds = self.grants.look()
         if revoked:
             self.log(f"{revoked} responses broke off: tokens were removed, or changed", WARNING)
-        return Limits.revoked_seconds if guarded else None
+        return seconds
 
     @property
     def most(self) -> int:
