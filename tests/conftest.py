@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is installed
     sys.path.insert(0, str(ROOT))
 
-# Under nohup it is ignored, and so it would be in every process that is started here.
+# Under nohup, and in the background of a script, they are ignored, and so they would be in every
+# process that is started here.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 20.0  # seconds that anything in a test may take
 

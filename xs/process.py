@@ -36,6 +36,9 @@ SCRIPT_BYTES = 1 << 20  # of a script's text; a longer one is refused
 TERM_SECONDS = 1.0  # from asking a process group to end to ending it
 LOCK_LOOK_SECONDS = 0.02  # between two looks whether another server's scripts are gone
 
+# Python ignores some of them, and a shell others in what it runs in the background.
+_NOT_IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
+
 # What a process finds open: 0 to 2 as everywhere, its input, and for the watcher alone the other
 # two. `sh` of some systems knows file descriptors of one digit only.
 INPUT, _LIFELINE, _LOCK = 3, 4, 5
@@ -241,7 +244,7 @@ class Processes:
                 file_actions=actions,
                 setsid=True,  # so it has a group of its own, and no terminal
                 setsigmask=[],
-                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ],
+                setsigdef=_NOT_IGNORED,
             )
         except BaseException:
             for number in opened:
