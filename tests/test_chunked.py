@@ -712,7 +712,7 @@ def test_a_server_that_is_killed_leaves_a_run_that_the_next_one_ends(store_dir: 
     """Killed at any moment of it, again and again: every byte that a reader saw is there."""
     chance = random.Random(5)
     kept: dict[str, bytes] = {}
-    for turn in range(12):
+    for turn in range(8):
         server = start_server(store_dir)
         writing = Writing(server, f"t{turn}").send(b"first ")
         id_text = first_of(server, f"t{turn}")
@@ -1853,7 +1853,7 @@ ACTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ACTS, st.integers(0, 3))
 def test_every_read_agrees_with_a_plain_model(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page_rows: int
