@@ -747,7 +747,7 @@ def test_a_server_that_is_killed_leaves_a_run_that_the_next_one_ends(store_dir: 
     try:
         with xs.open(store_dir) as client:
             order = [f.topic for f in client.cat() if f.topic == "xs.start" or ended(f)]
-            assert order == ["xs.start"] + [t for n in range(12) for t in (f"t{n}", "xs.start")]
+            assert order == ["xs.start"] + [t for n in range(8) for t in (f"t{n}", "xs.start")]
             for id_text, data in kept.items():
                 found = b""
                 with pytest.raises(BrokenBody):
