@@ -107,7 +107,7 @@ def test_every_answered_append_is_there_after_a_server_is_killed(store_dir: str,
         before = writers.count
         threads = writers.start(store_dir, turn)
         deadline = time.monotonic() + DEADLINE
-        wanted = before + chance.randrange(1, 250)
+        wanted = before + chance.randrange(1, 120)
         while writers.count < wanted and time.monotonic() < deadline:
             threading.Event().wait(chance.random() * 0.01)
         kill(server)

@@ -34,7 +34,7 @@ from xs.store import Store
 from xs.transport import HttpTransport
 
 ROUNDS = 30
-FRAMES = 2000
+FRAMES = 1200
 
 
 class Served:
