@@ -767,7 +767,10 @@ class Server(Listener):
     def look_around(self) -> Optional[float]:
         revoked, seconds = self.grants.look()
         if revoked:
-            self.log(f"{revoked} responses broke off: tokens were removed, or changed", WARNING)
+            self.log(
+                f"responses that broke off, their tokens being removed or changed: {revoked}",
+                WARNING,
+            )
         return seconds
 
     @property
