@@ -28,7 +28,7 @@ from conftest import DEADLINE, Peer, Server, environment
 from stores import all_ids, in_one_batch
 
 import xs
-from xs import frame, threads
+from xs import fault, frame, threads
 from xs.cas import small
 from xs.commit import Append
 from xs.errors import XsError
@@ -311,6 +311,33 @@ def test_what_has_to_go_on_does_where_even_a_call_finds_no_memory(tmp_path: Path
     assert told == [True, True, True]
     store.refuse_more(Append("xs.stop"))
     store.close()
+
+
+@pytest.mark.parametrize("point", ["commit.begun", "commit.durable", "commit.before-answers"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_was_durable_by_the_time_that_memory_was_short_is_answered_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, count: int
+) -> None:
+    """Memory is short at one step of a commit: each append is there, or was refused, not both."""
+    store = Store(str(tmp_path / "store"), exclusive=True, create=True)
+    points = [point]
+
+    def at(name: str) -> None:
+        if name in points:
+            points.clear()
+            raise MemoryError
+
+    monkeypatch.setattr(fault, "at", at)
+    answered: list[Work] = []
+    store.submit_all([AppendWork(Append("a"), answered.append) for _ in range(count)])
+    store.close()
+    told = [work.result for work in answered if work.error is None]
+    assert len(answered) == count and all(work.finished for work in answered)
+    reopened = Store(str(tmp_path / "store"))
+    assert told == reopened.index.page(-1, None, None, 10, 0)[0].splitlines()
+    reopened.close()
+    if point != "commit.begun":
+        assert len(told) == count
 
 
 def test_a_thread_that_comes_up_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,31 +38,22 @@ class Committer:
         self._ids = ids.Sequence(mark)
         self._reserved = mark  # no id up to here will be given out again, whatever happens
         self._held_back: set[bytes] = set()  # content files that only a backup may still need
+        self._durable: Commit | None = None  # the one under way, once it is
 
     def commit(self, batch: list[Work]) -> None:
         """One transaction for a batch; then delivery, then the answers."""
+        self._durable = None
         try:
-            commit = self._commit_or_raise(batch)
+            self._commit_or_raise(batch)
         except Locked as error:
             self._store.shut_out(batch, error)
             return
         except Exception as error:
-            if len(batch) > 1:
-                # One of them may be to blame, for instance by its size: each for itself.
-                for work in batch:
-                    try:
-                        self.commit([work])
-                    except MemoryError:  # it must not keep those behind it waiting
-                        work.error = _NO_MEMORY
-                        finish(work)
+            if self._durable is None:
+                self._fail(batch, error)
                 return
-            try:
-                cause = error if isinstance(error, XsError) else _unexpected(error)
-                batch[0].error = self._store.index.connections.disk_error(cause) or cause
-            except MemoryError:
-                batch[0].error = _NO_MEMORY
-            finish(batch[0])
-            return
+        commit = self._durable
+        assert commit is not None
         try:
             self._deliver(commit)
         except MemoryError:  # who follows reads the index
@@ -70,16 +61,39 @@ class Committer:
         fault.at("commit.before-answers")
         for work in batch:
             finish(work)
+        self._durable = None
         fault.at("commit.answered")
 
+    def _fail(self, batch: list[Work], error: Exception) -> None:
+        """A transaction was undone."""
+        if len(batch) > 1:
+            # One of them may be to blame, for instance by its size: each for itself.
+            for n, work in enumerate(batch):
+                try:
+                    self.commit([work])
+                except MemoryError:  # it must not keep those behind it waiting
+                    self.give_up(batch[n : n + 1])
+            return
+        try:
+            cause = error if isinstance(error, XsError) else _unexpected(error)
+            batch[0].error = self._store.index.connections.disk_error(cause) or cause
+        except MemoryError:
+            batch[0].error = _NO_MEMORY
+        finish(batch[0])
+
     def give_up(self, batch: list[Work]) -> None:
-        """There was no memory to begin a commit, or to go on with one: who still waits is told."""
+        """There was no memory to begin a commit, or to go on with one.
+
+        Who still waits is told what has come of it: it is done if it was durable by then.
+        """
         for work in batch:
             if not work.finished:
-                work.error = NoMemory()
+                if self._durable is None:
+                    work.error = _NO_MEMORY
                 finish(work)
+        self._durable = None
 
-    def _commit_or_raise(self, batch: list[Work]) -> Commit:
+    def _commit_or_raise(self, batch: list[Work]) -> None:
         store = self._store
         lock = None if self._exclusive else store.open_lock()
         writer = self._writer
@@ -114,6 +128,7 @@ class Committer:
                 except MemoryError:  # before SQLite had done it, or behind that
                     if not any(map(writer.has_committed, commit.stored_ids())):
                         raise
+                self._durable = commit  # whatever fails from here on
             except BaseException:
                 writer.rollback()
                 self._reserved = 0  # what this transaction may have reserved was undone with it
@@ -125,7 +140,6 @@ class Committer:
                     self._remove_files(commit.unnamed_files)
                 except MemoryError:
                     pass  # gc finds them
-            return commit
         finally:
             if lock is not None:
                 lock.release()
