@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is installed
     sys.path.insert(0, str(ROOT))
 
+from xs.server import Running  # noqa: E402  # of this checkout
+
 # Under nohup, and in the background of a script, they are ignored, and so they would be in every
 # process that is started here.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -124,6 +126,16 @@ def server(store_dir: str) -> Iterator[Server]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture
+def running(store_dir: str) -> Iterator[Running]:
+    """The same in this process, for tests that set its limits or look into it."""
+    found = Running(store_dir, [], [])
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
 RunXs = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -11,7 +11,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ from xs import threads
 from xs.crowd import Crowd
 from xs.httpd import Limits
 from xs.server import Running
-
-
-@pytest.fixture
-def running(store_dir: str) -> Iterator[Running]:
-    found = Running(store_dir, [], [])
-    try:
-        yield found
-    finally:
-        found.stop()
 
 
 def crowd_of(running: Running) -> Crowd:

@@ -36,16 +36,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture
-def running(store_dir: str) -> Iterator[Running]:
-    """A server in this process, for tests that set its limits."""
-    found = Running(store_dir, [], [])
-    try:
-        yield found
-    finally:
-        found.stop()
-
-
 def until(is_true: Callable[[], bool], seconds: float = DEADLINE) -> None:
     """Waits for a condition; fails the test if it does not come."""
     deadline = time.monotonic() + seconds
