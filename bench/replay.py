@@ -36,7 +36,7 @@ FIRST_BYTE = 2.0  # ms: the goal
 CLOSE = "Connection: close"
 
 PAGE = """
-SELECT CAST(group_concat(json, char(10)) || char(10) AS BLOB), max(row)
+SELECT CAST(group_concat(json, '\n') AS BLOB), max(row)
 FROM (SELECT row, json FROM frame WHERE row > ? ORDER BY row LIMIT 1000)
 """
 
