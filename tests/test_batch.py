@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import Clock, all_ids, content, lines, problems
 
-from xs import batch, frame, ids
+from xs import alike, batch, frame, ids
 from xs.cas import INLINE_MAX
 from xs.commit import Append
 from xs.errors import BrokenBody, Conflict, Forbidden, Invalid, TooLarge, XsError
@@ -154,6 +154,7 @@ def test_many_lines_that_differ_in_their_content_alone(store: Store, cut_into: i
         *({"topic": "a.b.c", "content": each} for each in contents),
         *({"topic": "a.b", "meta": large, "content": each} for each in contents[:200]),
         *({"topic": "plain", "content": each} for each in contents[:100]),
+        *({"topic": "even", "content": f"{n:05d}"} for n in range(alike.ROWS + 100)),
     ]
     data = body(*events)
     size = len(data) // cut_into + 1
@@ -171,6 +172,19 @@ def test_many_lines_that_differ_in_their_content_alone(store: Store, cut_into: i
         assert b"".join(store.content(found[n]["hash"])[1]) == contents[n].encode()
     store.run(RemoveWork(ids.parse(found[5]["id"])))
     assert problems(store) == []
+
+
+def test_lines_alike_are_appended_after_others_that_were_undone(store: Store) -> None:
+    data = body(*({"topic": "a", "content": str(n)} for n in range(100)))
+    undone = body({"topic": "b", "content": "x", "if_last": ids.text(1)})
+    with pytest.raises(Conflict):
+        batch.append_lines(store, [data + undone], atomic=True)
+    assert lines(store) == []
+    assert summary(store, [data])["appended"] == 100
+    assert problems(store) == []
+    assert [json.loads(each)["content"] for each in lines(store, with_content=True)] == [
+        str(n) for n in range(100)
+    ]
 
 
 def test_what_a_line_asks_to_be_trimmed_is_trimmed_before_lines_alike(store: Store) -> None:

@@ -422,6 +422,19 @@ def test_a_declaration_with_another_byte_is_not_taken_at_its_word(store_dir: str
 # ---- Sums, and stores that had none ------------------------------------------------------------
 
 
+def test_the_first_sums_of_a_process_are_those_of_zlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "of", sums._of_first)
+    monkeypatch.setattr(sums, "_left", 2048)
+    chance = random.Random(1)
+    for size in [0, 1, 2, 250, 300, *range(1200, 1500, 50)]:
+        data = chance.randbytes(size)
+        assert sums.of(data) == zlib.adler32(data)
+    assert sums.of is zlib.adler32
+    monkeypatch.setattr(sums, "of", sums._of_first)
+    monkeypatch.setattr(sums, "_left", 100_000)
+    assert sums.of(b"\xff" * 99_000) == zlib.adler32(b"\xff" * 99_000)
+
+
 def test_a_page_with_any_other_byte_does_not_agree_with_its_lines_sums() -> None:
     lines = [b'{"topic":"a","id":"%d"}' % n for n in range(3)] + [b"\xff" * 70_000, b""]
     page = b"".join(line + b"\n" for line in lines)

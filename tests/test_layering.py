@@ -45,7 +45,8 @@ ARCHITECTURE = {
     "rows":        "errors frame sums schema",
     "scan":        "errors frame records sums sqlite schema rows",
     "pieces":      "errors ids frame records schema rows scan",
-    "writer":      "errors fault ids frame records sums sqlite schema rows scan | pieces",
+    "alike":       "sums schema",
+    "writer":      "errors fault ids frame records sums sqlite schema rows scan | pieces alike",
     "wal":         "errors records schema",
     "connections": "errors sqlite schema | wal",
     "index":       "errors frame schema rows scan connections | pieces writer",
@@ -86,8 +87,8 @@ ARCHITECTURE = {
     # requests, and what answers them
     "rights":      "errors frame records",
     "tokens":      "errors fault frame cas rights",
-    "api":         "errors ids frame store | times query commit work reader version meta "
-                   "batch check chunked garbage process (scripts cas rights)",
+    "api":         "errors ids frame store | alike cas times query commit work reader version meta "
+                   "batch check chunked garbage process (scripts rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
@@ -151,10 +152,10 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "rows", "scan", "pieces", "writer", "connections", "index")
-BELOW_HTTP += ("check", "bus", "commit", "claim", "runs", "committer")
+BELOW_HTTP = ("ids", "frame", "cas", "rows", "scan", "pieces", "alike", "writer", "connections")
+BELOW_HTTP += ("index", "check", "bus", "commit", "claim", "runs", "committer")
 BELOW_HTTP += ("group", "expiry", "garbage", "creation", "store")
-THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "writer", "wal")
+THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "wal")
 THE_ONES_WITH_SQL += ("connections", "index", "check", "snapshot", "salvage")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Optional
 
-    from xs.cas import Content
+    from xs.cas import Content, small
     from xs.commit import Append
     from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
     from xs.reader import Form, Reader, write
@@ -175,7 +175,8 @@ def error_answer(error: XsError) -> Answer:
 
 
 def _load_writing() -> None:
-    global Append, AppendWork, ImportWork, PinWork, RemoveWork
+    global Append, AppendWork, ImportWork, PinWork, RemoveWork, small
+    from xs.cas import small
     from xs.commit import Append
     from xs.work import AppendWork, ImportWork, PinWork, RemoveWork
 
@@ -188,7 +189,9 @@ def _load_reading() -> None:
 
 def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
-    from xs import batch, check, chunked, garbage, process, version  # noqa: F401
+    import zlib  # noqa: F401  # for `sums`
+
+    from xs import alike, batch, check, chunked, garbage, process, version  # noqa: F401
 
     _load_writing()
     _load_reading()
@@ -383,6 +386,17 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
     content = _taken_in(store, request)
     work = AppendWork(Append(topic, content, meta, ttl, if_last, key))
     return Answer(200, work=work, finish=_appended)
+
+
+def appended_again(append: Append, body: Iterable[bytes]) -> Answer:
+    """The answer to a request in the words of one that asked for `append`, with a small body."""
+    try:
+        data = b"".join(body)
+        content = small(data) if data else None
+        work = AppendWork(Append(append[0], content, *append[2:]))
+        return Answer(200, work=work, finish=_appended)
+    except MemoryError:
+        return error_answer(NoMemory())
 
 
 def _append_step(store: Store, request: Request, append: Append, step: str) -> Answer:

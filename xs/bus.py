@@ -68,9 +68,8 @@ class Bus:
         with self._lock:
             self._newest = entries[-1].id
             self._entries += entries
-            for entry in entries:
-                self._ids.append(entry.id)
-                self._bytes += len(entry.line) + (len(entry.content) if entry.content else 0)
+            self._ids += [entry.id for entry in entries]
+            self._bytes += _size(entries)
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
             self._changed.notify_all()

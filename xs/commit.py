@@ -6,12 +6,10 @@ once the transaction is durable: entries to publish, content files to unlink. No
 
 from __future__ import annotations
 
-from itertools import repeat
-
 from xs import fault, frame, ids
 from xs.cas import Cas, Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
-from xs.frame import Entry
+from xs.frame import Entry, entries_of
 from xs.records import NamedTuple
 from xs.schema import BROKEN, GOES_ON, WHOLE
 from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
@@ -233,7 +231,7 @@ class Commit:
             row, values, texts = self._places(len(contents[part]))
             added = [json.encode() for json in frame.encode_alike(topic, texts, hashes[part], meta)]
             self.writer.append_alike(row, topic, added, digests[part], contents[part])
-            self.entries += map(Entry, values, repeat(topic), added)
+            self.entries += entries_of(topic, values, added)
             lines += added
             self._mark = None if self._mark is None else values[-1]
         return lines

@@ -6,14 +6,13 @@ handed on as those bytes ever after; `Frame` is for those who want its fields.
 
 from __future__ import annotations
 
-import binascii
-
 from xs import ids
 from xs.errors import Invalid
 from xs.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Optional
 
     Patterns = Optional[frozenset[str]]  # exact topics and `prefix.*`; None: every topic
@@ -63,7 +62,9 @@ class Frame(NamedTuple):
             value = json.loads(line, parse_int=_long_integer)
         content = value.get("content")
         if content is None and value.get("content_base64") is not None:
-            content = binascii.a2b_base64(value["content_base64"])
+            from binascii import a2b_base64
+
+            content = a2b_base64(value["content_base64"])
         return cls(
             value["topic"],
             value["id"],
@@ -97,6 +98,15 @@ class Entry(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.line) + len(self.content or b"")
+
+
+def entries_of(topic: str, values: list[int], lines: list[bytes]) -> list[Entry]:
+    """Entries of stored frames of one topic, made together: a third of what each costs."""
+    from itertools import repeat
+
+    none = repeat(None)
+    fields = zip(values, repeat(topic), lines, none, none, none, none)
+    return [*map(tuple.__new__, repeat(Entry), fields)]
 
 
 def _long_integer(digits: str) -> Any:
@@ -336,15 +346,29 @@ def kept(ttl: str) -> int | None:
 
 def integrity(digest: bytes) -> str:
     """The hash string of a sha256 digest."""
-    return "sha256-" + binascii.b2a_base64(digest, newline=False).decode("ascii")
+    return "sha256-" + _base64(digest, newline=False).decode("ascii")
+
+
+def _first_base64(data: bytes, *, newline: bool) -> bytes:
+    """Loads what encodes, which a command that only reads frames can do without."""
+    global _base64
+    from binascii import b2a_base64
+
+    _base64 = b2a_base64
+    return b2a_base64(data, newline=newline)
+
+
+_base64: Callable[..., bytes] = _first_base64
 
 
 def parse_integrity(text: str) -> bytes:
     """The digest in a hash string. Raises `Invalid` if it is none, or not the canonical one."""
     if len(text) == 51 and text.isascii():
+        from binascii import a2b_base64
+
         try:
-            digest = binascii.a2b_base64(text[7:])
-        except binascii.Error:
+            digest = a2b_base64(text[7:])
+        except ValueError:
             digest = b""
         # Written again, it is the same: so nothing else stood among the digits of base64, and the
         # two bits that the last of them has to spare are 0.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from xs import fault, sqlite, sums
+from xs import sqlite, sums
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
 
@@ -219,6 +219,8 @@ def uri(path: str, mode: str) -> str:
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
+    from xs import fault  # here: who only reads has no need of it
+
     with translated():
         fault.at("migration.before-log")
         _use_log(connection)

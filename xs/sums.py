@@ -8,13 +8,32 @@ what the page as a whole has to add up to. A single byte that is another one is 
 
 from __future__ import annotations
 
-from zlib import adler32 as of
-
-__all__ = ["HALF", "agree", "of"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HALF = 0xFFFF  # what SQL takes of each sum before it adds them up
 _BASE = 65521
 _NEWLINE = 10
+_FEW = 2048  # bytes: in the time that it takes to load zlib they are gone through without it
+
+
+def _of_first(data: bytes) -> int:
+    """The sum of the first few lines, which may be all that a command meets (RFC 1950 §8.2)."""
+    global _left, of
+    _left -= len(data)
+    if _left < 0:
+        from zlib import adler32
+
+        of = adler32
+        return adler32(data)
+    low = 1 + sum(data)
+    high = len(data) + sum([n * byte for n, byte in enumerate(reversed(data), 1)])
+    return high % _BASE << 16 | low % _BASE
+
+
+_left = _FEW
+of: Callable[[bytes], int] = _of_first
 
 
 def agree(page: bytes, total: int, count: int) -> bool:

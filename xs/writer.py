@@ -241,26 +241,24 @@ class Writer:
         self, row: int, topic: str, lines: list[bytes], digests: list[bytes], contents: list[bytes]
     ) -> None:
         """Adds frames of one topic, their lines of one length, content inline, from `row` on."""
+        from xs import alike  # here: who appends one frame has no need of it
+
         self._newest_row = row + len(lines) - 1
         number = self._topics.get(topic) or self._number(topic)
         with translated():
             start = 0
             while start < len(lines):
-                bucket, count = self._bucket_for(len(lines) - start)
+                bucket, count = self._bucket_for(min(len(lines) - start, alike.ROWS))
                 part = slice(start, start + count)
-                listed = [bucket | short(digest) for digest in digests[part]]
-                values = {
-                    "row": row + start,
-                    "last": count - 1,
-                    "topic": number,
-                    "digests": _fixed(20, listed),
-                    "sums": _fixed(10, [*map(sums.of, lines[part])]),
-                    "width": len(lines[0]),
-                    "lines": b"".join(lines[part]),
-                    "sizes": _fixed(5, [*map(len, contents[part])]),
-                    "contents": b"".join(contents[part]),
-                }
-                self._execute(_INSERT_ALIKE, values)
+                alike.insert(
+                    self._execute,
+                    row + start,
+                    number,
+                    bucket,
+                    lines[part],
+                    digests[part],
+                    contents[part],
+                )
                 start += count
             rows = "SELECT ?, row FROM frame WHERE row BETWEEN ? AND ?"
             for prefix in self._prefixes[number]:
@@ -686,39 +684,13 @@ def hash_in(line: bytes) -> bytes | None:
 
 # Rows in one statement: 7 values each at most, of 999 that a statement may have before SQLite 3.32.
 _ROWS_EXACT = 64  # up to so many, whatever their number
-_ROWS_MAX = 512 if VERSION >= (3, 32, 0) else 128
+_ROWS = 512 if VERSION >= (3, 32, 0) else 128
 
 
 @lru_cache(maxsize=256)
 def _insert_statement(table: str, width: int, rows: int) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
-
-
-# Many rows out of a few values. To hand a value to SQLite costs as much as to store it, and is done
-# under the interpreter's lock; taken apart here, they cost nobody else anything (bench/batch.py).
-_INSERT_ALIKE = """
-INSERT INTO frame (row, topic, digest, sum, json, content)
-WITH RECURSIVE part(n, at, size) AS (
-    SELECT 0, 1, CAST(substr(:sizes, 1, 5) AS INTEGER)
-    UNION ALL
-    SELECT n + 1, at + size, CAST(substr(:sizes, 5 * n + 6, 5) AS INTEGER)
-    FROM part WHERE n < :last
-)
-SELECT
-    :row + n,
-    :topic,
-    CAST(substr(:digests, 20 * n + 1, 20) AS INTEGER),
-    CAST(substr(:sums, 10 * n + 1, 10) AS INTEGER),
-    CAST(substr(:lines, :width * n + 1, :width) AS TEXT),
-    substr(:contents, at, size)
-FROM part
-"""
-
-
-def _fixed(width: int, numbers: list[int]) -> bytes:
-    """The numbers' digits one after the other, `width` characters for each."""
-    return (f"%{width}d" * len(numbers) % tuple(numbers)).encode()
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
@@ -737,6 +709,6 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < count:
         left = count - start
-        rows = left if left <= _ROWS_EXACT else min(_ROWS_MAX, 1 << left.bit_length() - 1)
+        rows = left if left <= _ROWS_EXACT else min(_ROWS, 1 << left.bit_length() - 1)
         yield start, rows
         start += rows
