@@ -89,6 +89,48 @@ def test_a_connection_is_kept_for_many_requests(shared: Server) -> None:
             assert wire.ask("POST", "/append/0bad", b"a body that nobody wants").status == 400
 
 
+def test_requests_in_the_same_words_are_each_judged_anew(shared: Server) -> None:
+    with Wire(shared.directory) as wire:
+        ids = []
+        for body in (b"one", b"two", b"six"):
+            made = wire.ask("POST", "/append/same.words", body, xs_meta='{"a":1}')
+            ids.append(json.loads(made.body)["id"])
+            assert wire.ask("GET", f"/content/{ids[-1]}").body == body
+        # Directly one after the other, the last one in two pieces, and then others between them.
+        words = request("POST", "/append/same.words", b"abc")[:-3]
+        for body in (b"one", b"two"):
+            wire.send(words + body)
+            made = wire.answer()
+            assert made.status == 200
+            ids.append(json.loads(made.body)["id"])
+        wire.send(words + b"s")
+        wire.send(b"ix" + words + b"ten" + words + b"end")
+        ids += [json.loads(wire.answer().body)["id"] for _ in range(3)]
+        assert ids == sorted(ids)
+        contents = [wire.ask("GET", f"/content/{each}").body for each in ids]
+        assert contents == [b"one", b"two", b"six", b"one", b"two", b"six", b"ten", b"end"]
+        found = frames(shared, "same.words")
+        assert [each["meta"] for each in found] == [{"a": 1}] * 3 + [None] * 5
+        for body in (b"", b"", b""):
+            made = wire.ask("POST", "/append/same.empty", body)
+            assert json.loads(made.body)["hash"] is None
+        answers = [
+            wire.ask("POST", "/append/same.first?if-last=none", body).status
+            for body in (b"one", b"two", b"six")
+        ]
+        assert answers == [200, 409, 409]
+        made_once = {
+            wire.ask("POST", "/append/same.key", body, idempotency_key="k").body
+            for body in (b"one", b"two", b"six")
+        }
+        assert len(made_once) == 1
+        for body in (b"one", b"two", b"six"):
+            wire.ask("POST", "/append/same.last?ttl=last:1", body)
+        assert len(frames(shared, "same.last")) == 1
+        for _ in range(2):
+            assert wire.ask("POST", "/append/xs.words", b"one").status == 400
+
+
 def test_connection_close_is_honoured_after_each_kind_of_answer(shared: Server) -> None:
     requests = [
         ("GET", "/version", None),
