@@ -1,17 +1,12 @@
 """The API on sockets: a thread for each connection, time limits, bounds, an orderly end.
 
-An append is answered by whoever led its commit, not by the connection's own thread, which has gone
-back to reading by then (docs/architecture.md, The way of an append). So everything that is written
-goes through the connection's lock, in the order of its requests: any other answer waits until the
-appends before it are answered. What the leader can't write without blocking is left to a thread
-that can.
+A connection's thread reads requests and finds their answers; `outbox` writes them in that order.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
@@ -26,6 +21,7 @@ from xs.errors import BrokenBody, XsError
 from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING
+from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
 from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
@@ -106,12 +102,7 @@ class Connection(Handler):
         self._grant: Grant | None = None  # … with which token, if it is somebody else's
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._last_append: tuple[http1.RequestHead | None, Any] = (None, None)  # what it asks for
-        self._out_lock = threading.Lock()  # guards the next four; taken last
-        self._out_changed = threading.Condition(self._out_lock)
-        self._pending: set[Work] = set()  # appends whose answers are still to come
-        self._unsent: list[bytes] = []
-        self._draining = False
-        self._broken = False
+        self._out = Outbox(self.sock, Limits.answers_waiting)
         self._handed_on = False
         self._ending = False
         self.seen = 0.0
@@ -123,7 +114,7 @@ class Connection(Handler):
         try:
             self._serve_requests()
         except (OSError, BrokenBody):
-            self._broken = True  # the client is gone
+            self._out.give_up()  # the client is gone
 
     def finish(self) -> None:
         if not self._handed_on:
@@ -140,7 +131,7 @@ class Connection(Handler):
                 self._refuse(refused.status, str(refused))
                 return
             if taken is None:
-                self._settle()  # a client that only sends no more still hears its answers
+                self._out.settle()  # a client that only sends no more still hears its answers
                 return
             if not self._serve(*taken):
                 return
@@ -187,7 +178,7 @@ class Connection(Handler):
         head = self._read_head()
         if head is None:
             return False
-        if not _is_small_append(head, len(self.buffer)) or not self._is_settled():
+        if not _is_small_append(head, len(self.buffer)) or not self._out.is_settled():
             self._left = (head, None)
             return False
         body, found = self._find_answer(head)
@@ -285,7 +276,7 @@ class Connection(Handler):
             if rights is not EVERYTHING:
                 self._grant = Grant(token_of(head) or "", rights)
             if head.method in ("GET", "HEAD"):
-                self._settle()  # it reads what the requests before it have appended
+                self._out.settle()  # it reads what the requests before it have appended
             found = self._ask(head, body, rights)
             if (
                 isinstance(found.work, AppendWork)
@@ -311,13 +302,13 @@ class Connection(Handler):
             self._answer_later(head, found, keep)
             if keep:
                 return True
-            self._settle()
+            self._out.settle()
         elif found.reader is not None:
-            self._settle()
+            self._out.settle()
             self._follow(head, found, found.reader)
             return False
         else:
-            self._settle()
+            self._out.settle()
             keep = self._answer(head, found, keep) and keep
             if not body.is_read:  # not before: POST /append?each reads while it answers
                 keep = self._drain_body(body) and keep
@@ -352,8 +343,8 @@ class Connection(Handler):
     # For the body (see `body.Source`)
 
     def say_continue(self) -> None:
-        self._settle()
-        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._out.settle()
+        self._out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def end_after_this(self) -> None:
         self._ending = True
@@ -389,7 +380,7 @@ class Connection(Handler):
             name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
             found, path = others.find(api.decode(name)), slash + rest or "/"
         if found is not self._served:
-            self._settle()
+            self._out.settle()
             self._served = found
         if found is not self.server.served:
             self._visits = True
@@ -401,7 +392,7 @@ class Connection(Handler):
     def _answer(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> bool:
         """Writes an answer; False if it broke off."""
         if found.blocks is None:
-            self._write(_whole(head, found, keep))
+            self._out.write(_whole(head, found, keep))
             return True
         fields = list(found.fields)
         chunked = found.length is None and head.minor == 1
@@ -415,7 +406,7 @@ class Connection(Handler):
             fields.append(("connection", "close"))
         start = http1.response_head(found.status, fields)
         if head.method == "HEAD":
-            self._write(start)
+            self._out.write(start)
             return True
         try:
             return self._write_blocks(head, start, found.blocks, chunked) and keep
@@ -431,20 +422,20 @@ class Connection(Handler):
         try:
             for block in blocks:
                 if block:
-                    self._write(start + (http1.chunk(block) if chunked else block))
+                    self._out.write(start + (http1.chunk(block) if chunked else block))
                     start = b""
                 elif start:  # nothing comes for a while: that it will is an answer already
-                    self._write(start)
+                    self._out.write(start)
                     start = b""
                 elif is_gone(self.sock):
                     raise BrokenPipeError
         except XsError as error:
             # The head is out: a body that breaks off is all that can still be said.
             if start:
-                self._write(start)
+                self._out.write(start)
             self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
             return False
-        self._write(start + (http1.LAST_CHUNK if chunked else b""))
+        self._out.write(start + (http1.LAST_CHUNK if chunked else b""))
         return True
 
     def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
@@ -466,113 +457,21 @@ class Connection(Handler):
                 if self.server.log.is_debug:
                     self._note(head, answer.status)
             except MemoryError:
-                data = _NO_ANSWER
-            self._deliver(work, data)
+                data = NO_ANSWER
+            self._out.deliver(work, data)
 
-        with self._out_lock:
-            while len(self._pending) >= Limits.answers_waiting or self._draining:
-                self._out_changed.wait()
-            self._pending.add(work)
+        self._out.expect(work)
         work.done = done
         return work
 
-    def _deliver(self, work: Work, data: bytes) -> None:
-        """Writes an append's answer, in whatever thread, without blocking.
-
-        It may be called again if it has found no memory. An answer that can't be made, or of which
-        nobody knows how far it was sent, ends the connection, lest another one be taken for it.
-        """
-        with self._out_lock:
-            if work in self._pending:
-                try:
-                    if data is _NO_ANSWER:
-                        self._broken = True
-                    elif not self._broken:
-                        self._send(data)
-                except (OSError, MemoryError):
-                    self._broken = True
-                if self._broken:
-                    self._break()
-                self._pending.discard(work)
-            self._out_changed.notify_all()
-
-    def _send(self, data: bytes) -> None:
-        """Sends what can be sent at once, and leaves the rest to another thread; locked."""
-        if self._unsent:
-            self._unsent.append(data)
-            return
-        try:
-            sent = self.sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._unsent.append(data[sent:])
-            self._draining = True
-            try:
-                threads.Thread(self._drain, "xs-drain", insists=True).start()
-            except (MemoryError, RuntimeError):  # no more threads: it can't be told the rest
-                self._broken = True
-                self._unsent.clear()
-                self._draining = False
-
-    def _break(self) -> None:
-        """Lets the connection's own thread find its end: nothing more is written."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended by itself
-
-    def _drain(self) -> None:
-        """Writes what a leader could not, for a client that is slow to read its answers."""
-        is_done = False
-        while not is_done:
-            try:
-                is_done = self._drain_some()
-            except (OSError, MemoryError):
-                self._broken = True
-
-    def _drain_some(self) -> bool:
-        with self._out_lock:
-            if self._broken:
-                self._break()
-                self._unsent.clear()
-            if not self._unsent:
-                self._out_changed.notify_all()
-                self._draining = False
-                return True
-            data = b"".join(self._unsent)
-            self._unsent = [b""]  # not empty: what comes meanwhile queues up behind
-        self.sock.sendall(data)
-        with self._out_lock:
-            self._unsent.pop(0)
-        return False
-
-    def _is_settled(self) -> bool:
-        """Whether every append so far is answered."""
-        with self._out_lock:
-            return not (self._pending or self._draining or self._broken)
-
-    def _settle(self) -> None:
-        """Waits until every append so far is answered."""
-        if self._pending or self._draining:
-            with self._out_lock:
-                while self._pending or self._draining:
-                    self._out_changed.wait()
-        if self._broken:
-            raise BrokenPipeError
-
-    def _write(self, data: bytes) -> None:
-        """Writes from the connection's own thread; nothing else does meanwhile (see `_settle`)."""
-        self.sock.sendall(data)
-
     def _refuse(self, status: int, sentence: str) -> None:
         self.server.log(f"{self._who}: no request: {status}: {sentence}", DEBUG)
-        self._settle()
+        self._out.settle()
         found = api.Answer(status, api.TEXT, f"{sentence}\n".encode())
         data = http1.response_head(
             status, [*found.fields, ("content-length", str(len(found.body))), _CLOSE]
         )
-        self._write(data + found.body)
+        self._out.write(data + found.body)
         self._linger(None)
 
     def _linger(self, body: Optional[RequestBody]) -> None:
@@ -596,16 +495,16 @@ class Connection(Handler):
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
         # Before the first frame: who sees the head knows that nothing from now on is missed.
-        self._write(http1.response_head(found.status, fields))
+        self._out.write(http1.response_head(found.status, fields))
         if head.method == "HEAD":
             return
         follower = Follower(self, reader)
         try:
             for block in reader.history():
-                self._write(follower.framed(block))
+                self._out.write(follower.framed(block))
             if reader.left > 0:
                 if reader.wants_threshold:
-                    self._write(follower.framed(reader.threshold()))
+                    self._out.write(follower.framed(reader.threshold()))
                 self._handed_on = self._catch_up(follower)
             else:
                 self._end_body()
@@ -623,13 +522,13 @@ class Connection(Handler):
             missed = reader.missed()
             if missed is not None:
                 for block in missed:
-                    self._write(follower.framed(block))
+                    self._out.write(follower.framed(block))
                 continue
             entries = bus.after(reader.position)
             if entries:
                 block = reader.live(entries)
                 if block:
-                    self._write(follower.framed(block))
+                    self._out.write(follower.framed(block))
                 continue
             if self._served.delivery.park(follower):
                 return True
@@ -640,7 +539,7 @@ class Connection(Handler):
 
     def _end_body(self) -> None:
         if self.chunked:
-            self._write(http1.LAST_CHUNK)
+            self._out.write(http1.LAST_CHUNK)
 
     def resume(self, follower: Follower) -> None:
         """A parked follower could not take what was sent: it gets a thread again."""
@@ -653,7 +552,7 @@ class Connection(Handler):
         is_parked = False
         try:
             unsent, follower.unsent = follower.unsent, b""
-            self._write(bytes(unsent))
+            self._out.write(bytes(unsent))
             is_parked = self._catch_up(follower)
         except (OSError, XsError):
             pass  # the client is gone, or what is stored is damaged: the body breaks off
@@ -683,8 +582,7 @@ class Connection(Handler):
         Whoever has the connection, its thread or the delivery's, finds it as if the client had
         gone.
         """
-        with self._out_lock:
-            self._break()
+        self._out.break_off()
 
     def end(self) -> None:
         """Lets the request under way be answered, and reads no other."""
@@ -699,16 +597,12 @@ class Connection(Handler):
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the other end was first
-        with self._out_lock:
-            self._broken = True
-            self.sock.close()
-            self._out_changed.notify_all()
+        self._out.close()
         if self._visits:
             self._served.visitors.discard(self)
         self.server.closed(self)
 
 
-_NO_ANSWER = b""  # there is no memory to make one
 _CLOSE = ("connection", "close")
 _JSON_FIELDS = [("content-type", api.JSON)]
 _JSON_HEAD = http1.response_head(200, _JSON_FIELDS)[:-2] + b"content-length: "
