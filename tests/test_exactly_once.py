@@ -230,9 +230,11 @@ def test_a_counter_is_exact_whenever_its_server_and_its_process_are_killed(serve
     cut = [0, 0]
     done = 0
     for turn in range(ROUNDS):
-        feeder.allowed = FRAMES * (turn + 1) // ROUNDS
-        # Somewhere on the way through the frames of this turn, however fast that goes.
-        way = sorted(chance.randrange(done, feeder.allowed) for _ in range(3))
+        # Somewhere on the way through the frames of this turn, however fast that goes: those of the
+        # next one are there too, so that a kill finds who is quick still at work.
+        end = FRAMES * (turn + 1) // ROUNDS
+        feeder.allowed = min(FRAMES, FRAMES * (turn + 2) // ROUNDS)
+        way = sorted(chance.randrange(min(done, end - 1), end) for _ in range(3))
         for n in way[: chance.choice([0, 1, 1, 2])]:
             wait_for_output(served, chance.choice(names), n)
             served.kill_handler(chance)
