@@ -236,6 +236,33 @@ def test_appends_amid_a_stop_are_answered_or_their_connections_closed(store_dir:
     assert len(stored) == len(set(stored)) and set(answered) <= set(stored)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        request("POST", "/store/one/append/other", b"x", xs_meta=json.dumps("y" * 3000)),
+        b"\r\n" + request("GET", "/store/one/version"),
+        request("GET", "/store/one/version"),
+    ],
+    ids=["a long head", "an empty line before it", "a usual head"],
+)
+def test_an_append_in_words_from_before_a_visit_to_another_store_gets_where_it_should(
+    tmp_path: Path, between: bytes
+) -> None:
+    root = Root(str(tmp_path / "root"))
+    try:
+        root.add(tmp_path / "one")
+        with Wire(root.directory) as wire:
+            for n in range(6):
+                wire.send(request("POST", "/append/mine", b"%d" % n))
+                assert wire.answer().status == 200
+                wire.send(between)
+                assert wire.answer().status == 200
+            assert wire.ask("GET", "/?topic=mine").body.count(b"\n") == 6
+            assert wire.ask("GET", "/store/one/?topic=mine").body == b""
+    finally:
+        root.close()
+
+
 def test_appends_to_two_stores_on_one_connection_get_where_they_should(tmp_path: Path) -> None:
     root = Root(str(tmp_path / "root"))
     try:

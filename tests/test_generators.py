@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -431,8 +432,16 @@ def test_of_many_spawns_at_once_the_last_runs(service: Service) -> None:
     )
     service.append("g.terminate")
     wait_until(lambda: service.is_out("g"), "it is out of service")
-    left = {os.getsid(pid) for pid in processes_with(f"{service.folder}/run/")}
-    assert left == {service.pid("other")}
+    wait_until(lambda: sessions_of(service) == {service.pid("other")}, "no other process is left")
+
+
+def sessions_of(service: Service) -> set[int]:
+    """The sessions of the processes that run scripts of a store."""
+    found = set()
+    for pid in processes_with(f"{service.folder}/run/"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by now
+            found.add(os.getsid(pid))
+    return found
 
 
 def test_terminate_ends_it_for_good(service: Service, soon: None) -> None:

@@ -98,8 +98,8 @@ ARCHITECTURE = {
     "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
-    "httpd":       "errors threads http1 log cas work store reader scripts api sockets rights "
-                   "access grants body crowd outbox delivery listener",
+    "httpd":       "errors threads http1 log cas commit work store reader scripts api sockets "
+                   "rights access grants body crowd outbox delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema bus commit work store exchange",

@@ -388,6 +388,23 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
     return Answer(200, work=work, finish=_appended)
 
 
+def append_in(found: Answer) -> Append | None:
+    """The append that an answer waits for, without its content, if that is small; else None.
+
+    What makes `_append` refuse a request is in its words, whenever it comes: so another one in the
+    same words asks for the same.
+    """
+    if not isinstance(found.work, AppendWork):
+        return None
+    append = found.work.append
+    if append.content is not None and append.content.data is None:
+        return None
+    try:
+        return Append(append[0], None, *append[2:])
+    except MemoryError:
+        return None
+
+
 def appended_again(append: Append, body: Iterable[bytes]) -> Answer:
     """The answer to a request in the words of one that asked for `append`, with a small body."""
     try:

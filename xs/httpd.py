@@ -15,6 +15,7 @@ from xs import api, http1, threads
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.cas import INLINE_MAX
+from xs.commit import Append
 from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
@@ -27,7 +28,7 @@ from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
-from xs.work import AppendWork, Work
+from xs.work import Work
 
 api.load()
 
@@ -101,7 +102,7 @@ class Connection(Handler):
         self._visits = False  # … another store than this address is of
         self._grant: Grant | None = None  # … with which token, if it is somebody else's
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
-        self._last_append: tuple[http1.RequestHead | None, Any] = (None, None)  # what it asks for
+        self._last_append: Append | None = None  # what that asks for, if it asks to append
         self._out = Outbox(self.sock, Limits.answers_waiting)
         self._handed_on = False
         self._ending = False
@@ -204,6 +205,7 @@ class Connection(Handler):
         end = start.find(b"\r\n\r\n") + 4
         if head is not None and end > 4 and start[0] not in b"\r\n":
             self._last_head = (start[:end], head)
+            self._last_append = None
         return head
 
     def _await_head(self) -> http1.RequestHead | None:
@@ -263,10 +265,6 @@ class Connection(Handler):
     def _find_answer(self, head: http1.RequestHead) -> _Found:
         body = RequestBody(self, head)
         self._grant = None
-        last, append = self._last_append
-        if head is last and (head.length or 0) <= len(self.buffer):
-            # The words of its last append, which mean the same again (bench/append.py).
-            return body, api.appended_again(append, body)
         try:
             rights = rights_of(head, self.server.access)
         except XsError as refused:
@@ -278,13 +276,6 @@ class Connection(Handler):
             if head.method in ("GET", "HEAD"):
                 self._out.settle()  # it reads what the requests before it have appended
             found = self._ask(head, body, rights)
-            if (
-                isinstance(found.work, AppendWork)
-                and self.server.access is None
-                and not self._visits
-                and _is_small_append(head, INLINE_MAX)
-            ):
-                self._last_append = head, found.work.append._replace(content=None)
         return body, found
 
     def _give(self, head: http1.RequestHead, body: RequestBody, found: api.Answer) -> bool:
@@ -328,6 +319,11 @@ class Connection(Handler):
             path = self._find_store(head.path, rights)
         except XsError as error:
             return api.error_answer(error)
+        is_last = head is self._last_head[1]
+        same = self._last_append if is_last and rights is EVERYTHING else None
+        if same is not None and (head.length or 0) <= len(self.buffer):
+            # The words of the last append ask for the same again (bench/append.py).
+            return api.appended_again(same, body)
         request = api.Request(head.method, path, head.query, head.fields, body)
         request.rights = rights
         request.scripts = self._served.scripts
@@ -335,7 +331,10 @@ class Connection(Handler):
             request.stores = self.server.others
         request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
         try:
-            return api.answer(self._served.store, request)
+            found = api.answer(self._served.store, request)
+            if is_last:
+                self._last_append = api.append_in(found)
+            return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")

@@ -1,4 +1,4 @@
-"""The answers of one connection, in the order of its requests.
+"""The answers of one connection, in the order of its requests, up to the one that is a follow.
 
 An append is answered by whoever led its commit, not by the connection's own thread, which has gone
 back to reading by then (docs/architecture.md, The way of an append). Any other answer is written by
@@ -30,7 +30,7 @@ class Outbox:
         self._draining = False
         self._broken = False
 
-    # By the connection's own thread
+    # By who has the connection
 
     def expect(self, work: Work) -> None:
         """From now on the answer to this append is awaited; there may have to be room for it."""
@@ -119,6 +119,8 @@ class Outbox:
                 self._broken = True
                 self._unsent.clear()
                 self._draining = False
+
+    # By a thread that this takes
 
     def _drain(self) -> None:
         """Writes what a leader could not, for a client that is slow to read its answers."""
