@@ -34,7 +34,7 @@ BYTES_SENT = pick(40, 20)  # in each round
 ROUNDS = pick(3, 2)
 APART = 0.055  # seconds: further than what is gathered
 BODY = os.urandom(1 << 20) * pick(128, 32)
-PIECES = pick(500_000, 200_000)
+PIECES = pick(500_000, 60_000)
 CLOSE = "Connection: close"
 
 

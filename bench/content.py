@@ -22,7 +22,7 @@ from xs.store import Store
 
 SIZES = [1024 << n for n in range(0, 11, 2)]  # 1 KiB … 1 MiB
 SECONDS = pick(0.3, 0.1)  # of each round
-ROUNDS = pick(3, 2)
+ROUNDS = pick(3, 1)
 
 
 def appends(store: Store, size: int, writers: int) -> float:

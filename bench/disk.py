@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from _measure import CONTENT, Client, Report, at_most, folder, pick, populate, request, server
 
 FRAMES = pick(300_000, 30_000)
-SINGLE = pick(20_000, 5_000)
+SINGLE = pick(20_000, 2_000)
 GOAL = 2.0
 
 

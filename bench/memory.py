@@ -32,9 +32,9 @@ from _measure import (
 )
 from follow import allow_sockets, follow
 
-FRAMES = pick(1_000_000, 200_000)
+FRAMES = pick(1_000_000, 100_000)
 FOLLOWERS = 1000
-LARGE = pick(1_000_000_000, 100_000_000)  # bytes
+LARGE = pick(1_000_000_000, 50_000_000)  # bytes
 KB, MB = 1e3, 1e6
 IDLE, FOLLOWER, STALLED, SPEED = 15.0, 30.0, 8.0, 0.5  # MB, kB, MB, of the floor: the goals
 

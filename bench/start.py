@@ -27,8 +27,8 @@ from _measure import (
     server,
 )
 
-STARTS = pick(15, 8)  # in a round
-ROUNDS = pick(7, 3)
+STARTS = pick(15, 6)  # in a round
+ROUNDS = pick(7, 2)
 FRAMES = pick(1_000_000, 200_000)
 COMMAND, SERVER = 8.0, 120.0  # ms above the floor: the goals
 
