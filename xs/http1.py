@@ -645,9 +645,14 @@ def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
 
 def chunk(data: bytes) -> bytes:
     """`data` as one chunk (RFC 9112 §7.1). ValueError for b"": that would end the body."""
+    return b"".join(chunk_parts(data))
+
+
+def chunk_parts(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """As `chunk`, in parts to be sent one after the other: nothing of `data` is copied."""
     if not data:
         raise ValueError("an empty chunk is the last one: send LAST_CHUNK")
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    return b"%x\r\n" % len(data), data, b"\r\n"
 
 
 # --- the client's side --------------------------------------------------------------------------

@@ -421,7 +421,7 @@ class Connection(Handler):
         try:
             for block in blocks:
                 if block:
-                    self._out.write(start + (http1.chunk(block) if chunked else block))
+                    self._out.write(start, *(http1.chunk_parts(block) if chunked else (block,)))
                     start = b""
                 elif start:  # nothing comes for a while: that it will is an answer already
                     self._out.write(start)
