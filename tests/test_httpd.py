@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -129,6 +130,25 @@ def test_requests_in_the_same_words_are_each_judged_anew(shared: Server) -> None
         assert len(frames(shared, "same.last")) == 1
         for _ in range(2):
             assert wire.ask("POST", "/append/xs.words", b"one").status == 400
+
+
+def test_chunked_bodies_in_the_same_words_are_each_taken_as_they_come(shared: Server) -> None:
+    words = request("POST", "/append/same.chunked", transfer_encoding="chunked")
+    large = b"x" * 200_000  # more than lies in the index: a file
+    with Wire(shared.directory) as wire:
+        for body in (b"small", large, b"small"):
+            wire.send(words + chunked(body))
+            made = wire.answer()
+            assert made.status == 200
+            assert wire.ask("GET", f"/content/{json.loads(made.body)['id']}").body == body
+            wire.send(words + chunked(body))  # directly behind an append, too
+            wire.send(words + chunked(body))
+            assert [wire.answer().status for _ in range(2)] == [200, 200]
+        wire.send(words + b"5\r\nsmall\r\nno size\r\n")
+        assert wire.answer().status == 400
+    digest = hashlib.sha256(large).hexdigest()
+    files = [p for p in Path(shared.directory, "cas").rglob("*") if p.is_file()]
+    assert [p.stat().st_size for p in files if digest[4:] in p.name] == [len(large)]
 
 
 def test_connection_close_is_honoured_after_each_kind_of_answer(shared: Server) -> None:

@@ -406,7 +406,10 @@ def append_in(found: Answer) -> Append | None:
 
 
 def appended_again(append: Append, body: Iterable[bytes]) -> Answer:
-    """The answer to a request in the words of one that asked for `append`, with a small body."""
+    """The answer to a request in the words of one that asked for `append`.
+
+    The body is small and in memory: it is neither bounded here, nor can it break off.
+    """
     try:
         data = b"".join(body)
         content = small(data) if data else None

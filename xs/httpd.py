@@ -321,8 +321,9 @@ class Connection(Handler):
             return api.error_answer(error)
         is_last = head is self._last_head[1]
         same = self._last_append if is_last and rights is EVERYTHING else None
-        if same is not None and (head.length or 0) <= len(self.buffer):
-            # The words of the last append ask for the same again (bench/append.py).
+        if same is not None and head.length is not None and head.length <= len(self.buffer):
+            # The words of the last append ask for the same again, and its content has the length
+            # that was small then (bench/append.py).
             return api.appended_again(same, body)
         request = api.Request(head.method, path, head.query, head.fields, body)
         request.rights = rights
