@@ -684,7 +684,7 @@ def hash_in(line: bytes) -> bytes | None:
 
 # Rows in one statement: 7 values each at most, of 999 that a statement may have before SQLite 3.32.
 _ROWS_EXACT = 64  # up to so many, whatever their number
-_ROWS = 512 if VERSION >= (3, 32, 0) else 128
+_ROWS_MAX = 512 if VERSION >= (3, 32, 0) else 128
 
 
 @lru_cache(maxsize=256)
@@ -709,6 +709,6 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < count:
         left = count - start
-        rows = left if left <= _ROWS_EXACT else min(_ROWS, 1 << left.bit_length() - 1)
+        rows = left if left <= _ROWS_EXACT else min(_ROWS_MAX, 1 << left.bit_length() - 1)
         yield start, rows
         start += rows
