@@ -36,8 +36,8 @@ FIRST_BYTE = 2.0  # ms: the goal
 CLOSE = "Connection: close"
 
 PAGE = """
-SELECT CAST(group_concat(json, '\n') AS BLOB), max(row)
-FROM (SELECT row, json FROM frame WHERE row > ? ORDER BY row LIMIT 1000)
+SELECT CAST(group_concat(json, '\n') AS BLOB), max(row) FROM frame WHERE row > ?1 AND row <=
+    ifnull((SELECT row FROM frame WHERE row > ?1 ORDER BY row LIMIT 1 OFFSET 999), 1 << 62)
 """
 
 

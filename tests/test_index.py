@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -264,6 +265,27 @@ def test_contents_are_found_in_every_bucket(store: Store) -> None:
     add_all(store, [Append("a", small(b"%d" % n)) for n in range(count)])
     for n in (0, 1, BUCKET_FRAMES - 1, BUCKET_FRAMES, 2 * BUCKET_FRAMES, count - 1):
         assert b"".join(store.content(small(b"%d" % n).hash)[1]) == b"%d" % n
+
+
+def test_a_limit_holds_where_the_index_of_topics_lacks_some_of_its_rows(store_dir: str) -> None:
+    with contextlib.closing(Store(store_dir, exclusive=True, create=True, clock=Clock())) as opened:
+        every = add_all(opened, [Append("a") for _ in range(2000)])
+    with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
+        (declared,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'frame_topic'")
+        db.executescript(
+            "DROP INDEX frame_topic;"
+            "CREATE INDEX frame_topic ON frame (topic) WHERE row % 4 > 0;"
+            "PRAGMA writable_schema = ON;"
+        )
+        update = "UPDATE sqlite_master SET sql = ? WHERE name = 'frame_topic'"
+        db.execute(update, declared)
+        db.commit()
+    with contextlib.closing(Store(store_dir, exclusive=True, clock=Clock())) as opened:
+        for limit in (100, 400, 1500):
+            found = lines(opened, topic="a", limit=limit)
+            assert len(found) == limit
+            assert found == sorted(set(found), key=every.index)
+        assert problems(opened)
 
 
 def test_sqlite_joins_a_page_in_the_order_of_its_subquery(store: Store) -> None:

@@ -25,10 +25,14 @@ LARGE_PAGE_BYTES = 1 << 20
 
 
 class Part(NamedTuple):
-    """Where some frames `f` are listed: SQL from FROM to WHERE, and the column that orders them."""
+    """Where some frames `f` are listed: SQL from FROM to WHERE, and the column that orders them.
+
+    `rows`: the same for their rows alone, expired or not and without an end.
+    """
 
     listed: str
     row: str
+    rows: str = ""
 
 
 class Source(NamedTuple):
@@ -40,7 +44,11 @@ class Source(NamedTuple):
     is_topic: bool = False  # one topic, and nothing below it
 
 
-_EVERY = Part("frame f WHERE f.row > :low AND f.row <= :high AND " + LIVE, "f.row")
+_EVERY = Part(
+    "frame f WHERE f.row > :low AND f.row <= :high AND " + LIVE,
+    "f.row",
+    "frame f WHERE f.row > :low",
+)
 _PIECE_BOUNDS = "{0}.row > :piece_low AND {0}.row <= :piece_high AND " + LIVE
 _EVERY_PIECE = Part("piece f WHERE " + _PIECE_BOUNDS.format("f"), "f.row")
 
@@ -64,11 +72,13 @@ def _parts_of(are_wildcards: tuple[bool, ...]) -> tuple[Part, ...]:
     for n, is_wildcard in enumerate(are_wildcards):
         number = f"(SELECT number FROM topic WHERE name = :p{n})"
         if is_wildcard:
-            listed = f"below b CROSS JOIN frame f ON f.row = b.row WHERE b.prefix = {number}"
-            row = "b.row"
+            found = f"WHERE b.prefix = {number} AND b.row > :low"
+            listed, row, rows = "below b CROSS JOIN frame f ON f.row = b.row", "b.row", "below b"
         else:
-            listed, row = f"frame f WHERE f.topic = {number}", "f.row"
-        parts.append(Part(f"{listed} AND {row} > :low AND {row} <= :high AND {LIVE}", row))
+            found = f"WHERE f.topic = {number} AND f.row > :low"
+            listed, row, rows = "frame f", "f.row", "frame f"
+        listed = f"{listed} {found} AND {row} <= :high AND {LIVE}"
+        parts.append(Part(listed, row, f"{rows} {found}"))
     return tuple(parts)
 
 
@@ -156,26 +166,29 @@ def dense_page(
     """
     if not source.is_topic or values["count"] < _SAMPLE:
         return b"", 0
-    first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
+    topic, first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
     if frames < _SAMPLE or among > _SAMPLE * _DENSE:
         return b"", 0
     # Not much further than a page of that density goes: it may get thinner.
     far = last + (last - first) * (values["count"] // _SAMPLE)
-    among_all = Source((_AMONG_ALL,), source.values)
-    return joined_page(reader, among_all, asked, {**values, "high": min(far, values["high"])})
+    among_all = Source((_AMONG_ALL,), {})
+    values = {**values, "high": min(far, values["high"]), "topic": topic}
+    return joined_page(reader, among_all, asked, values)
 
 
 _SAMPLE = 50  # frames
 _DENSE = 3  # times as many frames in all
-_TOPIC = "(SELECT number FROM topic WHERE name = :p0)"
 _DENSITY = (
-    "SELECT first, last, frames, (SELECT count(*) FROM (SELECT 1 FROM frame "
+    "SELECT topic, first, last, frames, (SELECT count(*) FROM (SELECT 1 FROM frame "
     f"WHERE row >= first AND row <= last LIMIT {_SAMPLE * _DENSE + 1})) FROM "
-    "(SELECT min(row) AS first, max(row) AS last, count(*) AS frames FROM (SELECT row FROM frame "
-    f"WHERE topic = {_TOPIC} AND row > :low AND row <= :high ORDER BY row LIMIT {_SAMPLE}))"
+    "(SELECT topic, min(row) AS first, max(row) AS last, count(*) AS frames FROM "
+    "(SELECT topic, row FROM frame WHERE topic = (SELECT number FROM topic WHERE name = :p0) "
+    f"AND row > :low AND row <= :high ORDER BY row LIMIT {_SAMPLE}))"
 )
-_AMONG_ALL = Part(
-    f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = {_TOPIC} AND {LIVE}", "f.row"
+_AMONG_ALL = Part(  # `+`: not by way of the topic's index, which `rows` takes
+    f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = :topic AND {LIVE}",
+    "f.row",
+    "frame f WHERE f.topic = :topic AND f.row > :low",
 )
 
 
@@ -208,25 +221,39 @@ def joined_page(
 
     That its order and its topics are right is looked at where it begins and ends.
     """
-    lines = select(source, "f.json AS json, f.sum AS sum")
-    if reader.execute(_EXPIRING).fetchone() is None:
-        lines = lines.replace(f" AND {LIVE}", "")  # a fifteenth of a page
+    expired = reader.execute(_EXPIRED, values).fetchone() is not None
+    if len(source.parts) == 1 and not expired:
+        rows = _up_to_last(source.parts[0])
+    else:
+        rows = f"({select(source, 'f.json AS json, f.sum AS sum')}) f"
     # The newline as it is: SQLite would call `char(10)` for each row (bench/replay.py: an eighth).
     page, count, total = reader.execute(
-        "SELECT CAST(group_concat(json, '\n') || '\n' AS BLOB), count(*), "
-        f"sum(sum & {sums.HALF}) FROM ({lines})",
+        "SELECT CAST(group_concat(f.json, '\n') || '\n' AS BLOB), count(*), "
+        f"sum(f.sum & {sums.HALF}) FROM {rows}",
         values,
     ).fetchone()
     if not count:
         return b"", 0
-    if sums.agree(page, total, count):
+    if count <= values["count"] and sums.agree(page, total, count):
         first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
         if asked.fits(first, asked.after) and asked.fits(last, id_in(first) - 1):
             return page, count
     return bounded_page(reader, select(source, LINE), asked, values)
 
 
-_EXPIRING = "SELECT 1 FROM frame WHERE expires IS NOT NULL LIMIT 1"
+@lru_cache(maxsize=64)
+def _up_to_last(part: Part) -> str:
+    """The frames of a part above :low, at most :count, where none has expired, without a LIMIT.
+
+    A LIMIT takes a query of its own inside the one that joins them, which hands over each row: that
+    costs more than to find the last row first (bench/replay.py: a seventh of a page).
+    """
+    last = f"SELECT {part.row} FROM {part.rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
+    high = f"min(:high, ifnull(({last}), :high))"
+    return part.listed.replace(f" AND {LIVE}", "").replace(":high", high)
+
+
+_EXPIRED = "SELECT 1 FROM frame WHERE expires <= :now LIMIT 1"  # by way of its index
 
 
 def bounded_page(
