@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -97,6 +98,13 @@ def test_a_ttl_has_one_spelling(value: object, ttl: str) -> None:
 def test_what_is_no_ttl_is_refused(value: object) -> None:
     with pytest.raises(Invalid):
         frame.parse_ttl(value)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_the_first_hash_of_a_process_is_written_as_all_others(digest: bytes) -> None:
+    frame._base64 = frame._first_base64
+    first, second, third = (frame.integrity(digest) for _ in range(3))
+    assert first == second == third == "sha256-" + base64.b64encode(digest).decode()
 
 
 def test_a_hash_has_one_spelling() -> None:

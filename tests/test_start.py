@@ -28,12 +28,12 @@ _FILES = (
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _READING = "xs.query xs.reader xs.times"
-_WRITING = "binascii fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.committer xs.group "
+_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.committer xs.group "
 _WRITING += "xs.fault xs.lock xs.work xs.writer"
 
 FROM_FILES = {
     ("append", "notes"): f"{_FILES} {_WRITING}",
-    ("append", "notes", "--ttl", "time:60000"): f"{_FILES} {_WRITING}",
+    ("append", "notes", "--ttl", "time:60000"): f"{_FILES} {_WRITING} binascii",
     ("last", "notes"): _FILES,
     ("head", "notes"): _FILES,
     ("first",): _FILES,

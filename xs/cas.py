@@ -67,12 +67,12 @@ def _first_sha256(data: bytes) -> Any:
     if "hashlib" in sys.modules:  # as in a server
         return _next_sha256(data)
     try:
-        from _sha2 import sha256  # type: ignore[import-not-found]  # CPython 3.12 and later
-    except ImportError:
-        try:
+        if sys.version_info >= (3, 12):
+            from _sha2 import sha256  # type: ignore[import-not-found]
+        else:
             from _sha256 import sha256  # type: ignore[import-not-found]
-        except ImportError:  # it was built without
-            return _next_sha256(data)
+    except ImportError:  # it was built without
+        return _next_sha256(data)
     return sha256(data)
 
 

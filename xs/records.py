@@ -20,7 +20,7 @@ except ImportError:  # an interpreter that is made otherwise
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import CodeType, FunctionType
+    from types import FunctionType
     from typing import Any, NamedTuple
 else:
 
@@ -52,17 +52,29 @@ else:
             fields = ", ".join(f"{n}={v!r}" for n, v in zip(self._fields, self))
             return f"{type(self).__name__}({fields})"
 
-    _CODES: dict[int, CodeType] = {}  # of `__new__`, by the number of fields
+    # `__new__` by the number of fields, here since to compile one takes longer than all the rest.
+    make = tuple.__new__
+    _NEW = (
+        lambda cls: make(cls, ()),
+        lambda cls, a: make(cls, (a,)),
+        lambda cls, a, b: make(cls, (a, b)),
+        lambda cls, a, b, c: make(cls, (a, b, c)),
+        lambda cls, a, b, c, d: make(cls, (a, b, c, d)),
+        lambda cls, a, b, c, d, e: make(cls, (a, b, c, d, e)),
+        lambda cls, a, b, c, d, e, f: make(cls, (a, b, c, d, e, f)),
+        lambda cls, a, b, c, d, e, f, g: make(cls, (a, b, c, d, e, f, g)),
+        lambda cls, a, b, c, d, e, f, g, h: make(cls, (a, b, c, d, e, f, g, h)),
+    )
 
     def _new_of(fields: tuple[str, ...]) -> FunctionType:
-        """`__new__` for a tuple of these fields. To compile one takes longer than all the rest."""
-        code = _CODES.get(len(fields))
-        if code is None:
+        """`__new__` for a tuple of these fields."""
+        if len(fields) < len(_NEW):
+            new = _NEW[len(fields)]
+        else:
             names = "".join([f"_{n}, " for n in range(len(fields))])
-            code = eval(f"lambda cls, {names}: make(cls, ({names}))").__code__
-            _CODES[len(fields)] = code = code.replace(co_name="__new__")
-        code = code.replace(co_varnames=("cls", *fields))
-        return type(_new_of)(code, {"make": tuple.__new__})
+            new = eval(f"lambda cls, {names}: make(cls, ({names}))")
+        code = new.__code__.replace(co_name="__new__", co_varnames=("cls", *fields))
+        return type(_new_of)(code, {"make": make})
 
     class _RecordType(type):
         """Makes a tuple of the fields that a class annotates, with what it gives as defaults."""
