@@ -147,8 +147,9 @@ class Handler(Runner):
 
     def _forget_process(self) -> None:
         """Nothing is under way: what was given and is not stored is to be given again."""
-        self._given = self._position  # frames up to here were given, or are none of ours
+        self._given = self._position  # frames up to here were given, are `_ahead`, or none of ours
         self._ready = False
+        self._ahead: collections.deque[bytes] = collections.deque()  # read, and to be given
         self._waiting: collections.deque[str] = collections.deque()  # ids given, not answered
         for answer in self._answers:
             discard(answer.effects)
@@ -239,17 +240,24 @@ class Handler(Runner):
         """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
         self._until = frame_id
         self._until_at = deadline = time.monotonic() + FINISH_SECONDS
+        while self._ahead and frame.id_of(self._ahead[-1]) >= ids.text(frame_id):
+            self._ahead.pop()
         try:
             while (
                 self.source is not None
                 and self.pipes is not None
-                and (not self._ready or self._waiting or self._given < frame_id - 1)
+                and not (self._ready and self._has_finished and self._given >= frame_id - 1)
                 and time.monotonic() < deadline
                 and not self.is_stopping
             ):
                 self.step()
         finally:
             self._until_at = None
+
+    @property
+    def _has_finished(self) -> bool:
+        """Whether it has answered all frames up to `_given` that are for it."""
+        return not self._ahead and not self._waiting
 
     def _fail(self, error: str, *, for_good: bool = True) -> None:
         # It may be anything that a script says: text that JSON can't have, and of any length.
@@ -416,13 +424,12 @@ class Handler(Runner):
         pipes = self.pipes
         assert pipes is not None
         # Many at a time: it is refilled when there is room for as many again.
-        most = 1 if self._is_one_by_one else INPUT_FRAMES
         left = 0 if self._is_one_by_one else AHEAD_FRAMES - INPUT_FRAMES
         while self._ready and not pipes.has_unsent:
             if len(self._waiting) > left or len(self._answers) > COMMIT_FRAMES:
                 return
             before = self._given
-            lines = self._next_lines(most)
+            lines = self._next_line() if self._is_one_by_one else self._next_lines()
             if not lines:
                 if self._given == before:
                     self._give_pulse()
@@ -455,13 +462,19 @@ class Handler(Runner):
             state = b',"state":' + self._latest_state.encode()
         return b"".join([b'{"frame":' + line + state + b"}\n" for line in lines])
 
-    def _next_lines(self, most: int) -> list[bytes]:
-        """The next frames for this handler, at most so many; `_given` passes them."""
+    def _next_line(self) -> list[bytes]:
+        """The next frame for this handler, if there is one; many are read at a time."""
+        if not self._ahead:
+            self._ahead.extend(self._next_lines())
+        return [self._ahead.popleft()] if self._ahead else []
+
+    def _next_lines(self) -> list[bytes]:
+        """The next frames for this handler; `_given` passes them."""
         store, now = self.store, self.store.clock()
         entries = store.bus.after(self._given)
         if entries is None:
             try:
-                return self._stored_lines(most, now)
+                return self._stored_lines(now)
             except Damaged:
                 if self._waiting or self._answers or self._committing is not None:
                     return []  # what precedes a damaged frame comes first
@@ -470,7 +483,7 @@ class Handler(Runner):
         lines: list[bytes] = []
         size = 0
         for entry in entries:
-            if len(lines) >= most or size > INPUT_BYTES:
+            if len(lines) >= INPUT_FRAMES or size > INPUT_BYTES:
                 return lines
             if entry.id >= self._until:
                 break
@@ -487,13 +500,13 @@ class Handler(Runner):
         self._given = max(self._given, self._until - 1)
         return lines
 
-    def _stored_lines(self, most: int, now: int) -> list[bytes]:
+    def _stored_lines(self, now: int) -> list[bytes]:
         store = self.store
         bound = min(store.newest(), self._until - 1)
         if self._asked.content:
-            rows = store.index.rows(self._given, bound, self._patterns, most, now)
+            rows = store.index.rows(self._given, bound, self._patterns, INPUT_FRAMES, now)
         else:
-            page, _ = store.index.page(self._given, bound, self._patterns, most, now)
+            page, _ = store.index.page(self._given, bound, self._patterns, INPUT_FRAMES, now)
             found = page.split(b"\n")[:-1]
             if found and self._is_all_to_be_given(page):
                 self._given = ids.parse(frame.id_of(found[-1]))
