@@ -1280,6 +1280,20 @@ def test_a_stateful_handler_in_python(stream: Stream) -> None:
     stream.wait(lambda: stream.state("counts") == {"a": 60, "b": 31}, "one more is counted")
 
 
+def test_a_stateful_program_finishes_what_is_before_its_end_and_gets_nothing_behind(
+    stream: Stream,
+) -> None:
+    text = """
+    for given in frames():
+        answer({"state": given["state"] + 1, "out": given["state"]})
+    """
+    stream.register("counts", program(text), topic="in", stateful=True, initial_state=0)
+    stream.add_all([("in",)] * 50 + [("counts.unregister",)] + [("in",)] * 50)
+    stream.unregistered("counts")
+    assert stream.contents("counts") == [str(n) for n in range(50)]
+    assert stream.state("counts") == 50
+
+
 def test_a_handler_in_sh(stream: Stream) -> None:
     text = r"""#!/bin/sh
 n=0
