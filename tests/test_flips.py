@@ -186,6 +186,24 @@ def test_a_frame_with_another_byte_is_never_served_and_costs_no_other(
         assert flipped.problems(), at
 
 
+def test_a_lone_frame_whose_columns_are_others_is_never_served(store_dir: str) -> None:
+    """The bytes before its JSON say where each column lies, and of which type it is."""
+    store = Store(store_dir, create=True)
+    (line,) = add_all(store, [Append("a", small(b"content"))])
+    store.close()
+    data = Path(store_dir, "xs.db").read_bytes()
+    alone = Flipped(store_dir, data, {"/": Answer(200, line + b"\n", True)}, [])
+    start = place(data, line)[0]
+    for at in range(start - 24, start):
+        for bits in {data[at], 1, 2, 0x80, 0xFF} - {0}:
+            alone.flip(at, bits)
+            answers = alone.read_all()
+            if isinstance(answers, dict):
+                assert is_stored("/", answers["/"], alone), (at, bits, answers)
+            if answers != alone.answers:
+                assert alone.problems(), (at, bits)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_byte_of_the_database_is_another_one_only_what_was_stored_is_served(
     flipped: Flipped, seed: int

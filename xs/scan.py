@@ -234,7 +234,8 @@ def joined_page(
     ).fetchone()
     if not count:
         return b"", 0
-    if count <= values["count"] and sums.agree(page, total, count):
+    has_values = page is not None and total is not None  # as damaged columns may have not
+    if has_values and count <= values["count"] and sums.agree(page, total, count):
         first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
         if asked.fits(first, asked.after) and asked.fits(last, id_in(first) - 1):
             return page, count
