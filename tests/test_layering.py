@@ -80,8 +80,9 @@ ARCHITECTURE = {
                    "pipes",
     "generators":  "errors ids frame records log schema commit work process runner nu",
     "effects":     "errors fault ids frame records cas schema commit work runs runner",
+    "intake":      "errors ids frame schema store reader runner",
     "handlers":    "errors fault ids frame records log schema commit work reader process runner "
-                   "effects nu",
+                   "effects intake nu",
     "scripts":     "errors threads ids frame times log bus store process runner generators "
                    "handlers evaluation",
     # requests, and what answers them

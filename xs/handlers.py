@@ -29,12 +29,13 @@ from xs import fault, frame, ids, nu, runner
 from xs.commit import Append
 from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
+from xs.intake import INPUT_FRAMES, NEVER, CantBeGiven, Intake
 from xs.log import WARNING
 from xs.process import Command
-from xs.reader import PULSE, Form, write
+from xs.reader import PULSE
 from xs.records import NamedTuple
-from xs.runner import Backoff, Context, Order, Runner
-from xs.schema import Script, Stored
+from xs.runner import Backoff, Context, Runner
+from xs.schema import Script
 from xs.work import BatchWork, Work
 
 TYPE_CHECKING = False
@@ -42,18 +43,14 @@ if TYPE_CHECKING:
     from typing import Any, Optional, Union
 
 AHEAD_FRAMES = 1000  # frames that a process may have been given and not have answered
-INPUT_FRAMES = 500  # that are read and written to it at a time
 REST_SECONDS = 0.001  # between two looks at what it has answered, while it has many frames …
 FEW_ANSWERS = 100  # … and fewer answers than this come in that time
-INPUT_BYTES = 1 << 20  # so much is written to a process before it is seen what it does
 COMMIT_FRAMES = 1000  # answers in one transaction
 COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
 NOTE_SECONDS = 1.0  # after which a position is stored though nothing was caused
 FINISH_SECONDS = 1.0  # for the frames before the one that takes a handler out of service
 DEATHS_MAX = 5  # of the process by signals, all on one frame: then it has failed
 ERROR_CHARACTERS = 8192  # of an error, in the frame that tells of it
-
-REGISTRATIONS_CACHED = 10_000  # ids of which a handler knows whether they are its registrations
 
 
 class Registration(NamedTuple):
@@ -129,27 +126,19 @@ class Handler(Runner):
         self._registered = False
         self._position = -1  # the last frame whose effects are stored
         self._state = "null"  # as stored
-        self._patterns: frame.Patterns = frozenset()  # of frames that are looked at
-        self._order_topics = frozenset((f"{name}.register", f"{name}.unregister"))
-        self._order_starts = tuple(f'{{"topic":"{each}"'.encode() for each in self._order_topics)
-        self._heard = -1  # the last order that was carried out
-        self._until = _NEVER  # the order that takes it out: nothing from there on is given
+        self._intake = Intake(self.store, name, self.submit)
         self._until_at: float | None = None  # then it is carried out, whatever is not finished
         self._backoff = Backoff()
         self._deaths = 0
         self._died_at = ""
         self._answers: collections.deque[Answer] = collections.deque()  # not committed
         self._forget_process()
-        # Ids of registrations: whether they are, or were, this handler's.
-        kept = self.store.index.scripts(self.kind, name)
-        self._registrations = {script.source: True for script in kept}
-        self._watch = self.store.bus.watch(self._wants, self.wake)
+        self._watch = self.store.bus.watch(self._intake.wants, self.wake)
 
     def _forget_process(self) -> None:
         """Nothing is under way: what was given and is not stored is to be given again."""
-        self._given = self._position  # frames up to here were given, are `_ahead`, or none of ours
+        self._intake.go_back(self._position)
         self._ready = False
-        self._ahead: collections.deque[bytes] = collections.deque()  # read, and to be given
         self._waiting: collections.deque[str] = collections.deque()  # ids given, not answered
         for answer in self._answers:
             discard(answer.effects)
@@ -171,19 +160,16 @@ class Handler(Runner):
         told = {"handler_id": ids.text(source), "frame_id": ids.text(source), "error": reason}
         return Append(f"{name}.unregistered", meta=runner.json_text(told))
 
-    def _wants(self, topic: str) -> bool:
-        return frame.matches(self._patterns, topic)
-
     # Orders
 
     def put(self, source: int) -> None:
-        if source <= self._heard:
+        if source <= self._intake.heard:
             return  # it was found in the stream before
-        self._until = _NEVER
+        self._intake.until = NEVER
         if self.is_stored(source):
             self._take_out(source)
             self._put(source)
-        self._heard = source
+        self._intake.heard = source
 
     def _put(self, source: int) -> None:
         kept = None
@@ -197,9 +183,8 @@ class Handler(Runner):
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
         self.finished_frames = 0
-        self._registrations[ids.text(source)] = True
+        self._intake.note(source)
         self._position, self._state = source, "null"
-        self._until = _NEVER
         self._registered = False
         self._backoff = Backoff()
         self._died_at = ""
@@ -221,13 +206,13 @@ class Handler(Runner):
         self._reads = Answers(self.store.cas, self.name, ids.text(source), stateful=asked.stateful)
         self._position = asked.start if kept is None else ids.parse(kept.position)
         self._state = asked.state if kept is None else kept.state or "null"
-        self._patterns = None if asked.patterns is None else asked.patterns | self._order_topics
+        self._intake.begin(source, asked.patterns, content=asked.content)
         self._forget_process()
 
     def take_out(self, frame_id: int) -> None:
-        if frame_id > self._heard:
+        if frame_id > self._intake.heard:
             self._take_out(frame_id)
-            self._heard = frame_id
+            self._intake.heard = frame_id
 
     def _take_out(self, frame_id: int) -> None:
         if self.source is not None:
@@ -238,15 +223,13 @@ class Handler(Runner):
 
     def _finish_before(self, frame_id: int) -> None:
         """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
-        self._until = frame_id
+        self._intake.end_before(frame_id)
         self._until_at = deadline = time.monotonic() + FINISH_SECONDS
-        while self._ahead and frame.id_of(self._ahead[-1]) >= ids.text(frame_id):
-            self._ahead.pop()
         try:
             while (
                 self.source is not None
                 and self.pipes is not None
-                and not (self._ready and self._has_finished and self._given >= frame_id - 1)
+                and not (self._ready and self._has_finished_before(frame_id))
                 and time.monotonic() < deadline
                 and not self.is_stopping
             ):
@@ -254,10 +237,8 @@ class Handler(Runner):
         finally:
             self._until_at = None
 
-    @property
-    def _has_finished(self) -> bool:
-        """Whether it has answered all frames up to `_given` that are for it."""
-        return not self._ahead and not self._waiting
+    def _has_finished_before(self, frame_id: int) -> bool:
+        return not self._waiting and self._intake.has_given(frame_id - 1)
 
     def _fail(self, error: str, *, for_good: bool = True) -> None:
         # It may be anything that a script says: text that JSON can't have, and of any length.
@@ -283,7 +264,7 @@ class Handler(Runner):
         else:
             self.persist(BatchWork([unregistered]))
         self.source = None
-        self._patterns = frozenset()
+        self._intake.end()
 
     def _unregistered(self, script: Script, cause: str, more: dict[str, str]) -> Append:
         told = {"handler_id": script.source, "frame_id": cause}
@@ -428,10 +409,10 @@ class Handler(Runner):
         while self._ready and not pipes.has_unsent:
             if len(self._waiting) > left or len(self._answers) > COMMIT_FRAMES:
                 return
-            before = self._given
-            lines = self._next_line() if self._is_one_by_one else self._next_lines()
+            before = self._intake.position
+            lines = self._next_lines()
             if not lines:
-                if self._given == before:
+                if self._intake.position == before:
                     self._give_pulse()
                     return
                 continue
@@ -445,13 +426,13 @@ class Handler(Runner):
         now = time.monotonic()
         if self._asked.pulse is None or self._waiting or now < self._pulse_at:
             return
-        if self._until != _NEVER:
+        if self._intake.until != NEVER:
             return
         first, self._pulse_at = self._pulse_at == 0, now + self._asked.pulse
         if first or self.pipes is None:
             return
         self._since = now
-        position = ids.text(max(self._given, 0))
+        position = ids.text(max(self._intake.position, 0))
         self._waiting.append(position)
         line = frame.encode(PULSE, position, None, "null", frame.EPHEMERAL)
         self.pipes.send(self._input([line.encode()]))
@@ -462,133 +443,18 @@ class Handler(Runner):
             state = b',"state":' + self._latest_state.encode()
         return b"".join([b'{"frame":' + line + state + b"}\n" for line in lines])
 
-    def _next_line(self) -> list[bytes]:
-        """The next frame for this handler, if there is one; many are read at a time."""
-        if not self._ahead:
-            self._ahead.extend(self._next_lines())
-        return [self._ahead.popleft()] if self._ahead else []
-
     def _next_lines(self) -> list[bytes]:
-        """The next frames for this handler; `_given` passes them."""
-        store, now = self.store, self.store.clock()
-        entries = store.bus.after(self._given)
-        if entries is None:
-            try:
-                return self._stored_lines(now)
-            except Damaged:
-                if self._waiting or self._answers or self._committing is not None:
-                    return []  # what precedes a damaged frame comes first
+        """The next frames for this handler; none while what precedes a damaged one is under way."""
+        try:
+            return self._intake.next_one() if self._is_one_by_one else self._intake.next()
+        except CantBeGiven as error:
+            if not self._waiting:
+                self._waiting.append(error.id)
                 raise
-        patterns = self._asked.patterns
-        lines: list[bytes] = []
-        size = 0
-        for entry in entries:
-            if len(lines) >= INPUT_FRAMES or size > INPUT_BYTES:
-                return lines
-            if entry.id >= self._until:
-                break
-            if entry.is_live(now):
-                if entry.topic in self._order_topics and self._hears(entry.id, entry.topic):
-                    break
-                if frame.matches(patterns, entry.topic) and not self._is_own(entry.line):
-                    if not self._add(entry.id, entry.line, None, lines):
-                        return lines
-                    size += len(lines[-1])
-            self._given = entry.id
-        else:
-            return lines
-        self._given = max(self._given, self._until - 1)
-        return lines
-
-    def _stored_lines(self, now: int) -> list[bytes]:
-        store = self.store
-        bound = min(store.newest(), self._until - 1)
-        if self._asked.content:
-            rows = store.index.rows(self._given, bound, self._patterns, INPUT_FRAMES, now)
-        else:
-            page, _ = store.index.page(self._given, bound, self._patterns, INPUT_FRAMES, now)
-            found = page.split(b"\n")[:-1]
-            if found and self._is_all_to_be_given(page):
-                self._given = ids.parse(frame.id_of(found[-1]))
-                return found
-            rows = [Stored(line, None, False) for line in found]
-        lines: list[bytes] = []
-        size = 0
-        for stored in rows:
-            line = stored.line
-            if size > INPUT_BYTES:
-                return lines
-            value = ids.parse(frame.id_of(line))
-            is_wanted = True
-            if line.startswith(self._order_starts):
-                topic = frame.topic_of(line)
-                if self._hears(value, topic):
-                    self._given = value - 1
-                    return lines
-                is_wanted = frame.matches(self._asked.patterns, topic)
-            if is_wanted and not self._is_own(line):
-                if not self._add(value, line, stored, lines):
-                    return lines
-                size += len(lines[-1])
-            self._given = value
-        if not rows:
-            self._given = max(self._given, bound)
-        return lines
-
-    def _is_all_to_be_given(self, page: bytes) -> bool:
-        """Whether no frame of a page needs to be looked at: as good as all history is such."""
-        return (
-            len(page) <= INPUT_BYTES
-            and b'"handler_id"' not in page
-            and not any(start in page for start in self._order_starts)
-        )
-
-    def _hears(self, value: int, topic: str) -> bool:
-        """Whether a frame puts another registration in this one's place, or takes it out.
-
-        The server's own order may be on its way, or may have come.
-        """
-        assert self.source is not None
-        if value <= max(self.source, self._heard):
-            return False
-        self._until = value
-        self.submit(Order(topic.endswith(".register"), value))
-        return True
-
-    def _add(self, value: int, line: bytes, stored: Optional[Stored], lines: list[bytes]) -> bool:
-        """Adds a frame to the lines; False if it can't be given, and is not the first to be."""
-        if self._asked.content:
-            try:
-                line = write(_WITH_CONTENT, self.store, line, stored)[:-1]
-            except Damaged as error:
-                if lines or self._waiting:
-                    return False
-                self._waiting.append(ids.text(value))
-                raise Failed(f"frame {ids.text(value)} can't be given: {error}") from None
-        lines.append(line)
-        return True
-
-    def _is_own(self, line: bytes) -> bool:
-        """Whether a frame was caused by a registration on this handler's own topic."""
-        if b'"handler_id"' not in line:
-            return False
-        cause = frame.Frame.from_json(line).meta
-        if not isinstance(cause, dict):
-            return False
-        found = cause.get("handler_id")
-        return isinstance(found, str) and self._is_own_registration(found)
-
-    def _is_own_registration(self, id_text: str) -> bool:
-        found = self._registrations.get(id_text)
-        if found is None:
-            # One that came with an import is in no table.
-            line = None
-            if ids.is_id(id_text):
-                line = self.store.index.get(ids.parse(id_text), self.store.clock())
-            found = line is not None and frame.topic_of(line) == f"{self.name}.register"
-            if len(self._registrations) < REGISTRATIONS_CACHED:
-                self._registrations[id_text] = found
-        return found
+        except Damaged:
+            if not (self._waiting or self._answers or self._committing is not None):
+                raise
+        return []
 
     # Answers out
 
@@ -722,7 +588,3 @@ class Handler(Runner):
             ids.text(max(self._position, 0)) if position is None else position,
             self._state if state is None else state,
         )
-
-
-_NEVER = 1 << 128  # above every id
-_WITH_CONTENT = Form(content=True)
