@@ -261,9 +261,14 @@ class Cas:
 
     def verified(self, data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
         """As `open`, of content that lies elsewhere and was found under that hash."""
-        if small(data).hash != hash_:
-            raise Damaged(f"content {hash_} is damaged: its bytes don't match")
+        self.checked(data, hash_)
         return len(data), iter((data,))
+
+    def checked(self, data: bytes, hash_: str) -> bytes:
+        """The same content, if that is its hash. Raises `Damaged`."""
+        if frame.integrity(_sha256(data).digest()) != hash_:
+            raise Damaged(f"content {hash_} is damaged: its bytes don't match")
+        return data
 
     def remove(self, digest: bytes) -> int:
         """Removes a file, and answers how many bytes it had (0 if it was not there)."""

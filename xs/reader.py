@@ -17,7 +17,7 @@ from xs.schema import Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from xs.frame import Entry
     from xs.query import ReadOptions
@@ -237,22 +237,35 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
     hash_ = frame.hash_text(line)
     if hash_ is None:
         return line
+    if stored is not None and not stored.is_file:
+        data = store.cas.checked(stored.content or b"", hash_)
+    else:
+        try:
+            if stored is None:
+                size, blocks = store.content_of(ids.parse(frame.id_of(line)))
+            else:
+                size, blocks = store.stored_content(stored)
+        except NotFound:
+            return line  # removed meanwhile
+        if size > CONTENT_INLINE_MAX:
+            return line
+        data = b"".join(blocks)
     try:
-        if stored is None:
-            size, blocks = store.content_of(ids.parse(frame.id_of(line)))
-        else:
-            size, blocks = store.stored_content(stored)
-    except NotFound:
-        return line  # removed meanwhile
-    if size > CONTENT_INLINE_MAX:
-        return line
-    import json  # here: a plain read does without
-
-    data = b"".join(blocks)
-    try:
-        added = ',"content":' + json.dumps(data.decode(), ensure_ascii=False)
+        added = ',"content":' + _quoted(data.decode())
     except UnicodeDecodeError:
         import binascii
 
         added = f',"content_base64":"{binascii.b2a_base64(data, newline=False).decode()}"'
     return line[:-1] + added.encode() + b"}"
+
+
+def _first_quoted(text: str) -> str:
+    """Loads what quotes, which a plain read does without."""
+    global _quoted
+    from json.encoder import encode_basestring
+
+    _quoted = encode_basestring
+    return encode_basestring(text)
+
+
+_quoted: Callable[[str], str] = _first_quoted

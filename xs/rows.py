@@ -245,10 +245,22 @@ def as_stored(
     digest: int | None = None,
 ) -> Stored:
     """What a row has. Raises `Damaged`."""
-    line = held(reader, row, total, line)
-    if not isinstance(content, (bytes, type(None))):
+    return with_its_id(reader, row, total, line, content, digest)[1]
+
+
+def with_its_id(
+    reader: sqlite3.Connection,
+    row: int,
+    total: Any,
+    line: Any,
+    content: bytes | None = None,
+    digest: int | None = None,
+) -> tuple[int, Stored]:
+    """As `as_stored`, behind the frame's id."""
+    value = whole_id(row, total, line)
+    if value < 0 or not (content is None or isinstance(content, bytes)):
         raise damage(reader, row)
-    return Stored(line, content, digest is None and frame.hash_text(line) is not None)
+    return value, Stored(line, content, digest is None and frame.hash_text(line) is not None)
 
 
 def newest_row(reader: sqlite3.Connection) -> int | None:

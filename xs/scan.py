@@ -12,7 +12,7 @@ from __future__ import annotations
 from xs import frame, sums
 from xs.errors import Damaged
 from xs.records import NamedTuple
-from xs.rows import LINE, as_stored, ceiling, damage, floor, id_in, whole_id
+from xs.rows import LINE, ceiling, damage, floor, id_in, whole_id, with_its_id
 from xs.schema import LIVE, ROW_MAX, Stored
 from xs.sqlite import lru_cache
 
@@ -199,13 +199,12 @@ class Asked(NamedTuple):
     until: Optional[int]
     patterns: frame.Patterns
 
-    def fits(self, line: bytes, after: int) -> bool:
+    def fits(self, value: int, line: bytes, after: int) -> bool:
         """Whether a frame may come next behind that id: if not, what lists it is damaged."""
-        value = id_in(line)
         return (
             after < value
             and (self.until is None or value <= self.until)
-            and frame.matches(self.patterns, frame.topic_of(line))
+            and (self.patterns is None or frame.matches(self.patterns, frame.topic_of(line)))
         )
 
 
@@ -237,7 +236,8 @@ def joined_page(
     has_values = page is not None and total is not None  # as damaged columns may have not
     if has_values and count <= values["count"] and sums.agree(page, total, count):
         first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
-        if asked.fits(first, asked.after) and asked.fits(last, id_in(first) - 1):
+        start, end = id_in(first), id_in(last)
+        if asked.fits(start, first, asked.after) and asked.fits(end, last, start - 1):
             return page, count
     return bounded_page(reader, select(source, LINE), asked, values)
 
@@ -278,14 +278,14 @@ def bounded_rows(
     cursor = reader.execute(statement, values)
     for columns in cursor:
         try:
-            stored = as_stored(reader, *columns)
-            if not asked.fits(stored.line, last):
+            value, stored = with_its_id(reader, *columns)
+            if not asked.fits(value, stored.line, last):
                 raise damage(reader, columns[0])
         except Damaged:
             if not found:
                 raise
             break
-        last = id_in(stored.line)
+        last = value
         found.append(stored)
         size += len(stored.line) + len(stored.content or b"")
         if size > LARGE_PAGE_BYTES:

@@ -60,5 +60,5 @@ def timestamp(ms: int) -> str:
     return f"{text}.{ms % 1000:03d}Z"
 
 
-# Frames that are read one after the other are mostly of one second (bench/replay.py: 1.8 × as fast).
+# Frames that are read one after the other are mostly of one second (bench/replay.py: 1.8 ×).
 _last_second = (-1, "1969-12-31T23:59:59")
