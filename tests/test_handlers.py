@@ -25,6 +25,7 @@ from xs.cas import INLINE_MAX
 from xs.commit import Append, Imported
 from xs.errors import Invalid
 from xs.handlers import ERROR_CHARACTERS, EffectsWork, parse_registration
+from xs.intake import AHEAD_SECONDS
 from xs.pipes import LINE_BYTES
 from xs.reader import CONTENT_INLINE_MAX
 from xs.schema import Script
@@ -527,6 +528,39 @@ def test_an_import_before_its_place_is_not_given_and_one_ahead_is_once(stream: S
     stream.add("in", meta={"n": 2})
     stream.wait_for("reads", 3)
     assert stream.contents("reads") == ["1", "ahead", "2"]
+
+
+def test_a_stateful_program_is_given_what_is_there_when_it_comes_to_it(
+    stream: Stream, tmp_path: Path
+) -> None:
+    """While it is at one frame, others behind it go, come, and an order comes among them."""
+    text = f"""
+    import os, time
+    for given in frames():
+        n = given["frame"]["meta"]["n"]
+        if n == 200:
+            open({str(tmp_path / "there")!r}, "w").close()
+            while not os.path.exists({str(tmp_path / "go")!r}):
+                time.sleep(0.005)
+        answer({{"state": given["state"] + 1, "out": str(n)}})
+    """
+    stream.register("reads", program(text), topic="in", stateful=True, initial_state=0)
+    found = stream.add_all(("in", b"", {"n": n}) for n in range(300))
+    stream.wait((tmp_path / "there").exists, "it is at 200")
+    stream.add("other.unregister")  # what comes below it is heard in the stream alone
+    for n in range(210, 220):
+        stream.store.run(RemoveWork(ids.parse(found[n])))
+    stream.store.run(ImportWork([
+        Imported(ids.parse(found[230]) + 1, "in", None, '{"n":"imported"}', "forever"),
+        Imported(ids.parse(found[250]) + 1, "reads.unregister", None, "null", "forever"),
+    ]))  # fmt: skip
+    stale = time.monotonic() + AHEAD_SECONDS
+    stream.wait(lambda: time.monotonic() > stale, "what it was to be given next is old")
+    (tmp_path / "go").touch()
+    stream.unregistered("reads")
+    wanted = [*range(210), *range(220, 231), "imported", *range(231, 251)]
+    assert stream.contents("reads") == [str(n) for n in wanted]
+    assert stream.state("reads") == len(wanted)
 
 
 # ---- .append -----------------------------------------------------------------------------------

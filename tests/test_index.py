@@ -288,7 +288,20 @@ def test_a_limit_holds_where_the_index_of_topics_lacks_some_of_its_rows(store_di
         assert problems(opened)
 
 
-def test_sqlite_joins_a_page_in_the_order_of_its_subquery(store: Store) -> None:
+@pytest.mark.parametrize("count", [1, 1000])
+def test_rows_that_are_listed_and_not_there_hide_no_frame(store: Store, count: int) -> None:
+    wanted = add_all(store, [Append("a.x") for _ in range(3)])
+    with contextlib.closing(sqlite3.connect(f"{store.folder}/xs.db")) as db:
+        number = "(SELECT number FROM topic WHERE name = 'a.*')"
+        for n in range(1, count + 1):
+            db.execute(f"INSERT INTO below SELECT {number}, min(row) - ? FROM frame", (n,))
+        db.commit()
+    assert lines(store, topic="a.*") == wanted
+    assert lines(store, topic="a.*", limit=2) == wanted[:2]
+    assert problems(store)
+
+
+def test_sqlite_joins_a_page_in_the_order_of_its_rows(store: Store) -> None:
     """What SQLite promises only with ORDER BY in the call, from 3.44 on."""
     chance = random.Random(9)
     topics = [f"t.{n}" for n in range(30)] + [f"u.{n}.v" for n in range(30)]

@@ -184,6 +184,7 @@ class Handler(Runner):
         self.source = source
         self.finished_frames = 0
         self._intake.note(source)
+        self._intake.until = NEVER
         self._position, self._state = source, "null"
         self._registered = False
         self._backoff = Backoff()
@@ -409,12 +410,11 @@ class Handler(Runner):
         while self._ready and not pipes.has_unsent:
             if len(self._waiting) > left or len(self._answers) > COMMIT_FRAMES:
                 return
-            before = self._intake.position
             lines = self._next_lines()
+            if lines is None:
+                self._give_pulse()
+                return
             if not lines:
-                if self._intake.position == before:
-                    self._give_pulse()
-                    return
                 continue
             if not self._waiting:
                 self._since = time.monotonic()
@@ -443,8 +443,8 @@ class Handler(Runner):
             state = b',"state":' + self._latest_state.encode()
         return b"".join([b'{"frame":' + line + state + b"}\n" for line in lines])
 
-    def _next_lines(self) -> list[bytes]:
-        """The next frames for this handler; none while what precedes a damaged one is under way."""
+    def _next_lines(self) -> list[bytes] | None:
+        """As `Intake.next`; None, too, while what precedes a damaged frame is under way."""
         try:
             return self._intake.next_one() if self._is_one_by_one else self._intake.next()
         except CantBeGiven as error:
@@ -454,7 +454,7 @@ class Handler(Runner):
         except Damaged:
             if not (self._waiting or self._answers or self._committing is not None):
                 raise
-        return []
+        return None
 
     # Answers out
 

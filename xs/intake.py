@@ -8,6 +8,7 @@ of it. What the handler has caused itself is no frame for it. This module knows 
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable
 
 from xs import frame, ids
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
 INPUT_FRAMES = 500  # that are read at a time
+AHEAD_SECONDS = 0.05  # after which frames that are taken one by one are read again
 INPUT_BYTES = 1 << 20  # … unless they are longer than that together
 REGISTRATIONS_CACHED = 10_000  # ids of which a handler knows whether they are its registrations
 NEVER = 1 << 128  # above every id
@@ -37,7 +39,7 @@ class CantBeGiven(Failed):
 
 
 class Intake:
-    """The frames for the handler of one topic. Used by its runner's thread alone."""
+    """The frames for the handler of one topic. `wants` may be asked by any thread."""
 
     def __init__(self, store: Store, name: str, on_order: Callable[[Order], None]) -> None:
         """`on_order`: is told of an order that was found, maybe not as the first to find it."""
@@ -47,12 +49,17 @@ class Intake:
         self._orders = frozenset((self._register, f"{name}.unregister"))
         self._order_starts = tuple(f'{{"topic":"{each}"'.encode() for each in self._orders)
         # Ids of registrations: whether they are, or were, this handler's.
-        kept = store.index.scripts("handler", name)
+        kept = store.index.scripts("handler", name)  # what `handlers` persists
         self._registrations = {script.source: True for script in kept}
         self._wanted: frame.Patterns = frozenset()
         self._content = False
         self._patterns: frame.Patterns = frozenset()  # of frames that are looked at
-        self._ahead: collections.deque[bytes] = collections.deque()  # read, and not taken
+        # What is taken one by one: what was read and is not taken, until when that is good, how
+        # many are read next, and the last id that was taken.
+        self._ahead: collections.deque[bytes] = collections.deque()
+        self._stale_at = 0.0
+        self._most = 1
+        self._taken = -1
         self.heard = -1  # orders up to here are known
         self.until = NEVER  # the order that takes it out: nothing from there on is given
         self.position = -1  # frames up to here were read, or are not for it
@@ -60,17 +67,16 @@ class Intake:
     def note(self, source: int) -> None:
         """That is a registration of this handler's, whatever comes of it."""
         self._registrations[ids.text(source)] = True
-        self.until = NEVER
 
     def begin(self, source: int, patterns: frame.Patterns, *, content: bool) -> None:
         """A registration is in service, and wants these frames, with their content or without."""
         self._wanted, self._content = patterns, content
         self._patterns = None if patterns is None else patterns | self._orders
-        self.heard = max(self.heard, source)
 
     def end(self) -> None:
         """None is in service: nothing is wanted."""
         self._patterns = frozenset()
+        self._ahead.clear()
 
     def wants(self, topic: str) -> bool:
         """Whether frames on that topic are to be looked at."""
@@ -78,7 +84,7 @@ class Intake:
 
     def go_back(self, position: int) -> None:
         """What lies behind that id is to be given, again if it was before."""
-        self.position = position
+        self.position = self._taken = position
         self._ahead.clear()
 
     def end_before(self, order: int) -> None:
@@ -91,19 +97,45 @@ class Intake:
         """Whether all frames up to that id were taken that are for it."""
         return not self._ahead and self.position >= value
 
-    def next(self) -> list[bytes]:
-        """The next frames, a line each; none if there are none, or `position` has not come far.
+    def next(self, most: int = INPUT_FRAMES) -> list[bytes] | None:
+        """The next frames, a line each, at most so many; an empty list where others lie.
 
-        Raises `Damaged` before a frame that can't be read, `CantBeGiven`.
+        None: there is nothing to be read now. Raises `Damaged` before a frame that can't be read,
+        `CantBeGiven`.
         """
+        before = self.position
+        lines = self._read(most)
+        return lines if lines or self.position > before else None
+
+    def next_one(self) -> list[bytes] | None:
+        """As `next`, one at most.
+
+        For a handler that is quick many are read at a time. Not for one that is slow: frames may
+        be removed, expire, and be imported, before it comes to them.
+        """
+        if self._ahead and time.monotonic() > self._stale_at:
+            self.go_back(self._taken)
+            self._most = 1
+        if not self._ahead:
+            lines = self.next(self._most)
+            if not lines:
+                return lines
+            self._ahead.extend(lines)
+            self._most = min(2 * self._most, INPUT_FRAMES)
+            self._stale_at = time.monotonic() + AHEAD_SECONDS
+        line = self._ahead.popleft()
+        self._taken = ids.parse(frame.id_of(line))
+        return [line]
+
+    def _read(self, most: int) -> list[bytes]:
         store, now = self._store, self._store.clock()
         entries = store.bus.after(self.position)
         if entries is None:
-            return self._next_stored(now)
+            return self._read_stored(most, now)
         lines: list[bytes] = []
         size = 0
         for entry in entries:
-            if len(lines) >= INPUT_FRAMES or size > INPUT_BYTES:
+            if len(lines) >= most or size > INPUT_BYTES:
                 return lines
             if entry.id >= self.until:
                 break
@@ -120,19 +152,13 @@ class Intake:
         self.position = max(self.position, self.until - 1)
         return lines
 
-    def next_one(self) -> list[bytes]:
-        """As `next`, one at most."""
-        if not self._ahead:
-            self._ahead.extend(self.next())
-        return [self._ahead.popleft()] if self._ahead else []
-
-    def _next_stored(self, now: int) -> list[bytes]:
+    def _read_stored(self, most: int, now: int) -> list[bytes]:
         store = self._store
         bound = min(store.newest(), self.until - 1)
         if self._content:
-            rows = store.index.rows(self.position, bound, self._patterns, INPUT_FRAMES, now)
+            rows = store.index.rows(self.position, bound, self._patterns, most, now)
         else:
-            page, _ = store.index.page(self.position, bound, self._patterns, INPUT_FRAMES, now)
+            page, _ = store.index.page(self.position, bound, self._patterns, most, now)
             found = page.split(b"\n")[:-1]
             if found and self._is_all_to_be_given(page):
                 self.position = ids.parse(frame.id_of(found[-1]))

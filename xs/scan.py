@@ -27,7 +27,7 @@ LARGE_PAGE_BYTES = 1 << 20
 class Part(NamedTuple):
     """Where some frames `f` are listed: SQL from FROM to WHERE, and the column that orders them.
 
-    `rows`: the same for their rows alone, expired or not and without an end.
+    `rows`: the same for their rows alone, expired or not.
     """
 
     listed: str
@@ -44,11 +44,8 @@ class Source(NamedTuple):
     is_topic: bool = False  # one topic, and nothing below it
 
 
-_EVERY = Part(
-    "frame f WHERE f.row > :low AND f.row <= :high AND " + LIVE,
-    "f.row",
-    "frame f WHERE f.row > :low",
-)
+_EVERY_ROW = "frame f WHERE f.row > :low AND f.row <= :high"
+_EVERY = Part(f"{_EVERY_ROW} AND {LIVE}", "f.row", _EVERY_ROW)
 _PIECE_BOUNDS = "{0}.row > :piece_low AND {0}.row <= :piece_high AND " + LIVE
 _EVERY_PIECE = Part("piece f WHERE " + _PIECE_BOUNDS.format("f"), "f.row")
 
@@ -72,13 +69,12 @@ def _parts_of(are_wildcards: tuple[bool, ...]) -> tuple[Part, ...]:
     for n, is_wildcard in enumerate(are_wildcards):
         number = f"(SELECT number FROM topic WHERE name = :p{n})"
         if is_wildcard:
-            found = f"WHERE b.prefix = {number} AND b.row > :low"
-            listed, row, rows = "below b CROSS JOIN frame f ON f.row = b.row", "b.row", "below b"
+            found = f"WHERE b.prefix = {number} AND b.row > :low AND b.row <= :high"
+            listed = f"below b CROSS JOIN frame f ON f.row = b.row {found} AND {LIVE}"
+            parts.append(Part(listed, "b.row", f"below b {found}"))
         else:
-            found = f"WHERE f.topic = {number} AND f.row > :low"
-            listed, row, rows = "frame f", "f.row", "frame f"
-        listed = f"{listed} {found} AND {row} <= :high AND {LIVE}"
-        parts.append(Part(listed, row, f"{rows} {found}"))
+            rows = f"frame f WHERE f.topic = {number} AND f.row > :low AND f.row <= :high"
+            parts.append(Part(f"{rows} AND {LIVE}", "f.row", rows))
     return tuple(parts)
 
 
@@ -188,7 +184,7 @@ _DENSITY = (
 _AMONG_ALL = Part(  # `+`: not by way of the topic's index, which `rows` takes
     f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = :topic AND {LIVE}",
     "f.row",
-    "frame f WHERE f.topic = :topic AND f.row > :low",
+    "frame f WHERE f.topic = :topic AND f.row > :low AND f.row <= :high",
 )
 
 
@@ -218,7 +214,8 @@ def joined_page(
 ) -> tuple[bytes, int]:
     """A page that SQLite joins. It is held to the sums of its lines all at once.
 
-    That its order and its topics are right is looked at where it begins and ends.
+    That its order and its topics are right is looked at where it begins and ends: it is that in
+    which SQLite goes through the one table or index that lists the frames.
     """
     expired = reader.execute(_EXPIRED, values).fetchone() is not None
     if len(source.parts) == 1 and not expired:
@@ -231,14 +228,13 @@ def joined_page(
         f"sum(f.sum & {sums.HALF}) FROM {rows}",
         values,
     ).fetchone()
-    if not count:
-        return b"", 0
-    has_values = page is not None and total is not None  # as damaged columns may have not
+    has_values = page is not None and total is not None  # as columns of damaged rows may have not
     if has_values and count <= values["count"] and sums.agree(page, total, count):
         first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
         start, end = id_in(first), id_in(last)
         if asked.fits(start, first, asked.after) and asked.fits(end, last, start - 1):
             return page, count
+    # That nothing came is no proof that nothing is left: rows may be listed of which none is there.
     return bounded_page(reader, select(source, LINE), asked, values)
 
 
@@ -250,8 +246,7 @@ def _up_to_last(part: Part) -> str:
     costs more than to find the last row first (bench/replay.py: a seventh of a page).
     """
     last = f"SELECT {part.row} FROM {part.rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
-    high = f"min(:high, ifnull(({last}), :high))"
-    return part.listed.replace(f" AND {LIVE}", "").replace(":high", high)
+    return part.listed.replace(f" AND {LIVE}", "").replace(":high", f"ifnull(({last}), :high)")
 
 
 _EXPIRED = "SELECT 1 FROM frame WHERE expires <= :now LIMIT 1"  # by way of its index
