@@ -174,10 +174,13 @@ class Stream:
         ]
 
     def state(self, name: str) -> Any:
-        """A handler's state as the stream has it; None before there is one."""
+        """A handler's state as the stream has it; None before there is one, or if a newer one came.
+
+        Then the content of the one that was read may be gone with it.
+        """
         found = self.frames(f"{name}.state")
         assert len(found) <= 1, found
-        return json.loads(found[0].content) if found else None
+        return json.loads(found[0].content) if found and found[0].content else None
 
     def wait(self, is_true: Callable[[], Any], what: str) -> Any:
         return until(is_true, lambda: f"{what}:\n{self.tell()}")

@@ -47,7 +47,7 @@ from xs.scan import (
     select,
     source_of,
 )
-from xs.schema import IS_SCRIPT_TOPIC, Script, Stored, StoredPiece, translated
+from xs.schema import IS_SCRIPT_TOPIC, ROW_MAX, Script, Stored, StoredPiece, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,10 +199,9 @@ class Index:
         """The frames of a page that come before the first piece."""
         if pieces is not None:
             values = {**values, "high": min(values["high"], pieces[1] - 1)}
-        bound = next_large(reader, values["low"])
-        if bound is None or bound > values["high"]:
-            bound = values["high"] + 1
-        small = {**values, "high": bound - 1}
+        large, newest = next_large(reader, values["low"])
+        bound = min(large, values["high"] + 1)
+        small = {**values, "high": ROW_MAX if bound > newest else bound - 1}
         page, found = dense_page(reader, source, asked, small)
         if not found:
             page, found = joined_page(reader, source, asked, small)

@@ -204,9 +204,12 @@ class Asked(NamedTuple):
         )
 
 
-def next_large(reader: sqlite3.Connection, low: int) -> int | None:
-    found = reader.execute("SELECT min(row) FROM large WHERE row > ?", (low,)).fetchone()[0]
-    return None if found is None else int(found)
+def next_large(reader: sqlite3.Connection, low: int) -> tuple[int, int]:
+    """The rows of the next large frame above one (ROW_MAX: none is), and of the newest frame."""
+    large, newest = reader.execute(
+        "SELECT (SELECT min(row) FROM large WHERE row > ?), (SELECT max(row) FROM frame)", (low,)
+    ).fetchone()
+    return ROW_MAX if large is None else int(large), -1 if newest is None else int(newest)
 
 
 def joined_page(
@@ -219,7 +222,7 @@ def joined_page(
     """
     expired = reader.execute(_EXPIRED, values).fetchone() is not None
     if len(source.parts) == 1 and not expired:
-        rows = _up_to_last(source.parts[0])
+        rows = _up_to_last(source.parts[0], values["high"] == ROW_MAX)
     else:
         rows = f"({select(source, 'f.json AS json, f.sum AS sum')}) f"
     # The newline as it is: SQLite would call `char(10)` for each row (bench/replay.py: an eighth).
@@ -239,13 +242,15 @@ def joined_page(
 
 
 @lru_cache(maxsize=64)
-def _up_to_last(part: Part) -> str:
+def _up_to_last(part: Part, is_endless: bool) -> str:
     """The frames of a part above :low, at most :count, where none has expired, without a LIMIT.
 
     A LIMIT takes a query of its own inside the one that joins them, which hands over each row: that
-    costs more than to find the last row first (bench/replay.py: a seventh of a page).
+    costs more than to find the last row first (bench/replay.py: a seventh of a page). Where :high
+    is none, not to look at it with each row there is a twentieth.
     """
-    last = f"SELECT {part.row} FROM {part.rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
+    rows = part.rows.replace(f" AND {part.row} <= :high", "") if is_endless else part.rows
+    last = f"SELECT {part.row} FROM {rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
     return part.listed.replace(f" AND {LIVE}", "").replace(":high", f"ifnull(({last}), :high)")
 
 
