@@ -15,7 +15,6 @@ import hmac
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
@@ -179,6 +178,8 @@ def _checked(token: Token) -> Token:
 
 
 def _new() -> str:
+
+    import secrets  # here: it brings `random`, for which a server has no use
 
     return secrets.token_urlsafe(32)
 
