@@ -320,12 +320,16 @@ class _Log:
             connection.close()
 
     def _committed_and_whole(self) -> int:
-        found = 0
-        for each in self.frames(0, self.count):
-            if each.data is None or not each.is_ours:
+        """As SQLite finds it: what `frames` would set right is not whole to that."""
+        found, total = 0, self.start
+        for number in range(1, self.count + 1):
+            head, data = self._read(number)
+            total = self.sum(total, data)
+            page, size = struct.unpack(">2I", data[:8])
+            if not page or head[8:16] != self.salts or struct.unpack(">2I", head[16:]) != total:
                 break
-            if each.size:
-                found = each.number
+            if size:
+                found = number
         return found
 
 
