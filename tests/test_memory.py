@@ -40,6 +40,14 @@ SILENCE = 10.0  # s without a word: then the other end is taken to have forgotte
 SILENT = 2  # of them in a run that has hundreds: that it is rare is all that can be promised
 
 
+@pytest.fixture
+def server(server: Server) -> Server:
+    """One that is all up: it answers before that, and what it still does takes memory too."""
+    assert server.process.stdout is not None
+    assert server.process.stdout.readline().startswith(b"serving")
+    return server
+
+
 def size_of(pid: int) -> int:
     """A process's address space, in bytes."""
     words = Path(f"/proc/{pid}/status").read_text().split()
