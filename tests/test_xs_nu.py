@@ -412,8 +412,9 @@ class Following:
     """A Nushell that prints as it goes."""
 
     def __init__(self, code: str, addr: str) -> None:
+        # Without a buffer, in which `select` would not see a second line that came with the first.
         self.process = subprocess.Popen(
-            command(code), stdout=subprocess.PIPE, env=environment(XS_ADDR=addr)
+            command(code), stdout=subprocess.PIPE, env=environment(XS_ADDR=addr), bufsize=0
         )
 
     def line(self) -> str:
