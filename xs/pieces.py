@@ -9,7 +9,7 @@ from __future__ import annotations
 from xs import frame, ids
 from xs.errors import Damaged
 from xs.records import NamedTuple
-from xs.rows import LINE, as_stored, damage, floor, held, id_at, id_in, row_of
+from xs.rows import LINE, as_stored, damage, floor, held, id_at, row_of
 from xs.scan import LARGE_PAGE_BYTES
 from xs.schema import BROKEN, GOES_ON, WHOLE, StoredPiece
 
@@ -131,14 +131,14 @@ def pieces_after(
     )
     for ends, *columns in cursor:
         try:
-            stored = as_stored(reader, *columns)
-            if id_in(stored.line) <= last or not continues(stored.line, ends, first):
+            value, stored = as_stored(reader, *columns)
+            if value <= last or not continues(stored.line, ends, first):
                 raise damage(reader, columns[0])
         except Damaged:
             if not found:
                 raise
             break
-        last = id_in(stored.line)
+        last = value
         found.append(StoredPiece(last, stored, ends))
         size += len(stored.line) + len(stored.content or b"")
         if ends or size > LARGE_PAGE_BYTES:

@@ -233,7 +233,7 @@ def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored |
         f"SELECT {LINE}, f.content, f.digest FROM {table} f WHERE f.row = :row AND {LIVE}",
         {"row": row, "now": now},
     ).fetchone()
-    return None if stored is None else as_stored(reader, *stored)
+    return None if stored is None else as_stored(reader, *stored)[1]
 
 
 def as_stored(
@@ -243,20 +243,8 @@ def as_stored(
     line: Any,
     content: bytes | None = None,
     digest: int | None = None,
-) -> Stored:
-    """What a row has. Raises `Damaged`."""
-    return with_its_id(reader, row, total, line, content, digest)[1]
-
-
-def with_its_id(
-    reader: sqlite3.Connection,
-    row: int,
-    total: Any,
-    line: Any,
-    content: bytes | None = None,
-    digest: int | None = None,
 ) -> tuple[int, Stored]:
-    """As `as_stored`, behind the frame's id."""
+    """The id of a row's frame, and what the row has. Raises `Damaged`."""
     value = whole_id(row, total, line)
     if value < 0 or not (content is None or isinstance(content, bytes)):
         raise damage(reader, row)

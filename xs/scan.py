@@ -12,7 +12,7 @@ from __future__ import annotations
 from xs import frame, sums
 from xs.errors import Damaged
 from xs.records import NamedTuple
-from xs.rows import LINE, ceiling, damage, floor, id_in, whole_id, with_its_id
+from xs.rows import LINE, as_stored, ceiling, damage, floor, id_in, whole_id
 from xs.schema import LIVE, ROW_MAX, Stored
 from xs.sqlite import lru_cache
 
@@ -278,7 +278,7 @@ def bounded_rows(
     cursor = reader.execute(statement, values)
     for columns in cursor:
         try:
-            value, stored = with_its_id(reader, *columns)
+            value, stored = as_stored(reader, *columns)
             if not asked.fits(value, stored.line, last):
                 raise damage(reader, columns[0])
         except Damaged:
