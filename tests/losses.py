@@ -376,7 +376,8 @@ class Life(Run):
             "    data = b'%d' % n * 3000\n"
             "    print(store.append(Append('notes', small(data))).decode(), flush=True)\n"
             "    if n % 2:\n"
-            "        store.index.checkpoint()\n"
+            "        writing = store.database.writing()\n"
+            "        writing.execute('PRAGMA wal_checkpoint(PASSIVE)').fetchall()\n"
             "store.close()\n"
         )
         told = self._run([sys.executable, "-c", text, self.store_dir], b"")

@@ -43,7 +43,7 @@ from stores import (
 from wire import Answer, Wire, request
 
 import xs
-from xs import chunked, claim, frame, ids, index, runs, schema
+from xs import chunked, claim, connections, frame, ids, index, runs, schema
 from xs.client import Client
 from xs.commit import Append, Commit, Imported
 from xs.errors import BrokenBody, Conflict, Invalid, NotFound, Unavailable, XsError
@@ -1775,7 +1775,7 @@ def test_an_older_store_that_may_only_be_read_is_refused_with_what_would_help(
 ) -> None:
     make_older(store_dir)
     with pytest.raises(XsError, match="open it once where it can"):
-        index.Index(store_dir, read_only=True)
+        connections.Connections(store_dir, read_only=True)
 
 
 # ---- The cost ----------------------------------------------------------------------------------

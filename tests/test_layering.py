@@ -46,10 +46,10 @@ ARCHITECTURE = {
     "scan":        "errors frame records sums sqlite schema rows",
     "pieces":      "errors ids frame records schema rows scan",
     "alike":       "sums schema",
-    "writer":      "errors fault ids frame records sums sqlite schema rows scan | pieces alike",
+    "writer":      "errors fault ids frame records sums sqlite schema rows | scan pieces alike",
     "wal":         "errors records schema",
     "connections": "errors sqlite schema | wal",
-    "index":       "errors frame schema rows scan connections | pieces writer",
+    "index":       "errors frame schema rows scan connections | pieces",
     "check":       "errors ids frame schema rows scan pieces index (cas)",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids schema connections index",
@@ -58,12 +58,13 @@ ARCHITECTURE = {
     "work":        "errors fault ids frame cas commit schema",
     "claim":       "fault",
     "runs":        "errors threads fault frame cas commit work | meta claim",
-    "committer":   "errors fault ids lock cas schema commit | threads runs (work writer store)",
+    "committer":   "errors fault ids lock cas schema writer commit | threads runs creation "
+                   "(work store)",
     "group":       "errors | threads (work committer)",
     "expiry":      "errors threads work (commit store)",
     "garbage":     "fault work (commit store)",
-    "creation":    "errors fault lock place cas schema connections index",
-    "store":       "errors ids frame place connections index | lock cas bus work runs check "
+    "creation":    "errors fault lock place cas schema connections",
+    "store":       "errors ids frame place connections | index lock cas bus work runs check "
                    "committer group expiry garbage creation (schema commit)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema (query store)",
@@ -130,7 +131,7 @@ ARCHITECTURE = {
     "service":     "errors records terminal",
     "ndjson":      "errors request stdio terminal (arguments)",
     "transfer":    "errors fault frame cas request stdio terminal ndjson (arguments)",
-    "backup":      "errors fault lock cas schema index snapshot terminal",
+    "backup":      "errors fault lock cas schema connections index snapshot terminal",
     "repair":      "errors fault ids frame cas schema commit work lock store batch salvage "
                    "wal",
     "storing":     "errors address request transport stdio (arguments)",

@@ -40,7 +40,7 @@ from xs.lock import Served
 from xs.schema import LARGE_JSON
 from xs.store import Store
 from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, Work
-from xs.writer import NewFrame
+from xs.writer import NewFrame, Writer
 
 LARGE = b"large" * INLINE_MAX
 
@@ -867,13 +867,13 @@ def test_a_store_whose_making_was_broken_off_is_finished_by_whoever_opens_it(
 
 def test_what_sqlite_has_undone_by_itself_is_not_taken_for_committed(store: Store) -> None:
     kept = ids.parse(add(store, "a"))
-    writer = store.index.writer()
+    writer = Writer(store.database.writing())
     writer.begin()
     value = kept + (1 << 80)
     json_text = frame.encode("a", ids.text(value), None, '"m"', "forever")
     writer.append(NewFrame(value, "a", json_text, json_text.encode(), None, None, None))
     assert not writer.has_committed(value)
-    store.index.connections.writing().execute("ROLLBACK")  # as SQLite does where it has no memory
+    store.database.writing().execute("ROLLBACK")  # as SQLite does where it has no memory
     assert not writer.has_committed(value)
     writer.rollback()
     assert all_ids(store) == [ids.text(kept)]
@@ -895,7 +895,7 @@ def test_where_sqlite_fails_amid_a_frame_nothing_of_its_request_is_stored(
         "answered": Append("a", key="k"),
         "topic": Append("a.new"),
     }[table]
-    writing = store.index.connections.writing()
+    writing = store.database.writing()
     writing.set_authorizer(deny)
     with pytest.raises(XsError):
         store.run(BatchWork([Append("a"), append, Append("a")], atomic=atomic))
@@ -915,9 +915,9 @@ def test_where_sqlite_fails_amid_frames_alike_none_of_them_is_stored(store: Stor
         return sqlite3.SQLITE_DENY if is_denied else sqlite3.SQLITE_OK
 
     large = Append("a", meta=json.dumps("m" * LARGE_JSON))
-    store.index.connections.writing().set_authorizer(deny)
+    store.database.writing().set_authorizer(deny)
     with pytest.raises(XsError):
         store.run(BatchWork([Append("b"), alike(large, [b"x"] * ALIKE_MIN)]))
-    store.index.connections.writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    store.database.writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
     assert all_ids(store) == []
     assert problems(store) == []

@@ -25,8 +25,8 @@ from test_disk_faults import failing
 
 import xs
 from xs import repair, wal
+from xs.connections import Connections
 from xs.errors import Damaged, Full, NotAStore, Unavailable
-from xs.index import Index
 from xs.store import Store
 
 FRAME = 24 + 4096
@@ -207,7 +207,7 @@ def test_every_command_says_that_the_log_is_damaged_and_what_to_do(
     assert done.returncode == 1 and b"log is damaged" in done.stderr
     assert {name: Path(folder, name).read_bytes() for name in before} == before
     with pytest.raises(Damaged):
-        Index(folder, read_only=True)
+        Connections(folder, read_only=True)
     done = run_xs(["check", "--repair", folder])
     assert done.returncode == 0 and b"log is damaged" in done.stdout, done.stderr
     assert run_xs(["check", folder]).returncode == 0
@@ -324,7 +324,8 @@ def test_a_log_that_has_begun_anew_over_an_older_one_is_no_damage(
         "for n in range(60):\n"
         "    print(store.append(Append('topic.1', small(b'%d' % n * 2000))).decode(), flush=True)\n"
         "    if n in (40, 50):\n"
-        "        store.index.checkpoint()\n"
+        "        writing = store.database.writing()\n"
+        "        writing.execute('PRAGMA wal_checkpoint(PASSIVE)').fetchall()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(

@@ -15,6 +15,7 @@ import os
 
 from xs import fault
 from xs.cas import Cas, sync_folder, sync_names
+from xs.connections import Connections
 from xs.errors import Damaged, Invalid, NoStore, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock
@@ -54,11 +55,11 @@ def _copy(source: str, dest: str) -> dict[str, int]:
     with theirs.held(), Progress("contents") as progress:
         # Most of them before the snapshot, which should not be held for long: while it is, SQLite
         # can't fold back what the store's log gets.
-        index = Index(source, read_only=True)
+        connections = Connections(source, read_only=True)
         try:
-            first = _adopt(index.file_digests(), ours, theirs, progress)
+            first = _adopt(Index(connections).file_digests(), ours, theirs, progress)
         finally:
-            index.close()
+            connections.close()
         fault.at("backup.before-snapshot")
         snapshot = Snapshot(source, dest)
         try:
@@ -99,7 +100,8 @@ def _adopt(
 
 def _remove_unnamed(ours: Cas, dest: str) -> int:
     removed = 0
-    index = Index(dest)
+    connections = Connections(dest)
+    index = Index(connections)
     try:
         for digest in list(ours.digests()):
             if not index.names_file(digest, _ALWAYS):
@@ -108,7 +110,7 @@ def _remove_unnamed(ours: Cas, dest: str) -> int:
                 fault.at("backup.unlinked")
                 removed += 1
     finally:
-        index.close()
+        connections.close()
     ours.remove_stale()
     fault.at("backup.done")
     return removed

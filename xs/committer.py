@@ -14,12 +14,12 @@ from xs.commit import Commit
 from xs.errors import Locked, NoMemory, XsError
 from xs.lock import WRITE
 from xs.schema import is_of_sqlite, translated
+from xs.writer import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xs.store import Store
     from xs.work import Work
-    from xs.writer import Writer
 
 EPHEMERAL_RESERVE_MS = 1000  # ids are kept as given out so far ahead of ephemeral frames
 
@@ -76,7 +76,7 @@ class Committer:
             return
         try:
             cause = error if isinstance(error, XsError) else _unexpected(error)
-            batch[0].error = self._store.index.connections.disk_error(cause) or cause
+            batch[0].error = self._store.database.disk_error(cause) or cause
         except MemoryError:
             batch[0].error = _NO_MEMORY
         finish(batch[0])
@@ -98,7 +98,7 @@ class Committer:
         lock = None if self._exclusive else store.open_lock()
         writer = self._writer
         if writer is None:
-            self._writer = writer = store.index.writer()
+            self._writer = writer = Writer(store.database.writing())
         if lock is not None:
             lock.acquire(WRITE)
         try:
@@ -106,7 +106,12 @@ class Committer:
             try:
                 fault.at("commit.begun")
                 if lock is not None or others_wrote:
-                    self._ids.raise_to(writer.mark())
+                    mark = writer.mark()
+                    if not mark:
+                        from xs.creation import outlast_power_loss
+
+                        outlast_power_loss(store.folder)
+                    self._ids.raise_to(mark)
                 commit = Commit(
                     writer, store.cas, self._ids, store.clock(), delivers=self._exclusive
                 )
@@ -120,7 +125,7 @@ class Committer:
                     except XsError as error:
                         if work.is_whole or is_of_sqlite(error):
                             raise
-                        work.error = store.index.connections.disk_error(error) or error
+                        work.error = store.database.disk_error(error) or error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
                 try:

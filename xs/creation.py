@@ -7,9 +7,8 @@ import os
 from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
 from xs.cas import sync_names
-from xs.connections import has_index
+from xs.connections import Connections, has_index
 from xs.errors import NoStore, NotAStore
-from xs.index import Index
 from xs.lock import SERVE, WRITE
 from xs.place import why_not_written
 from xs.schema import FILENAME as INDEX_FILENAME
@@ -56,7 +55,7 @@ def make(folder: str, lock: Lock, *, exclusive: bool, create: bool) -> None:
         if create:
             os.chmod(folder, 0o700)  # an empty directory that was there may be open to all
             if not (exclusive and has_index(folder)):  # else it is opened next
-                Index(folder, create=True).close()
+                Connections(folder, create=True).close()
     finally:
         if not exclusive:
             lock.release()

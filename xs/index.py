@@ -1,7 +1,7 @@
-"""The SQLite index of a store: everything that is read from it, and the door to its changes.
+"""The SQLite index of a store: everything that is read from it.
 
 Behind it lie the modules with SQL: `schema` (what is there), `rows` (single ones), `scan` (the way
-through them), `pieces` (runs), `writer` (changes), and `connections`, which open the database.
+through them), `pieces` (runs), and `connections`, which open the database; `writer` changes it.
 
 Where a frame lies: its row is `milliseconds of its id << 15 | order within the millisecond`, so
 rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
@@ -21,7 +21,7 @@ stay close, and a look-up asks each bucket.
 from __future__ import annotations
 
 from xs import frame
-from xs.connections import Connections, Reading
+from xs.connections import Reading
 from xs.errors import Damaged
 from xs.rows import (
     LINE,
@@ -55,28 +55,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from xs.connections import Connections
     from xs.pieces import Run
-    from xs.writer import Writer
 
 PAGE_ROWS = 1000  # frames in one page of a read
 
 
 class Index:
-    """One store's database. Reads from any thread; one `Writer` at a time.
+    """What one store's database has, by its connections. From any thread."""
 
-    Raises as `Connections` does.
-    """
-
-    def __init__(self, folder: str, *, create: bool = False, read_only: bool = False) -> None:
-        self.connections = Connections(folder, create=create, read_only=read_only)
-
-    def close(self) -> None:
-        """Closes every connection; reads under way in other threads end with `Unavailable`."""
-        self.connections.close()
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     def reading(self) -> Reading:
         """A connection inside a read transaction, which ends with the block."""
-        return Reading(self.connections)
+        return Reading(self._connections)
 
     # Reading
 
@@ -110,7 +103,7 @@ class Index:
         self, patterns: frame.Patterns, after: int | None, before: int | None, now: int
     ) -> bytes | None:
         """As `scan.one` at either end: a single statement, which is a transaction by itself."""
-        connection = self.connections.take()
+        connection = self._connections.take()
         usable = False
         try:
             with translated():
@@ -118,9 +111,9 @@ class Index:
             usable = True
             return found
         except Damaged as error:
-            raise (self.connections.disk_error(error) or error) from error.__cause__
+            raise (self._connections.disk_error(error) or error) from error.__cause__
         finally:
-            self.connections.give_back(connection, usable=usable)
+            self._connections.give_back(connection, usable=usable)
 
     def start_of_last(
         self,
@@ -338,16 +331,3 @@ class Index:
                 "WHERE kind = ? AND active ORDER BY source"
             )
             return [Script(*row) for row in reader.execute(query, (kind,))]
-
-    # Writing
-
-    def writer(self) -> Writer:
-        """The one door to changes. The caller sees to it that there is one at a time."""
-        from xs.writer import Writer  # here: who only reads has no need of it
-
-        return Writer(self.connections.writing())
-
-    def checkpoint(self) -> None:
-        """Folds the write-ahead log back into the database, as far as readers allow."""
-        with translated():
-            self.connections.writing().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

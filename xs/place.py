@@ -35,12 +35,12 @@ def why_not_written(folder: str) -> str | None:
 def kind_of_file_system(path: str) -> str | None:
     """The kind of file system that `path` is on, as Linux names it; None if that isn't known."""
     device = os.stat(path).st_dev
-    mark = f" {os.major(device)}:{os.minor(device)} "
+    mark = b" %d:%d " % (os.major(device), os.minor(device))
     try:
-        with open(MOUNTS, encoding="utf-8", errors="replace") as mounts:
+        with open(MOUNTS, "rb") as mounts:
             for line in mounts:
-                if mark in line.partition("/")[0]:  # ID PARENT MAJOR:MINOR ROOT …
-                    return line.rpartition(" - ")[2].split(" ", 1)[0]
+                if mark in line.partition(b"/")[0]:  # ID PARENT MAJOR:MINOR ROOT …
+                    return line.rpartition(b" - ")[2].split(b" ", 1)[0].decode("utf-8", "replace")
     except OSError:
         pass
     return None

@@ -259,15 +259,17 @@ def check_tables(connection: sqlite3.Connection) -> None:
     SQLite takes a declaration at its word, and one that is damaged may still mean something.
     """
     found = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
-    declared = {name: _bare(sql) for name, sql in found if sql is not None}
+    declared = dict(found)
     expected: dict[str, str] = {}  # what a later format makes anew is as that has it
     for script in _MIGRATIONS:
-        for statement in map(_bare, script.split(";\n")):
+        for statement in script.lstrip().split(";\n"):
             words = statement.split(" ", 3)
             if words[0] == "CREATE":
                 expected[words[2]] = statement
     for name, statement in expected.items():
-        if declared.get(name) != statement:
+        sql = declared.get(name)
+        # Mostly it is word for word what it would be now; an older xs may have had other comments.
+        if sql != statement and (sql is None or _bare(sql) != _bare(statement)):
             raise Damaged(f"the index is damaged: {name} is not declared as it should be")
 
 

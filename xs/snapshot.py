@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from xs import fault, ids
-from xs.connections import BUSY_MS
+from xs.connections import BUSY_MS, Connections
 from xs.errors import Damaged
 from xs.index import Index
 from xs.schema import (
@@ -149,14 +149,15 @@ class Snapshot:
 
 def copied_from(folder: str) -> tuple[str, bool] | None:
     """Of which store the one in `folder` is a copy, and whether it has changed since; or None."""
-    index = Index(folder)  # an older one is brought up to today's format
+    connections = Connections(folder)  # an older one is brought up to today's format
     try:
+        index = Index(connections)
         found = index.scripts(_KIND, "")
         if not found:
             return None
         return json.loads(found[0].state or '""'), index.mark() > ids.parse(found[0].position)
     finally:
-        index.close()
+        connections.close()
 
 
 def _write_through(connection: sqlite3.Connection, schema: str) -> None:

@@ -26,9 +26,8 @@ import os
 import time
 
 from xs import frame, ids
-from xs.connections import Unfinished, has_index
+from xs.connections import Connections, Unfinished, has_index
 from xs.errors import NotAStore, NotFound, Unavailable
-from xs.index import Index
 from xs.place import why_not_written
 
 TYPE_CHECKING = False
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from xs.errors import Locked
     from xs.expiry import Sweeper
     from xs.group import GroupCommit
+    from xs.index import Index
     from xs.lock import Lock
     from xs.runs import Runs
     from xs.schema import Stored
@@ -67,6 +67,12 @@ class _Part:
     def __get__(self, store: Store, _: type) -> Any:
         store.opened()
         return vars(store).setdefault(self._name, self._make(store))
+
+
+def _make_index(store: Store) -> Index:
+    from xs.index import Index
+
+    return Index(store.database)
 
 
 def _make_cas(store: Store) -> Cas:
@@ -110,6 +116,7 @@ class Store:
     """
 
     if TYPE_CHECKING:
+        index: Index
         cas: Cas
         bus: Bus
         runs: Runs
@@ -119,8 +126,8 @@ class Store:
         submit: Callable[[Work], None]
         submit_all: Callable[[list[Work]], None]
     else:
-        cas, bus, runs = _Part(_make_cas), _Part(_make_bus), _Part(_make_runs)
-        committer, group = _Part(_make_committer), _Part(_make_group)
+        index, cas, bus = _Part(_make_index), _Part(_make_cas), _Part(_make_bus)
+        runs, committer, group = _Part(_make_runs), _Part(_make_committer), _Part(_make_group)
         run = _Part(lambda store: store.group.run)
         submit = _Part(lambda store: store.group.submit)
         submit_all = _Part(lambda store: store.group.submit_all)
@@ -156,23 +163,22 @@ class Store:
             if exclusive or (create and not has_index(folder)):
                 self._make(create=create)
             try:
-                self.index = Index(folder, create=exclusive or create, read_only=read_only)
+                self.database = Connections(folder, create=exclusive or create, read_only=read_only)
             except Unfinished:
                 # Another process is just making it, or was killed while it did.
                 if read_only:
                     raise
                 self._make(create=True)
-                self.index = Index(folder)
+                self.database = Connections(folder)
             try:
                 if exclusive:
                     self.cas.remove_stale()
-                mark = self.bus.newest if exclusive else self.index.mark()
-                if not mark and not read_only:
-                    from xs.creation import outlast_power_loss
+                    if not self.bus.newest:
+                        from xs.creation import outlast_power_loss
 
-                    outlast_power_loss(folder)
+                        outlast_power_loss(folder)
             except BaseException:
-                self.index.close()
+                self.database.close()
                 raise
         except BaseException:
             if self._lock is not None:
@@ -257,7 +263,7 @@ class Store:
         if self.exclusive:
             return self.bus.wait(position)
         if self._data_version is None:
-            self._data_version = self.index.connections.data_version()
+            self._data_version = self.database.data_version()
         version = self._data_version()
         time.sleep(LOOK_SECONDS)
         newest = self.newest()
@@ -344,6 +350,6 @@ class Store:
         for part in ("runs", "bus"):
             if part in parts:
                 parts[part].close()
-        self.index.close()
+        self.database.close()
         if self._lock is not None:
             self._lock.close()

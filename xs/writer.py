@@ -23,7 +23,6 @@ from xs.rows import (
     newest_row,
     row_of,
 )
-from xs.scan import one
 from xs.schema import (
     BROKEN,
     GOES_ON,
@@ -428,6 +427,8 @@ class Writer:
     def last(self, topic: str, now: int) -> bytes | None:
         """The newest frame of a topic, with what this transaction has added."""
         self.flush()
+        from xs.scan import one  # here: most appends don't ask for it
+
         return one(self._connection, frozenset((topic,)), None, None, now)
 
     def remove(self, value: int) -> Removed | None:
