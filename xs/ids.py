@@ -24,7 +24,6 @@ _COUNTER_MAX = (1 << 48) - 1
 _RENEW_HIGH_MS = 1000  # SCRU128: the counter's high half is drawn anew at most once a second
 _ENTROPY_POOL = 1024  # numbers of 32 bits that are fetched with one system call
 
-_PAIRS = [a + b for a in DIGITS for b in DIGITS]
 _STEP = 36**7  # between two ids of a run: 36 bits
 _LOW = 36**12  # the last 12 digits: 62 bits, so that a run of ids shares the first 13
 _ALLOWED = frozenset(DIGITS + DIGITS.upper())
@@ -65,7 +64,10 @@ def last_of(ms: int) -> int:
 
 
 def _twelve(value: int) -> str:
-    pairs = _PAIRS
+    """The last 12 digits of a number."""
+    pairs = _pairs
+    if pairs is None:
+        return _twelve_of_few(value)
     value, f = divmod(value, 1296)
     value, e = divmod(value, 1296)
     value, d = divmod(value, 1296)
@@ -74,7 +76,29 @@ def _twelve(value: int) -> str:
     return pairs[a] + pairs[b] + pairs[c] + pairs[d] + pairs[e] + pairs[f]
 
 
-_MAX_TEXT = text(MAX)
+def _twelve_of_few(value: int) -> str:
+    """The same, digit by digit, for a process that writes few ids, as most commands do."""
+    global _few_left
+    _few_left -= 1
+    if _few_left <= 0:
+        _make_pairs()
+    digits = ""
+    for _ in range(12):
+        value, digit = divmod(value, 36)
+        digits = DIGITS[digit] + digits
+    return digits
+
+
+def _make_pairs() -> list[str]:
+    """All that two digits can be: some 100 µs (bench/start.py)."""
+    global _pairs
+    _pairs = [a + b for a in DIGITS for b in DIGITS]
+    return _pairs
+
+
+_pairs: list[str] | None = None
+_few_left = 16
+_MAX_TEXT = "f5lxx1zz5pnorynqglhzmsp33"  # MAX
 
 
 class Sequence:
@@ -83,7 +107,7 @@ class Sequence:
     Not thread-safe: it belongs to whoever holds the store's write lock.
     """
 
-    __slots__ = ("_counter", "_entropy", "_high", "_high_text", "_ms", "_renewed")
+    __slots__ = ("_counter", "_entropy", "_high", "_high_text", "_ms", "_pool", "_renewed")
 
     def __init__(self, mark: int) -> None:
         """`mark`: the greatest id that may have been given out (0: none)."""
@@ -91,6 +115,7 @@ class Sequence:
         self._counter = mark >> 32 & _COUNTER_MAX
         self._renewed = 0
         self._entropy: list[int] = []
+        self._pool = 8  # most commands make one id
         self._high = -1
         self._high_text = ""
 
@@ -124,6 +149,7 @@ class Sequence:
         start = (high + 1) * _STEP + suffix
         values = list(range(start, start + count * _STEP, _STEP))
         self._counter = values[-1] >> 32 & _COUNTER_MAX
+        pairs = _pairs or _make_pairs()
         end = _twelve(suffix)[-7:]
         texts: list[str] = []
         number = high + 1
@@ -131,7 +157,7 @@ class Sequence:
             head = text(number * _STEP)[:16]
             first = number % 1296
             last = min(1296, first + count - len(texts))
-            texts += [head + pair + end for pair in _PAIRS[first:last]]
+            texts += [head + pair + end for pair in pairs[first:last]]
             number += last - first
         return values, texts
 
@@ -150,7 +176,8 @@ class Sequence:
     def _random(self) -> int:
         """32 random bits."""
         if not self._entropy:
-            self._entropy = list(memoryview(os.urandom(4 * _ENTROPY_POOL)).cast("I"))
+            self._entropy = list(memoryview(os.urandom(4 * self._pool)).cast("I"))
+            self._pool = _ENTROPY_POOL
         return self._entropy.pop()
 
     def _move_to(self, ms: int) -> None:
