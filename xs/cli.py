@@ -14,9 +14,12 @@ import gc
 import os
 import sys
 
-from xs import errors, stdio
-from xs.arguments import nearest, parse
-from xs.commands import COMMANDS
+# Importing makes many objects and no garbage: looking for it takes 0.7 ms (bench/start.py).
+gc.set_threshold(50_000)  # objects made, less those that went, between two looks
+
+from xs import errors, stdio  # noqa: E402
+from xs.arguments import nearest, parse  # noqa: E402
+from xs.commands import COMMANDS  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,13 +27,9 @@ if TYPE_CHECKING:
 
     from xs.arguments import Command
 
-_GC_THRESHOLD = 50_000  # objects made, less those that went, between two looks for garbage
-
 
 def main() -> int:
     """The program `xs`. Ends the process itself, with the command's exit status."""
-    # Importing makes many objects and no garbage: looking for it takes 0.7 ms (bench/start.py).
-    gc.set_threshold(_GC_THRESHOLD)
     _reserve_standard_descriptors()
     status = run(sys.argv[1:], is_program=True)
     for stream in (sys.stdout, sys.stderr):
