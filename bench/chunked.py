@@ -185,8 +185,8 @@ def whole(running: Server, report: Report) -> None:
 
 
 def behind_pieces(where: str, report: Report) -> None:
-    from xs.cas import small
     from xs.commit import Append
+    from xs.content import small
     from xs.store import Store
     from xs.work import RunWork
 

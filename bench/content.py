@@ -1,6 +1,6 @@
 """From which size on is content better off in a file of its own than in the index?
 
-Appends a second in this process, with `cas.INLINE_MAX` set so that all content is inline,
+Appends a second in this process, with `content.INLINE_MAX` set so that all content is inline,
 or all of it is in files; by one writer, and by eight threads that share commits.
 Inline has bare SQLite as its floor, with the same content in its row; files have inline as theirs.
 Pages of a replay are read from the index that results.
@@ -16,7 +16,7 @@ import time
 
 from _measure import Floor, Report, folder, pick
 
-from xs import cas, frame, ids
+from xs import content, frame, ids
 from xs.commit import Append
 from xs.store import Store
 
@@ -70,7 +70,7 @@ def replay(store: Store) -> float:
 
 
 def main() -> None:
-    chosen = cas.INLINE_MAX
+    chosen = content.INLINE_MAX
     report = Report("content", f"Content inline or in a file (INLINE_MAX is {chosen:,} bytes)")
     with folder() as where:
         for writers in (1, 8):
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def compare(report: Report, where: str, size: int, writers: int) -> None:
-    chosen = cas.INLINE_MAX
+    chosen = content.INLINE_MAX
     limits = {"inline": 1 << 40, "file": 0}
     stores = {
         kind: Store(os.path.join(where, f"{kind}-{size}-{writers}"), exclusive=True, create=True)
@@ -91,13 +91,13 @@ def compare(report: Report, where: str, size: int, writers: int) -> None:
     reads: dict[str, list[float]] = {"inline": [], "file": []}
     for _ in range(ROUNDS):
         for kind, limit in limits.items():
-            cas.INLINE_MAX = limit
+            content.INLINE_MAX = limit
             rates[kind].append(appends(stores[kind], size, writers))
         rates["bare"].append(bare(floor, size))
     for _ in range(ROUNDS):
         for kind, store in stores.items():
             reads[kind].append(replay(store))
-    cas.INLINE_MAX = chosen
+    content.INLINE_MAX = chosen
     floor.close()
     for store in stores.values():
         store.close()

@@ -33,8 +33,8 @@ from stores import add
 from test_chunked import make_older
 
 from xs import backup, frame, ids, query, repair, tokens
-from xs.cas import INLINE_MAX
 from xs.client import Client
+from xs.content import INLINE_MAX
 from xs.errors import NotFound, XsError
 from xs.frame import Frame
 from xs.local import Local
@@ -368,7 +368,7 @@ class Life(Run):
     def _program(self) -> None:
         text = (
             "import sys\n"
-            "from xs.cas import small\n"
+            "from xs.content import small\n"
             "from xs.commit import Append\n"
             "from xs.store import Store\n"
             "store = Store(sys.argv[1], exclusive=True)\n"

@@ -9,8 +9,8 @@ from typing import Any, Union
 from conftest import DEADLINE
 
 from xs import frame, ids, query
-from xs.cas import Content, small
 from xs.commit import Append, Commit, Imported
+from xs.content import Content, small
 from xs.errors import XsError
 from xs.reader import Reader
 from xs.store import Store

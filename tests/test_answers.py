@@ -25,8 +25,8 @@ from xs.answers import (
     Waiter,
 )
 from xs.bus import RING_FRAMES
-from xs.cas import INLINE_MAX, small
 from xs.commit import Append, Commit
+from xs.content import INLINE_MAX, small
 from xs.errors import Invalid
 from xs.store import Store
 from xs.work import Work

@@ -17,7 +17,7 @@ from conftest import DEADLINE, Server, start_server
 from test_httpd import high_water, until
 from wire import Wire, request
 
-from xs import cas
+from xs.content import CONTENT_MAX
 from xs.cas import Cas
 from xs.errors import TooLarge
 
@@ -96,7 +96,7 @@ def test_a_length_above_the_largest_is_refused_before_the_body_comes(
     shared: Server, path: str
 ) -> None:
     with Wire(shared.directory) as wire:
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {cas.CONTENT_MAX + 1}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {CONTENT_MAX + 1}\r\n\r\n"
         wire.send(head.encode())
         answer = wire.answer()
         assert (answer.status, answer.body.count(b"\n")) == (413, 1)

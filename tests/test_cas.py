@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from xs.cas import BLOCK, INLINE_MAX, STALE_SECONDS, VERIFIED_WHOLE_MAX, Cas, discard
+from xs.cas import BLOCK, STALE_SECONDS, VERIFIED_WHOLE_MAX, Cas
+from xs.content import INLINE_MAX, discard
 from xs.errors import Damaged, NotFound
 
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import DEADLINE, Server, environment, start_server
 
 import xs
-from xs.cas import INLINE_MAX
 from xs.client import Client
+from xs.content import INLINE_MAX
 from xs.errors import XsError
 from xs.frame import Frame
 from xs.local import Local

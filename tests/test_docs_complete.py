@@ -127,7 +127,7 @@ SPENT = {
     "connections": "httpd.Limits.connections gateway.Limits.connections",
     "the size of a head": "httpd.Limits.head_bytes httpd.Limits.head_bytes_tcp "
     "gateway.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT http1.TRAILER_LIMIT",
-    "the size of a body": "cas.CONTENT_MAX gateway.Limits.body_bytes process.SCRIPT_BYTES",
+    "the size of a body": "content.CONTENT_MAX gateway.Limits.body_bytes process.SCRIPT_BYTES",
     "the rate of a body": "gateway.Limits.body_seconds gateway.Limits.body_rate",
     "the time of a head": "httpd.Limits.head_seconds httpd.Limits.idle_seconds "
     "gateway.Limits.head_seconds gateway.Limits.idle_seconds gateway.Limits.handshake_seconds",

@@ -26,8 +26,8 @@ from stores import (
 
 import xs
 from xs import frame, ids
-from xs.cas import INLINE_MAX, small
 from xs.commit import Append
+from xs.content import INLINE_MAX, small
 from xs.errors import NotFound
 from xs.expiry import SweepWork
 from xs.store import Store

@@ -32,9 +32,9 @@ from test_chunked import make_older
 
 import xs
 from xs import backup, tokens
-from xs.cas import INLINE_MAX, small
 from xs.client import Client
 from xs.commit import ALIKE_MIN
+from xs.content import INLINE_MAX, small
 from xs.errors import BrokenBody, NoStore, XsError
 from xs.store import Store
 from xs.transport import HttpTransport

@@ -22,8 +22,8 @@ from handling import Stream, program
 from stores import NOON, Clock, add, add_all, all_ids, problems, remove
 
 from xs import chunked, frame, repair, schema, sums
-from xs.cas import small
 from xs.commit import Append
+from xs.content import small
 from xs.errors import BrokenBody, Damaged, XsError
 from xs.expiry import SweepWork
 from xs.local import Local

@@ -34,7 +34,7 @@ from web import (
 from wire import Wire, chunked, request
 
 import xs
-from xs.cas import INLINE_MAX
+from xs.content import INLINE_MAX
 from xs.frame import Frame
 from xs.gateway import Limits, Options
 from xs.mount import Web

@@ -21,8 +21,8 @@ from handling import Raw, Stream, program
 from stores import Gate
 
 from xs import frame, ids, runner
-from xs.cas import INLINE_MAX
 from xs.commit import Append, Imported
+from xs.content import INLINE_MAX
 from xs.errors import Invalid
 from xs.handlers import ERROR_CHARACTERS, EffectsWork, parse_registration
 from xs.intake import AHEAD_SECONDS

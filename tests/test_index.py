@@ -28,8 +28,8 @@ from stores import (
 )
 
 from xs import frame, ids, meta
-from xs.cas import small
 from xs.commit import Append
+from xs.content import small
 from xs.rows import floor, id_at
 from xs.schema import LARGE_JSON, ORDER_BITS
 from xs.store import Store

@@ -29,8 +29,8 @@ from stores import all_ids, in_one_batch
 
 import xs
 from xs import fault, frame, threads
-from xs.cas import small
 from xs.commit import Append
+from xs.content import small
 from xs.errors import XsError
 from xs.store import Store
 from xs.work import AppendWork, Work

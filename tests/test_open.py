@@ -9,7 +9,7 @@ import pytest
 from conftest import RunXs
 
 import xs
-from xs.cas import INLINE_MAX
+from xs.content import INLINE_MAX
 from xs.errors import Invalid, NoStore
 
 

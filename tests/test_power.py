@@ -17,7 +17,7 @@ import pytest
 from power import Call
 
 from xs import frame
-from xs.cas import INLINE_MAX
+from xs.content import INLINE_MAX
 
 LARGE = b"large" * INLINE_MAX
 MOMENTS = 40  # of some 900, each looked at twice; `tools/powerloss` looks at all of them

@@ -18,9 +18,9 @@ from stores import Clock, add, add_all, all_ids, content, problems, taken
 from stores import lines as lines_of
 
 from xs import chunked, ids, repair
-from xs.cas import small
 from xs.client import Client
 from xs.commit import Append
+from xs.content import small
 from xs.errors import BrokenBody, Damaged, Locked, NotAStore, XsError
 from xs.local import Local
 from xs.schema import Script

@@ -178,7 +178,7 @@ def test_contents_are_hashed_the_same_by_whatever_is_there(without: tuple[str, .
     in_a_process(
         f"""
 sys.modules.update(dict.fromkeys({without}))
-from xs.cas import small
+from xs.content import small
 found = [small(data).digest for data in (b"first", b"second", b"first", b"x" * 16384)]
 import hashlib
 assert found == [

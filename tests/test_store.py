@@ -33,8 +33,8 @@ from stores import (
 )
 
 from xs import frame, ids, query
-from xs.cas import INLINE_MAX, small
 from xs.commit import ALIKE_MIN, Append, Commit, alike
+from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.lock import Served
 from xs.schema import LARGE_JSON

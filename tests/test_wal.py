@@ -317,7 +317,7 @@ def test_a_log_that_has_begun_anew_over_an_older_one_is_no_damage(
 ) -> None:
     program = (
         "import os, signal, sys\n"
-        "from xs.cas import small\n"
+        "from xs.content import small\n"
         "from xs.commit import Append\n"
         "from xs.store import Store\n"
         "store = Store(sys.argv[1], exclusive=True, create=True)\n"

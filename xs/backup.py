@@ -14,8 +14,9 @@ import json
 import os
 
 from xs import fault
-from xs.cas import Cas, sync_folder, sync_names
+from xs.cas import Cas
 from xs.connections import Connections
+from xs.disk import sync_folder, sync_names
 from xs.errors import Damaged, Invalid, NoStore, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock

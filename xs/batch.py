@@ -15,8 +15,8 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Callable, Union
 
 from xs import frame, ids, meta
-from xs.cas import INLINE_MAX, Content, small
 from xs.commit import ALIKE_MIN, Alike, Append, Imported, alike, is_plain
+from xs.content import INLINE_MAX, Content, small
 from xs.errors import BrokenBody, Invalid, NoMemory, TooLarge, XsError
 from xs.store import Store
 from xs.work import BatchWork, ImportWork, Work

@@ -1,8 +1,8 @@
 """Content by hash, as files: take in, place, read back verified, remove.
 
-Only content above INLINE_MAX becomes a file; what is smaller lies in the index beside its frame. A
-file's name is made from its digest alone, `cas/ab/cdef…` in hexadecimal, never from anything that a
-client sent. This module knows digests and files; which frames name them is the index's knowledge.
+Only large content becomes a file (`content.INLINE_MAX`). Its name is made from its digest alone,
+`cas/ab/cdef…` in hexadecimal, never from anything that a client sent. This module knows digests and
+files; which frames name them is the index's knowledge.
 
 The order of a placement, each step needed by the next (docs/guarantees.md):
 write the temporary file → fsync it → rename it to its name → fsync the folder it is in.
@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import time
 
 from xs import fault, frame
-from xs.errors import Damaged, Full, NotFound, TooLarge, Unavailable
+from xs.content import INLINE_MAX, Content, check_size, new_sha256, small, take
+from xs.disk import on_disk, sync, sync_folder
+from xs.errors import Damaged, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from collections.abc import Iterable, Iterator
 
 FOLDER = "cas"  # in a store's directory
-INLINE_MAX = 16 * 1024  # bytes; measured by bench/content.py: above it a file is cheaper
-CONTENT_MAX = 64 << 30  # bytes: a body without end is ended before it has all of the disk
 BLOCK = 256 * 1024  # bytes read or written at a time
 VERIFIED_WHOLE_MAX = 1024 * 1024  # bytes: content up to this is verified before its first byte goes
 STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long is left over
@@ -36,90 +34,17 @@ _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 
 
-class Content:
-    """Content that was taken in whole: in memory (`data`) or in a temporary file (`path`)."""
-
-    __slots__ = ("data", "digest", "path", "size")
-
-    def __init__(self, digest: bytes, size: int, data: bytes | None, path: str | None) -> None:
-        self.digest = digest
-        self.size = size
-        self.data = data
-        self.path = path
-
-    @property
-    def hash(self) -> str:
-        return frame.integrity(self.digest)
-
-
-def small(data: bytes) -> Content:
-    """Content of at most INLINE_MAX bytes, as it lies in memory."""
-    return Content(_sha256(data).digest(), len(data), data, None)
-
-
-def _first_sha256(data: bytes) -> Any:
-    """The hash of the first content, by the interpreter's own SHA-256.
-
-    It takes longer for each byte, but most commands hash once, and to load OpenSSL takes 2 ms.
-    """
-    global _sha256
-    _sha256 = _next_sha256
-    if "hashlib" in sys.modules:  # as in a server
-        return _next_sha256(data)
-    try:
-        if sys.version_info >= (3, 12):
-            from _sha2 import sha256  # type: ignore[import-not-found]
-        else:
-            from _sha256 import sha256  # type: ignore[import-not-found]
-    except ImportError:  # it was built without
-        return _next_sha256(data)
-    return sha256(data)
-
-
-def _next_sha256(data: bytes = b"") -> Any:
-    """From here on it is `hashlib`'s."""
-    global _sha256
-    from hashlib import sha256
-
-    _sha256 = sha256
-    return sha256(data)
-
-
-_sha256: Callable[[bytes], Any] = _first_sha256
-
-
 class Cas:
     """The folder of large content."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._unsure: set[bytes] = (
-            set()
-        )  # placed, but nobody knows whether that would outlive a crash
+        # Placed, but nobody knows whether that would outlive a crash.
+        self._unsure: set[bytes] = set()
 
     def take(self, blocks: Iterable[bytes], expected: int = 0) -> Content | None:
-        """All of `blocks`, hashed as they come; None if they are empty. `expected`: their bytes.
-
-        Memory holds at most INLINE_MAX bytes and one block. If the blocks end in an exception,
-        nothing is left behind and it goes on up. Raises `TooLarge` above CONTENT_MAX.
-        """
-        _check_size(expected)
-        source = iter(blocks)
-        first = next(source, b"")
-        second = next(source, None)
-        if second is None and len(first) <= INLINE_MAX:
-            return small(first) if first else None
-        head: list[bytes] = []
-        size = 0
-        from itertools import chain  # here, as below: most contents are small
-
-        source = chain((first, second or b""), source)
-        for block in source:
-            head.append(block)
-            size += len(block)
-            if size > INLINE_MAX:
-                return self._spill(head, source)
-        return small(b"".join(head)) if size else None
+        """As `content.take`; what is large goes to a temporary file here."""
+        return take(blocks, expected, self.spill)
 
     def take_whole(self, data: bytes) -> Content | None:
         """As `take`, of content that is in memory as it is."""
@@ -259,17 +184,6 @@ class Cas:
         data = b"".join(blocks)
         return len(data), iter((data,))
 
-    def verified(self, data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
-        """As `open`, of content that lies elsewhere and was found under that hash."""
-        self.checked(data, hash_)
-        return len(data), iter((data,))
-
-    def checked(self, data: bytes, hash_: str) -> bytes:
-        """The same content, if that is its hash. Raises `Damaged`."""
-        if frame.integrity(_sha256(data).digest()) != hash_:
-            raise Damaged(f"content {hash_} is damaged: its bytes don't match")
-        return data
-
     def remove(self, digest: bytes) -> int:
         """Removes a file, and answers how many bytes it had (0 if it was not there)."""
         name = self._path(digest)
@@ -325,9 +239,10 @@ class Cas:
     def _new_path(self) -> str:
         return os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
 
-    def _spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
+    def spill(self, head: list[bytes], rest: Iterator[bytes]) -> Content:
+        """Writes content to a temporary file: what has come of it, and what is still to come."""
         path = self._new_path()
-        digest = _next_sha256()
+        digest = new_sha256()
         size = 0
         try:
             file = self._create(path)
@@ -338,7 +253,7 @@ class Cas:
                         with on_disk():  # not around the blocks: they may come from a client
                             _write(file, block)
                         size += len(block)
-                        _check_size(size)
+                        check_size(size)
                         fault.at("content.block-written")
                 fault.at("content.before-fsync")
                 with on_disk():
@@ -387,32 +302,19 @@ class Held:
             os.close(self._file)
 
 
-def discard(content: Content | None) -> None:
-    """Forgets content that was taken in and is not to be placed."""
-    if content is not None and content.path is not None:
-        _unlink(content.path)
-        content.path = None
-
-
 def _new_file(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
 
 
-def _check_size(size: int) -> None:
-    """Raises `TooLarge` for a content of more bytes than one may have."""
-    if size > CONTENT_MAX:
-        raise TooLarge(f"the content is too large: at most {CONTENT_MAX} bytes")
-
-
 def _is_arriving(name: str) -> bool:
-    """Whether a file is named as `_spill` does: `cas/` may be a link to where others lie, too."""
+    """Whether a file is named as `spill` does: `cas/` may be a link to where others lie, too."""
     new, _, rest = name.partition("-")
     pid, _, random = rest.partition("-")
     return new == "new" and pid.isdigit() and len(random) == 16 and random.isalnum()
 
 
 def _verified(file: int, digest: bytes) -> Iterator[bytes]:
-    seen = _next_sha256()
+    seen = new_sha256()
     held = b""
     try:
         while True:
@@ -433,90 +335,10 @@ def _verified(file: int, digest: bytes) -> Iterator[bytes]:
         yield held
 
 
-def sync(file: int) -> None:
-    """fsync that reaches the disk: on macOS only F_FULLFSYNC does (fcntl(2) there)."""
-    if _FULL_SYNC is None:
-        os.fsync(file)
-    else:
-        _full_sync(file)
-
-
-def sync_folder(path: str) -> None:
-    """Makes the names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        sync(folder)
-    finally:
-        os.close(folder)
-
-
-def sync_names(folder: str) -> None:
-    """Makes the names in a folder durable, its own, and those of the folders above it.
-
-    Who made them may have been killed before they were: all that are this user's may be new.
-    """
-    path = os.path.abspath(folder)
-    sync_folder(path)
-    try:
-        sync_folder(os.path.dirname(path))
-    except PermissionError:
-        return  # a folder of somebody else's, which this user can't make names in
-    try:
-        while os.stat(path).st_uid == os.geteuid() and path != os.path.dirname(path):
-            path = os.path.dirname(path)
-            sync_folder(path)
-    except OSError:
-        pass  # what can't be opened was not made by this user
-
-
-def _full_sync(file: int) -> None:
-    import fcntl
-
-    assert _FULL_SYNC is not None
-    try:
-        fcntl.fcntl(file, _FULL_SYNC)
-    except OSError:  # a file system that has no such call
-        os.fsync(file)
-
-
-def _find_full_sync() -> int | None:
-    if sys.platform != "darwin":
-        return None
-    import fcntl
-
-    return getattr(fcntl, "F_FULLFSYNC", None)
-
-
-_FULL_SYNC = _find_full_sync()
-
-
 def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-class _OnDisk:
-    __slots__ = ()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        import errno
-
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Full("the disk is full: nothing of this request was stored") from error
-        raise Unavailable(f"the store can't be written: {error.strerror}") from error
-
-
-_ON_DISK = _OnDisk()
-
-
-def on_disk() -> _OnDisk:
-    """A block in which the system's errors are those of the disk, and become ours."""
-    return _ON_DISK
 
 
 def _unlink(path: str) -> None:

@@ -6,6 +6,7 @@ A check changes nothing, and takes no lock. It is the oracle of the tests as wel
 from __future__ import annotations
 
 from xs import frame, ids
+from xs.content import checked
 from xs.errors import Damaged, DiskError, XsError
 from xs.index import PAGE_ROWS
 from xs.pieces import continues
@@ -30,7 +31,7 @@ def problems(index: Index, cas: Cas) -> Iterator[Union[str, tuple[int, int]]]:
     counted = {"frames": 0, "contents": 0}
     for part in (
         _of_tables(index),
-        _of_frames(index, cas, counted),
+        _of_frames(index, counted),
         _of_files(index, cas, counted),
     ):
         try:
@@ -57,7 +58,7 @@ def _of_tables(index: Index) -> Iterator[str]:
                 yield f"what was answered to the key {key} on {name} is damaged"
 
 
-def _of_frames(index: Index, cas: Cas, counted: dict[str, int]) -> Iterator[str]:
+def _of_frames(index: Index, counted: dict[str, int]) -> Iterator[str]:
     """What is wrong with frames, one by one, and with the contents beside them."""
     newest = -1
     for ms, line, content, is_file, agrees in _rows(index):
@@ -76,7 +77,7 @@ def _of_frames(index: Index, cas: Cas, counted: dict[str, int]) -> Iterator[str]
             frame.parse_ttl(fields.ttl)
             if fields.hash is not None and not is_file:
                 counted["contents"] += 1
-                cas.verified(content or b"", fields.hash)
+                checked(content or b"", fields.hash)
         except (XsError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{name}: {error}"
 

@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 from xs import frame, ids, threads
-from xs.cas import small
 from xs.commit import Append, RunResult
+from xs.content import small
 from xs.errors import (
     BrokenBody,
     Invalid,

@@ -7,7 +7,7 @@ once the transaction is durable: entries to publish, content files to unlink. No
 from __future__ import annotations
 
 from xs import fault, frame, ids
-from xs.cas import Cas, Content, discard, small
+from xs.content import Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.frame import Entry, entries_of
 from xs.records import NamedTuple
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Optional, Union
 
     from xs.pieces import Run
+    from xs.store import Store
 
 ALIKE_MIN = 64  # frames: fewer are as quick one by one
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
@@ -116,7 +117,7 @@ class Commit:
     """One batch's transaction, as works see it, and what is to happen once it is durable."""
 
     def __init__(
-        self, writer: Writer, cas: Cas, sequence: ids.Sequence, now: int, *, delivers: bool
+        self, writer: Writer, store: Store, sequence: ids.Sequence, now: int, *, delivers: bool
     ) -> None:
         """`delivers`: somebody may follow live in this process, so ephemeral frames make sense."""
         self.writer = writer
@@ -129,7 +130,7 @@ class Commit:
         self.history_mark: int | None = None
         self.unseen_mark: int | None = None  # up to it another process has appended
         self.earliest_expiry: int | None = None
-        self._cas = cas
+        self._store = store
         self._delivers = delivers
         self._ids = sequence
         self._mark: int | None = None
@@ -414,9 +415,10 @@ class Commit:
     def _place_file(self, content: Content) -> None:
         # It has no temporary file when its batch failed and is done again, work by work: what was
         # placed then, or left to a frame with the same key, may be gone by now.
-        if content.data is None and content.path is None and not self._cas.has(content.digest):
+        cas = self._store.cas
+        if content.data is None and content.path is None and not cas.has(content.digest):
             raise Unavailable("the content was lost when a commit failed: send it again")
-        self._cas.place(content)
+        cas.place(content)
 
     def import_frame(self, new: Imported) -> bytes:
         """Stores a frame as it is. Raises `Invalid` and `Conflict`."""
@@ -487,7 +489,7 @@ class Commit:
             self._place_file(new.content)
             return digest, new.content.data
         data = self.writer.inline_content(digest, self.now)
-        if data is None and not self._cas.has(digest):
+        if data is None and not self._store.cas.has(digest):
             raise Invalid(
                 f"the content {new.hash} of {ids.text(new.id)} is not here: "
                 "put it with POST /cas first, or give it in the line"
@@ -528,7 +530,7 @@ class Commit:
 
     def is_content(self, digest: bytes, data: bytes | None) -> bool:
         """Whether that is the content with this digest; as a file (None) it only has to be here."""
-        return self._cas.has(digest) if data is None else small(data).digest == digest
+        return self._store.cas.has(digest) if data is None else small(data).digest == digest
 
     def unpin(self, before: int) -> tuple[int, int]:
         """Takes away pins made before a time; answers how many contents went, and their bytes."""
@@ -539,16 +541,16 @@ class Commit:
             if self.writer.names_file(digest, _ALWAYS):
                 kept += 1
             else:
-                size += self._cas.size(digest) if self._cas.has(digest) else 0
+                size += self._store.cas.size(digest) if self._store.cas.has(digest) else 0
                 self._maybe_unnamed.add(digest)
         return count - kept, size
 
     def remove_orphan(self, digest: bytes) -> int:
-        if self.writer.names_file(digest, _ALWAYS) or not self._cas.has(digest):
+        if self.writer.names_file(digest, _ALWAYS) or not self._store.cas.has(digest):
             return 0
         self._maybe_unnamed.add(digest)
         fault.at("gc.orphan-found")
-        return self._cas.size(digest)
+        return self._store.cas.size(digest)
 
     def apply_trims(self) -> None:
         """Does what `last:n` asks of the frames added so far."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 from xs import fault, ids
-from xs.cas import on_disk
 from xs.commit import Commit
 from xs.errors import Locked, NoMemory, XsError
 from xs.lock import WRITE
@@ -112,9 +111,7 @@ class Committer:
 
                         outlast_power_loss(store.folder)
                     self._ids.raise_to(mark)
-                commit = Commit(
-                    writer, store.cas, self._ids, store.clock(), delivers=self._exclusive
-                )
+                commit = Commit(writer, store, self._ids, store.clock(), delivers=self._exclusive)
                 if self._exclusive and others_wrote:
                     # Somebody removed the lock's file, and another took the lock.
                     commit.unseen_mark = writer.newest()
@@ -224,6 +221,8 @@ def _report(error: Exception) -> None:
 
 def _unexpected(error: Exception) -> XsError:
     try:
+        from xs.disk import on_disk
+
         with on_disk(), translated():
             raise error
     except XsError as found:

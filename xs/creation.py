@@ -6,8 +6,8 @@ import os
 
 from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
-from xs.cas import sync_names
 from xs.connections import Connections, has_index
+from xs.disk import sync_names
 from xs.errors import NoStore, NotAStore
 from xs.lock import SERVE, WRITE
 from xs.place import why_not_written

@@ -17,8 +17,8 @@ import json
 from itertools import groupby
 
 from xs import fault, frame, ids, runner
-from xs.cas import INLINE_MAX, Cas, Content, small
 from xs.commit import Append, Commit
+from xs.content import INLINE_MAX, Content, small
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
@@ -28,6 +28,8 @@ from xs.work import BatchWork, Work
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional, Union
+
+    from xs.cas import Cas
 
 ANSWER_LEVELS = 500  # to which arrays and objects may be nested in an answer
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any, Union
 
 from xs import errors, frame, ids
-from xs.cas import BLOCK, Content
+from xs.cas import BLOCK
 from xs.commit import Imported, RunResult
+from xs.content import Content
 from xs.request import NDJSON, append_request, ask, quote
 from xs.transport import HttpTransport
 from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, RunWork, Work

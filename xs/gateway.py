@@ -21,8 +21,8 @@ from xs import exchange, frame, http1, ids
 from xs.activation import Sockets
 from xs.address import parse_host
 from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
-from xs.cas import Content, discard
 from xs.commit import Append
+from xs.content import Content, discard
 from xs.errors import BrokenBody, Invalid, TooLarge, Unavailable, Usage, XsError
 from xs.exchange import NotHttp
 from xs.hangups import Hangups

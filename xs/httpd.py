@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Optional, Protocol
 from xs import api, http1, threads
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
-from xs.cas import INLINE_MAX
 from xs.commit import Append
+from xs.content import INLINE_MAX
 from xs.crowd import Crowd
 from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError

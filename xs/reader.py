@@ -238,7 +238,7 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
     if hash_ is None:
         return line
     if stored is not None and not stored.is_file:
-        data = store.cas.checked(stored.content or b"", hash_)
+        data = _checked(stored.content or b"", hash_)
     else:
         try:
             if stored is None:
@@ -259,8 +259,17 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
     return line[:-1] + added.encode() + b"}"
 
 
+def _first_checked(data: bytes, hash_: str) -> bytes:
+    """Loads what hashes, which a plain read does without."""
+    global _checked
+    from xs.content import checked
+
+    _checked = checked
+    return checked(data, hash_)
+
+
 def _first_quoted(text: str) -> str:
-    """Loads what quotes, which a plain read does without."""
+    """Loads what quotes, likewise."""
     global _quoted
     from json.encoder import encode_basestring
 
@@ -268,4 +277,5 @@ def _first_quoted(text: str) -> str:
     return encode_basestring(text)
 
 
+_checked: Callable[[bytes, str], bytes] = _first_checked
 _quoted: Callable[[str], str] = _first_quoted

@@ -25,8 +25,10 @@ from collections.abc import Iterator
 
 from xs import fault, frame, ids, wal
 from xs.batch import parse_imported
-from xs.cas import INLINE_MAX, Cas, small, sync, sync_folder
+from xs.cas import Cas
 from xs.commit import Commit, Imported
+from xs.content import INLINE_MAX, small
+from xs.disk import sync, sync_folder
 from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.lock import WRITE, Lock, Served
 from xs.salvage import Found, Layered, Salvage

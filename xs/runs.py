@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from xs import fault, frame, threads
-from xs.cas import INLINE_MAX, small
 from xs.commit import Append
+from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.work import EndRunsWork, RunWork, Work
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from xs import fault, frame
-from xs.cas import sync, sync_folder
+from xs.disk import sync, sync_folder
 from xs.errors import Damaged, Invalid, NotFound
 from xs.rights import Rights
 

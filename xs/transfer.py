@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xs import errors, fault, ndjson
-from xs.cas import sync, sync_folder, sync_names
+from xs.disk import sync, sync_folder, sync_names
 from xs.frame import integrity, parse_integrity
 from xs.request import SMALL, ask, quote, split_lines
 from xs.stdio import blocks_of

@@ -6,8 +6,8 @@ The store's leader gives each the `Commit` of its batch, and calls it back when 
 from __future__ import annotations
 
 from xs import fault, frame, ids
-from xs.cas import Content, discard
 from xs.commit import Alike, Append, Commit, Imported, RunResult
+from xs.content import Content, discard
 from xs.errors import XsError
 from xs.schema import BROKEN, GOES_ON, WHOLE, is_of_sqlite
 
