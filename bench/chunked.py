@@ -187,8 +187,8 @@ def whole(running: Server, report: Report) -> None:
 def behind_pieces(where: str, report: Report) -> None:
     from xs.commit import Append
     from xs.content import small
+    from xs.runsteps import RunWork
     from xs.store import Store
-    from xs.work import RunWork
 
     path = os.path.join(where, "long")
     store = Store(path, exclusive=True, create=True)

@@ -17,7 +17,7 @@ from conftest import DEADLINE, Server, start_server
 from test_httpd import high_water, until
 from wire import Wire, request
 
-from xs.content import CONTENT_MAX
+from xs import content, frame
 from xs.cas import Cas
 from xs.errors import TooLarge
 
@@ -80,15 +80,15 @@ def test_a_compressed_transfer_is_refused_before_its_body_comes(
 def test_a_content_has_a_largest_size_however_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cas, "CONTENT_MAX", 100_000)
+    monkeypatch.setattr(content, "CONTENT_MAX", 100_000)
     store = Cas(str(tmp_path))
     with pytest.raises(TooLarge, match="at most 100000 bytes"):
         store.take(iter(lambda: b"x" * 1000, b""))  # it never ends
     with pytest.raises(TooLarge):
         store.take(iter(["not touched"]), expected=100_001)
     assert os.listdir(tmp_path) == []
-    content = store.take([b"x" * 100_000])
-    assert content is not None and content.size == 100_000
+    taken = store.take([b"x" * 100_000])
+    assert taken is not None and taken.size == 100_000
 
 
 @pytest.mark.parametrize("path", ["/append/t", "/cas", "/t"])
@@ -96,7 +96,8 @@ def test_a_length_above_the_largest_is_refused_before_the_body_comes(
     shared: Server, path: str
 ) -> None:
     with Wire(shared.directory) as wire:
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {CONTENT_MAX + 1}\r\n\r\n"
+        length = content.CONTENT_MAX + 1
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
         wire.send(head.encode())
         answer = wire.answer()
         assert (answer.status, answer.body.count(b"\n")) == (413, 1)
@@ -210,4 +211,4 @@ def test_the_hash_of_what_was_sent_is_the_hash_of_what_is_kept(shared: Server) -
     data = bomb(8 << 20)
     with Wire(shared.directory) as wire:
         answer = wire.ask("POST", "/cas", data, content_encoding="gzip")
-    assert hashlib.sha256(data).digest() == cas.frame.parse_integrity(answer.body.decode().strip())
+    assert hashlib.sha256(data).digest() == frame.parse_integrity(answer.body.decode().strip())

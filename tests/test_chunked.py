@@ -43,10 +43,11 @@ from stores import (
 from wire import Answer, Wire, request
 
 import xs
-from xs import chunked, claim, connections, frame, ids, index, runs, schema
+from xs import chunked, claim, connections, frame, ids, index, runs, runsteps, schema
 from xs.client import Client
-from xs.commit import Append, Commit, Imported
+from xs.commit import Append, Commit
 from xs.errors import BrokenBody, Conflict, Invalid, NotFound, Unavailable, XsError
+from xs.imports import Imported
 from xs.runs import PIECE_MAX, Run
 from xs.store import Store
 from xs.work import AppendWork, Work
@@ -1222,7 +1223,7 @@ def test_a_run_that_is_superseded_in_its_own_commit_is_never_delivered(store: St
     run = begin(store, ttl="last:1")
     run.write(b"0")
     position = store.bus.newest
-    extend = runs.RunWork(run.append, run.writer, run.first, run.last, [chunked.small(b"1")])
+    extend = runsteps.RunWork(run.append, run.writer, run.first, run.last, [chunked.small(b"1")])
     found = in_one_batch(store, [extend, AppendWork(Append("a", ttl="last:1"))])
     delivered = [entry for entry in store.bus.after(position) or [] if entry.line]
     assert [entry.line for entry in delivered] == [found[1]]
@@ -1249,11 +1250,11 @@ class Effects(Work):
     def apply(self, commit: Commit) -> str:
         commit.start_part()
         begun = Append("a", chunked.small(b"1"), '{"handler_id":"h","more":true}')
-        line, is_new = commit.begin_run(begun, self.writer)
+        line, is_new = runsteps.begin_run(commit, begun, self.writer)
         first = ids.parse(frame.id_of(line))
-        commit.extend_run(first, self.writer, [chunked.small(b"2"), chunked.small(b"3")])
+        runsteps.extend_run(commit, first, self.writer, [chunked.small(b"2"), chunked.small(b"3")])
         commit.append(Append("state"))
-        commit.end_run(first, self.writer, chunked.small(b"4"))
+        runsteps.end_run(commit, first, self.writer, chunked.small(b"4"))
         if self.fails:
             commit.undo_part([])
             raise Invalid("the handler failed")
@@ -1272,7 +1273,7 @@ def test_a_run_may_share_its_transaction_with_other_frames_and_be_undone_with_th
     assert whole(store, made) == b"1234"
     assert [frame.topic_of(line) for line in lines(store)] == ["a", "a", "a", "state", "a"]
     with pytest.raises(Invalid, match="ends with"):
-        store.run(runs.RunWork(Append("a"), store.runs.new_writer(), None, None, []))
+        store.run(runsteps.RunWork(Append("a"), store.runs.new_writer(), None, None, []))
 
 
 # ---- Whose a run is: the store's tables, not what a frame looks like ---------------------------
@@ -1326,8 +1327,8 @@ def test_a_step_that_is_done_again_does_nothing(store: Store) -> None:
     run = begin(store, key="k")
     two = [chunked.small(b"2"), chunked.small(b"3")]
 
-    def work(*args: Any, **more: Any) -> runs.RunWork:
-        return runs.RunWork(run.append, run.writer, *args, **more)
+    def work(*args: Any, **more: Any) -> runsteps.RunWork:
+        return runsteps.RunWork(run.append, run.writer, *args, **more)
 
     def step(*args: Any, **more: Any) -> Any:
         found = store.run(work(*args, **more))
@@ -1350,7 +1351,7 @@ def test_a_step_that_is_done_again_does_nothing(store: Store) -> None:
 def test_another_writer_can_not_go_on_with_a_run(store: Store) -> None:
     run = begin(store)
     run.write(b"1")
-    work = runs.RunWork(run.append, "0" * 32, run.first, run.last, [chunked.small(b"2")])
+    work = runsteps.RunWork(run.append, "0" * 32, run.first, run.last, [chunked.small(b"2")])
     with pytest.raises(Conflict, match="is not being written any more"):
         store.run(work)
     run.end()
@@ -1788,7 +1789,7 @@ def test_nothing_that_counts_a_run_once_goes_through_its_frames(store: Store) ->
     pieces = [chunked.small(b"x")] * 2000
     run.write(b"x")
     for _ in range(10):
-        work = runs.RunWork(run.append, run.writer, run.first, run.last, pieces)
+        work = runsteps.RunWork(run.append, run.writer, run.first, run.last, pieces)
         run.last = store.run(work).last
     now = store.clock()
     first = run.first or 0

@@ -21,15 +21,16 @@ from handling import Raw, Stream, program
 from stores import Gate
 
 from xs import frame, ids, runner
-from xs.commit import Append, Imported
+from xs.commit import Append
 from xs.content import INLINE_MAX
 from xs.errors import Invalid
 from xs.handlers import ERROR_CHARACTERS, EffectsWork, parse_registration
+from xs.imports import Imported, ImportWork
 from xs.intake import AHEAD_SECONDS
 from xs.pipes import LINE_BYTES
 from xs.reader import CONTENT_INLINE_MAX
 from xs.schema import Script
-from xs.work import ImportWork, RemoveWork
+from xs.work import RemoveWork
 
 
 @pytest.fixture(scope="module")

@@ -39,37 +39,43 @@ ARCHITECTURE = {
     # what lies on the disk, and what is live
     "lock":        "errors",
     "place":       "",
-    "cas":         "errors fault frame",
+    "disk":        "errors",
+    "content":     "errors frame",
+    "cas":         "errors fault frame content disk",
     "sqlite":      "",
     "schema":      "errors fault records sums sqlite",
     "rows":        "errors frame sums schema",
     "scan":        "errors frame records sums sqlite schema rows",
-    "pieces":      "errors ids frame records schema rows scan",
+    "pieces":      "errors ids frame records schema rows scan (writer)",
     "alike":       "sums schema",
-    "writer":      "errors fault ids frame records sums sqlite schema rows | scan pieces alike",
+    "writer":      "errors fault ids frame records sums sqlite schema rows | scan alike",
+    "removal":     "errors ids frame records schema rows (writer)",
     "wal":         "errors records schema",
     "connections": "errors sqlite schema | wal",
     "index":       "errors frame schema rows scan connections | pieces",
-    "check":       "errors ids frame schema rows scan pieces index (cas)",
+    "check":       "errors ids frame content schema rows scan pieces index (cas)",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids schema connections index",
     "salvage":     "records sums schema",
-    "commit":      "errors fault ids frame records cas schema writer (pieces)",
-    "work":        "errors fault ids frame cas commit schema",
+    "commit":      "errors fault ids frame records content writer | pieces removal (store)",
+    "work":        "errors fault content commit schema",
+    "imports":     "errors fault ids frame records content schema pieces writer commit work",
+    "runsteps":    "errors fault ids frame records content schema pieces writer work (commit)",
     "claim":       "fault",
-    "runs":        "errors threads fault frame cas commit work | meta claim",
-    "committer":   "errors fault ids lock cas schema writer commit | threads runs creation "
-                   "(work store)",
+    "runs":        "errors threads fault frame content commit work runsteps | meta claim",
+    "committer":   "errors fault ids lock schema writer commit | threads disk creation runs "
+                   "runsteps (work store)",
     "group":       "errors | threads (work committer)",
     "expiry":      "errors threads work (commit store)",
     "garbage":     "fault work (commit store)",
-    "creation":    "errors fault lock place cas schema connections",
-    "store":       "errors ids frame place connections | index lock cas bus work runs check "
-                   "committer group expiry garbage creation (schema commit)",
+    "creation":    "errors fault lock place cas disk schema connections",
+    "store":       "errors ids frame place connections | index lock content cas bus work runs "
+                   "runsteps check committer group expiry garbage creation (schema commit)",
     # the store as a service: functions, then sockets
-    "reader":      "errors ids frame records times schema (query store)",
-    "batch":       "errors ids frame meta cas commit work store",
-    "chunked":     "errors threads ids frame records cas schema pieces commit work runs store",
+    "reader":      "errors ids frame records times schema | content (query store)",
+    "batch":       "errors ids frame meta content commit work imports store",
+    "chunked":     "errors threads ids frame records content schema pieces commit runsteps runs "
+                   "store",
     # the log, which all that serves may write to
     "log":         "errors threads records terminal times",
     # scripts: processes, what comes out of them, what that means on the stream
@@ -80,7 +86,8 @@ ARCHITECTURE = {
     "runner":      "errors threads ids frame meta records log schema commit work store process "
                    "pipes",
     "generators":  "errors ids frame records log schema commit work process runner nu",
-    "effects":     "errors fault ids frame records cas schema commit work runs runner",
+    "effects":     "errors fault ids frame records content schema commit work runsteps runs "
+                   "runner (cas)",
     "intake":      "errors ids frame schema store reader runner",
     "handlers":    "errors fault ids frame records log schema commit work reader process runner "
                    "effects intake nu",
@@ -88,9 +95,10 @@ ARCHITECTURE = {
                    "handlers evaluation",
     # requests, and what answers them
     "rights":      "errors frame records",
-    "tokens":      "errors fault frame cas rights",
-    "api":         "errors ids frame store | alike cas times query commit work reader version meta "
-                   "batch check chunked garbage process (scripts rights)",
+    "tokens":      "errors fault frame disk rights",
+    "api":         "errors ids frame store | alike content times query commit work imports "
+                   "removal reader version meta batch check chunked garbage process (scripts "
+                   "rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame bus http1 sockets store reader",
@@ -100,13 +108,13 @@ ARCHITECTURE = {
     "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
-    "httpd":       "errors threads http1 log cas commit work store reader scripts api sockets "
+    "httpd":       "errors threads http1 log content commit work store reader scripts api sockets "
                    "rights access grants body crowd outbox delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema bus commit work store exchange",
-    "gateway":     "errors ids frame http1 log cas commit work store sockets activation address "
-                   "listener hangups exchange answers",
+    "gateway":     "errors ids frame http1 log content commit work store sockets activation "
+                   "address listener hangups exchange answers",
     "mount":       "errors log meta commit store scripts activation access tokens crowd "
                    "delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame times log schema commit work store httpd mount",
@@ -118,8 +126,9 @@ ARCHITECTURE = {
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors",
     "transport":   "errors http1 request",
-    "forward":     "errors ids frame cas commit work request transport",
-    "local":       "errors ids frame store api request | lock work transport forward (reader)",
+    "forward":     "errors ids frame cas content imports runsteps work request transport",
+    "local":       "errors ids frame store api request | lock work imports runsteps transport "
+                   "forward (reader)",
     "address":     "errors | transport local (request)",
     "client":      "errors request | frame",
     # what a person or a program starts
@@ -130,10 +139,10 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "service":     "errors records terminal",
     "ndjson":      "errors request stdio terminal (arguments)",
-    "transfer":    "errors fault frame cas request stdio terminal ndjson (arguments)",
-    "backup":      "errors fault lock cas schema connections index snapshot terminal",
-    "repair":      "errors fault ids frame cas schema commit work lock store batch salvage "
-                   "wal",
+    "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",
+    "backup":      "errors fault lock cas disk schema connections index snapshot terminal",
+    "repair":      "errors fault ids frame cas content disk schema commit work imports lock store "
+                   "batch salvage wal",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors address request stdio arguments | tokens "
@@ -155,11 +164,12 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "cas", "rows", "scan", "pieces", "alike", "writer", "connections")
-BELOW_HTTP += ("index", "check", "bus", "commit", "claim", "runs", "committer")
-BELOW_HTTP += ("group", "expiry", "garbage", "creation", "store")
-THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "wal")
-THE_ONES_WITH_SQL += ("connections", "index", "check", "snapshot", "salvage")
+BELOW_HTTP = ("ids", "frame", "disk", "content", "cas", "rows", "scan", "pieces", "alike", "writer")
+BELOW_HTTP += ("removal", "connections", "index", "check", "bus", "commit", "work", "runsteps")
+BELOW_HTTP += ("imports", "claim", "runs", "committer", "group", "expiry", "garbage", "creation")
+BELOW_HTTP += ("store",)
+THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "removal")
+THE_ONES_WITH_SQL += ("wal", "connections", "index", "check", "snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

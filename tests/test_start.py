@@ -23,20 +23,21 @@ BARE = [sys.executable, "-I", "-S", "-c"]
 
 _EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
 _FILES = (
-    f"{_EVERY} _collections _functools _sqlite3 xs.api xs.connections xs.frame xs.ids xs.index "
-    "xs.local xs.place xs.records xs.rows xs.scan xs.schema xs.sqlite xs.store xs.sums"
+    f"{_EVERY} _collections _functools _sqlite3 xs.api xs.connections xs.frame xs.ids xs.local "
+    "xs.place xs.records xs.schema xs.sqlite xs.store xs.sums"
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
-_READING = "xs.query xs.reader xs.times"
-_WRITING = "fcntl itertools _sha2 _sha256 xs.cas xs.commit xs.committer xs.group "
-_WRITING += "xs.fault xs.lock xs.work xs.writer"
+_INDEX = "xs.index xs.rows xs.scan"
+_READING = f"{_INDEX} xs.query xs.reader xs.times"
+_WRITING = "fcntl itertools _sha2 _sha256 xs.commit xs.committer xs.content xs.group "
+_WRITING += "xs.fault xs.lock xs.rows xs.work xs.writer"
 
 FROM_FILES = {
     ("append", "notes"): f"{_FILES} {_WRITING}",
     ("append", "notes", "--ttl", "time:60000"): f"{_FILES} {_WRITING} binascii",
-    ("last", "notes"): _FILES,
-    ("head", "notes"): _FILES,
-    ("first",): _FILES,
+    ("last", "notes"): f"{_FILES} {_INDEX}",
+    ("head", "notes"): f"{_FILES} {_INDEX}",
+    ("first",): f"{_FILES} {_INDEX}",
     ("cat", "--limit", "1"): f"{_FILES} {_READING}",
     ("cat", "--topic", "notes", "--last", "2"): f"{_FILES} {_READING}",
 }

@@ -36,10 +36,11 @@ from xs import frame, ids, query
 from xs.commit import ALIKE_MIN, Append, Commit, alike
 from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.imports import ImportWork
 from xs.lock import Served
 from xs.schema import LARGE_JSON
 from xs.store import Store
-from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, Work
+from xs.work import AppendWork, BatchWork, PinWork, RemoveWork, Work
 from xs.writer import NewFrame, Writer
 
 LARGE = b"large" * INLINE_MAX

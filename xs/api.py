@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from xs.reader import Form, Reader, write
     from xs.rights import Rights
     from xs.scripts import Scripts
-    from xs.work import AppendWork, ImportWork, PinWork, RemoveWork, Work
+    from xs.work import AppendWork, PinWork, RemoveWork, Work
 
     Fields = list[tuple[str, str]]
     Handler = Callable[[Store, "Request", str], "Answer"]
@@ -175,10 +175,10 @@ def error_answer(error: XsError) -> Answer:
 
 
 def _load_writing() -> None:
-    global Append, AppendWork, ImportWork, PinWork, RemoveWork, small, take
+    global Append, AppendWork, PinWork, RemoveWork, small, take
     from xs.commit import Append
     from xs.content import small, take
-    from xs.work import AppendWork, ImportWork, PinWork, RemoveWork
+    from xs.work import AppendWork, PinWork, RemoveWork
 
 
 def _load_reading() -> None:
@@ -191,7 +191,7 @@ def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
     import zlib  # noqa: F401  # for `sums`
 
-    from xs import alike, batch, check, chunked, garbage, process, version  # noqa: F401
+    from xs import alike, batch, check, chunked, garbage, process, removal, version  # noqa: F401
 
     _load_writing()
     _load_reading()
@@ -471,9 +471,8 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
 
 def _import(store: Store, request: Request, _: str) -> Answer:
     from xs.batch import EVERY_LINE, import_lines, parse_imported
+    from xs.imports import ImportWork
 
-    if AppendWork is None:
-        _load_writing()
     request.options()
     kind = _kind(request)
     if kind == NDJSON:

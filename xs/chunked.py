@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from xs import frame, ids, threads
-from xs.commit import Append, RunResult
+from xs.commit import Append
 from xs.content import small
 from xs.errors import (
     BrokenBody,
@@ -32,9 +32,9 @@ from xs.errors import (
 from xs.pieces import lacking
 from xs.records import NamedTuple
 from xs.runs import COMMIT_MAX, PIECE_MAX, Run, Shared, first_of, is_script, pieces
+from xs.runsteps import RunResult, RunWork
 from xs.schema import BROKEN, WHOLE, StoredPiece
 from xs.store import Store
-from xs.work import RunWork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

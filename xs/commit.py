@@ -11,22 +11,19 @@ from xs.content import Content, discard, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.frame import Entry, entries_of
 from xs.records import NamedTuple
-from xs.schema import BROKEN, GOES_ON, WHOLE
-from xs.writer import SWEEP_FRAMES, NewFrame, Removed, Writer
+from xs.writer import SWEEP_FRAMES, NewFrame, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Optional, Union
 
-    from xs.pieces import Run
+    from xs.removal import Removed
     from xs.store import Store
 
 ALIKE_MIN = 64  # frames: fewer are as quick one by one
 RUN_FRAMES = 4096  # frames that get consecutive ids in one go
 _PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
-IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
-_CHUNK = '"chunk"'  # in the meta of a frame that continues a run, or looks like it
+CHUNK = '"chunk"'  # in the meta of a frame that continues a run, or looks like it
 _ALWAYS = -1  # a time before every expiry: an expired frame keeps its content until it is swept
 
 
@@ -62,7 +59,7 @@ def is_plain(append: Append) -> bool:
     """Whether it has no condition, key or file, is kept for ever, and looks like no piece."""
     return (
         append[3:] == _PLAIN
-        and _CHUNK not in append.meta
+        and CHUNK not in append.meta
         and (append.content is None or append.content.data is not None)
     )
 
@@ -91,28 +88,6 @@ def _as_alike(appends: list[Append]) -> Alike | None:
     return Alike(topic, meta, contents, digests, [*map(frame.integrity, digests)])
 
 
-class Imported(NamedTuple):
-    """One frame to be stored as it is. `content` is inline content that came with it, if any."""
-
-    id: int
-    topic: str
-    hash: Optional[str]
-    meta: str
-    ttl: str
-    content: Optional[Content] = None
-
-
-class RunResult(NamedTuple):
-    """The line of a run's first frame, if it was begun, its id, and that of the run's last frame.
-
-    No ids, where the idempotency key had made a frame before: then the line is of that one.
-    """
-
-    line: bytes
-    first: Optional[int]
-    last: Optional[int]
-
-
 class Commit:
     """One batch's transaction, as works see it, and what is to happen once it is durable."""
 
@@ -130,19 +105,18 @@ class Commit:
         self.history_mark: int | None = None
         self.unseen_mark: int | None = None  # up to it another process has appended
         self.earliest_expiry: int | None = None
-        self._store = store
+        self.store = store
         self._delivers = delivers
-        self._ids = sequence
-        self._mark: int | None = None
+        self.ids = sequence
+        self.mark: int | None = None
         self._trims: dict[str, str] = {}
         self._maybe_unnamed: set[bytes] = set()
         self._part: tuple[int, int, set[int], dict[str, str]] = (0, 0, set(), {})
 
-    def append(self, append: Append, run_of: str | None = None) -> bytes:
+    def append(self, append: Append) -> bytes:
         """Adds a frame and answers its line, or that of the frame its key has made before.
 
-        With `run_of` it begins a run of that writer's. Raises `Conflict` when its condition does
-        not hold.
+        Raises `Conflict` when its condition does not hold.
         """
         topic, content, meta, ttl, if_last, key = append
         if ttl == frame.EPHEMERAL and not self._delivers:
@@ -156,17 +130,17 @@ class Commit:
                 return answered
         if if_last is not None:
             self._check_last(topic, if_last)
-        if _CHUNK in meta:
+        if CHUNK in meta:
             self._check_is_no_piece(topic, meta)
         hash_ = data = digest = expires = None
         if content is not None:
             data, digest = content.data, content.digest
             hash_ = frame.integrity(digest)
             if data is None:
-                self._place(content, ttl)
+                self._place_of(content, ttl)
         while True:
-            value = self._ids.next(self.now)
-            json = frame.encode(topic, self._ids.text(value), hash_, meta, ttl)
+            value = self.ids.next(self.now)
+            json = frame.encode(topic, self.ids.text(value), hash_, meta, ttl)
             line = json.encode()
             if ttl != frame.FOREVER:
                 expires = frame.expiry(ttl, value >> 80)
@@ -175,9 +149,7 @@ class Commit:
                 break
             if self.writer.append(NewFrame(value, topic, json, line, expires, digest, data)):
                 break
-            self._ids.skip_millisecond()
-        if run_of is not None:
-            self.writer.begin_run(run_of, key)
+            self.ids.skip_millisecond()
         if ttl != frame.EPHEMERAL:
             digest = data = None  # stored: the ring needs no content of it
         self.entries.append(Entry(value, topic, line, expires, digest, data))
@@ -187,7 +159,7 @@ class Commit:
             self._trims[topic] = ttl
         if key is not None:
             self.writer.keep_answer(topic, key, json)
-        self._mark = None if self._mark is None else value
+        self.mark = None if self.mark is None else value
         return line
 
     def is_plain(self, append: Union[Append, Alike, XsError]) -> bool:
@@ -218,7 +190,7 @@ class Commit:
                 self.entries.append(Entry(value, topic, line))
                 frames.append((value, topic, json, line, None, digest, data))
             self.writer.append_run(row, frames)
-            self._mark = None if self._mark is None else values[-1]
+            self.mark = None if self.mark is None else values[-1]
         return lines
 
     def append_alike(self, alike: Alike) -> list[bytes]:
@@ -234,152 +206,17 @@ class Commit:
             self.writer.append_alike(row, topic, added, digests[part], contents[part])
             self.entries += entries_of(topic, values, added)
             lines += added
-            self._mark = None if self._mark is None else values[-1]
+            self.mark = None if self.mark is None else values[-1]
         return lines
 
     def _places(self, count: int) -> tuple[int, list[int], list[str]]:
         """The first row, and the ids, of so many frames that are appended together."""
         while True:
-            values, texts = self._ids.run(count, self.now)
+            values, texts = self.ids.run(count, self.now)
             row = self.writer.room(values[0] >> 80, count)
             if row is not None:
                 return row, values, texts
-            self._ids.skip_millisecond()
-
-    # Runs: one content in several frames, of which only the first counts
-
-    def begin_run(self, append: Append, writer: str) -> tuple[bytes, bool]:
-        """Adds the first frame of a run, and answers its line. Its meta has `more` already.
-
-        False beside it, if the idempotency key has made that frame before. Raises `Conflict` as
-        `append` does, and when the content that the key makes is still being written.
-        """
-        if append.ttl == frame.EPHEMERAL:
-            raise Invalid("a chunked content can't be ephemeral: give the frame another ttl")
-        if not append.meta.endswith('"more":true}'):
-            raise Invalid('the meta of the first frame of a chunked content ends with "more":true')
-        answered = None
-        if append.key is not None:
-            answered = self.writer.answer_for(append.topic, append.key)
-        if answered is None:
-            return self.append(append, run_of=writer), True
-        run = None
-        if frame.may_begin_run(answered):
-            run = self.writer.run(ids.parse(frame.id_of(answered)))
-        if run is not None and run.writer is not None:
-            raise Conflict(
-                f"the content under that key is still being written: {frame.id_of(answered)}"
-            )
-        discard(append.content)
-        return answered, False
-
-    def run_written_by(self, writer: str) -> int | None:
-        """The first frame's id of the run that `writer` goes on with, if there is one."""
-        first = self.writer.run_written_by(writer)
-        run = None if first is None else self.writer.run(first)
-        if run is not None and run.expires is not None and run.expires <= self.now:
-            self.writer.end_writing(run, BROKEN)  # nobody can read it any more
-            return None
-        return first
-
-    def extend_run(
-        self, first: int, writer: str, contents: list[Content], cause: str = ""
-    ) -> list[bytes]:
-        """Adds frames to a run that `writer` has begun, and answers their lines.
-
-        `cause` is what their meta has besides, as JSON's members. Raises `NotFound` when the run
-        was removed, or has expired; `Conflict` when it has ended, or is another's.
-        """
-        run = self._run_of(first, writer)
-        return [self._add_piece(run, first, content, GOES_ON, cause=cause) for content in contents]
-
-    def end_run(
-        self,
-        first: int,
-        writer: str,
-        content: Content | None = None,
-        error_text: str | None = None,
-        cause: str = "",
-    ) -> bytes:
-        """Adds the last frame of a run: the content is whole, or broke off for that reason."""
-        run = self._run_of(first, writer)
-        ends = WHOLE if error_text is None else BROKEN
-        line = self._add_piece(run, first, content, ends, error_text, cause)
-        fault.at("run.before-end")
-        self.writer.end_writing(run, ends)
-        return line
-
-    def end_runs(self, is_gone: Callable[[str], bool], error_text: str) -> set[str]:
-        """Ends as broken off the runs whose writers are gone; answers who writes the others."""
-        living = set()
-        for first, writer in self.writer.runs_being_written():
-            if not is_gone(writer):
-                living.add(writer)
-                continue
-            try:
-                self.end_run(first, writer, None, error_text)
-            except NotFound:
-                pass  # it has expired: the sweep takes it
-        return living
-
-    def done_before(
-        self, writer: str, first: int | None, last: int | None, ends: int
-    ) -> RunResult | None:
-        """What came of a step that was done before; None if it was not.
-
-        The step begins a run, or goes on with `first` behind the frame `last`; `ends`: it ends it.
-        """
-        if first is None:
-            begun = self.writer.run_written_by(writer)
-            if begun is None:
-                return None
-            line = self.writer.find(begun) or b""
-            return RunResult(line, begun, self.writer.last_of_run(begun))
-        newest = self.writer.last_of_run(first)
-        if newest is None or last is None or newest <= last:
-            return None
-        if self.writer.how_it_ended(first) != ends:  # it was somebody else's step
-            raise Conflict(f"the content {ids.text(first)} is not being written any more")
-        return RunResult(b"", first, newest)
-
-    def _run_of(self, first: int, writer: str) -> Run:
-        run = self.writer.run(first)
-        if run is None or (run.expires is not None and run.expires <= self.now):
-            raise NotFound(
-                f"the content {ids.text(first)} is gone: it was removed, or its time has passed"
-            )
-        if run.writer != writer:
-            raise Conflict(f"the content {ids.text(first)} is not being written any more")
-        return run
-
-    def _add_piece(
-        self,
-        run: Run,
-        first: int,
-        content: Content | None,
-        ends: int,
-        error_text: str | None = None,
-        cause: str = "",
-    ) -> bytes:
-        more = ends == GOES_ON
-        meta = frame.piece_meta(ids.text(first), more=more, error=error_text, cause=cause)
-        hash_ = data = digest = None
-        if content is not None:
-            digest, data = content.digest, content.data
-            hash_ = frame.integrity(digest)
-            if data is None:
-                self._place_file(content)
-        while True:
-            value = self._ids.next(self.now)
-            json = frame.encode(run.topic, self._ids.text(value), hash_, meta, run.ttl)
-            line = json.encode()
-            new = NewFrame(value, run.topic, json, line, run.expires, digest, data)
-            if self.writer.append(new, run, ends):
-                break
-            self._ids.skip_millisecond()
-        self.entries.append(Entry(value, run.topic, line, run.expires, first=first))
-        self._mark = None if self._mark is None else value
-        return line
+            self.ids.skip_millisecond()
 
     def _check_is_no_piece(self, topic: str, meta: str) -> None:
         """Refuses what could be taken for a piece of a run that has not ended, when it is copied.
@@ -390,8 +227,14 @@ class Commit:
         found = frame.continuation_in(meta)
         if found is None:
             return
-        run = self.writer.run(ids.parse(found.first))
-        if run is not None and run.topic == topic and self.writer.end_of(run) is None:
+        from xs.pieces import end_of, find_run  # here: few meet them
+
+        run = find_run(self.writer, ids.parse(found.first))
+        if (
+            run is not None
+            and run.topic == topic
+            and end_of(self.writer.connection, run.number) is None
+        ):
             raise Invalid(
                 f"the content {found.first} is not whole yet, and its frames are made by who "
                 "writes it: leave chunk out of meta"
@@ -405,103 +248,32 @@ class Commit:
                 f"the newest frame of {topic} is {actual}, not {expected}", newest or b"null"
             )
 
-    def _place(self, content: Content, ttl: str) -> None:
+    def _place_of(self, content: Content, ttl: str) -> None:
         if ttl == frame.EPHEMERAL:
             raise Invalid(
                 "the content is too large for an ephemeral frame: give the frame another ttl"
             )
-        self._place_file(content)
+        self.place(content)
 
-    def _place_file(self, content: Content) -> None:
+    def place(self, content: Content) -> None:
+        """Gives content that is a file its name, if it has none yet. Raises `Unavailable`."""
         # It has no temporary file when its batch failed and is done again, work by work: what was
         # placed then, or left to a frame with the same key, may be gone by now.
-        cas = self._store.cas
+        cas = self.store.cas
         if content.data is None and content.path is None and not cas.has(content.digest):
             raise Unavailable("the content was lost when a commit failed: send it again")
         cas.place(content)
 
-    def import_frame(self, new: Imported) -> bytes:
-        """Stores a frame as it is. Raises `Invalid` and `Conflict`."""
-        self.apply_trims()  # a last:n before it is not to take it
-        json = frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl)
-        line = json.encode()
-        if self._mark is None:
-            self._mark = self.writer.mark()
-        if new.id <= self._mark:
-            found = self.writer.find(new.id)
-            if found == line:
-                discard(new.content)
-                return line
-            if found is not None:
-                raise Conflict(f"another frame has the id {ids.text(new.id)}")
-        if new.id >> 80 > self.now + IMPORT_AHEAD_MS:
-            raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
-        run, ends = self._run_to_join(new)
-        digest, data = self._content_of(new)
-        expires = frame.expiry(new.ttl, new.id >> 80) if run is None else run.expires
-        stored = NewFrame(new.id, new.topic, json, line, expires, digest, data)
-        ahead = new.id > self._mark
-        # Above all others it may still need room: those of its millisecond may lie at its end.
-        if not (
-            (ahead and self.writer.append(stored, run, ends))
-            or self.writer.insert(stored, run, ends)
-        ):
-            raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
-        if run is not None and (ends != GOES_ON or run.pieces is not None):
-            self.writer.count_pieces(run)
-        if ahead:
-            self._mark = new.id
-            self._ids.raise_to(new.id)
-        self.history_mark = max(new.id, self.history_mark or 0)
-        if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
-            self.earliest_expiry = expires
-        return line
-
-    def _run_to_join(self, new: Imported) -> tuple[Run | None, int]:
-        """The run that an imported frame continues, and how it ends it; None for other frames.
-
-        Its first frame has to be here, on the same topic, and nothing that ends the run before it.
-        """
-        found = frame.continuation_in(new.meta) if _CHUNK in new.meta else None
-        first = -1 if found is None else ids.parse(found.first)
-        if found is None or first >= new.id:
-            return None, GOES_ON
-        line = self.writer.find(first)
-        if line is None or not frame.begins_run(line) or frame.topic_of(line) != new.topic:
-            return None, GOES_ON
-        run = self.writer.run_to_join(first)
-        if run is None:  # `first` is a piece itself
-            return None, GOES_ON
-        if run.writer is not None:
-            raise Conflict(f"the content {found.first} is being written here: import it later")
-        end = self.writer.end_of(run)
-        if end is not None and end < new.id:
-            return None, GOES_ON
-        return run, GOES_ON if found.more else BROKEN if found.has_error else WHOLE
-
-    def _content_of(self, new: Imported) -> tuple[bytes | None, bytes | None]:
-        if new.hash is None:
-            return None, None
-        digest = frame.parse_integrity(new.hash)
-        if new.content is not None:
-            if new.content.digest != digest:
-                raise Invalid(f"the content of {ids.text(new.id)} does not match its hash")
-            self._place_file(new.content)
-            return digest, new.content.data
-        data = self.writer.inline_content(digest, self.now)
-        if data is None and not self._store.cas.has(digest):
-            raise Invalid(
-                f"the content {new.hash} of {ids.text(new.id)} is not here: "
-                "put it with POST /cas first, or give it in the line"
-            )
-        return digest, data
-
     def remove(self, value: int) -> None:
         """Removes a frame. Raises `NotFound`."""
         self.apply_trims()
-        removed = self.writer.remove(value)
+        from xs import removal
+
+        removed = removal.remove(self.writer, value)
         if removed is None:
-            first = self.writer.run_of_piece(value)
+            from xs.pieces import run_of_piece
+
+            first = run_of_piece(self.writer.connection, value)
             if first is None:
                 raise NotFound(f"no frame {ids.text(value)}")
             raise Invalid(
@@ -513,7 +285,12 @@ class Commit:
 
     def sweep(self) -> int:
         """Removes expired frames, some at a time; answers how many."""
-        removed = self.writer.remove_expired(self.now)
+        rows = self.writer.expired(self.now)
+        if not rows:
+            return 0
+        from xs import removal
+
+        removed = removal.remove_whole(self.writer, rows)
         self._note_removed(removed)
         if removed:
             fault.at("expiry.removed")
@@ -523,14 +300,14 @@ class Commit:
 
     def pin(self, content: Content) -> str:
         """Keeps content, and answers its hash."""
-        self._place_file(content)
+        self.place(content)
         fault.at("content.before-pin")
         self.writer.pin(content.digest, content.data, self.now)
         return content.hash
 
     def is_content(self, digest: bytes, data: bytes | None) -> bool:
         """Whether that is the content with this digest; as a file (None) it only has to be here."""
-        return self._store.cas.has(digest) if data is None else small(data).digest == digest
+        return self.store.cas.has(digest) if data is None else small(data).digest == digest
 
     def unpin(self, before: int) -> tuple[int, int]:
         """Takes away pins made before a time; answers how many contents went, and their bytes."""
@@ -541,16 +318,16 @@ class Commit:
             if self.writer.names_file(digest, _ALWAYS):
                 kept += 1
             else:
-                size += self._store.cas.size(digest) if self._store.cas.has(digest) else 0
+                size += self.store.cas.size(digest) if self.store.cas.has(digest) else 0
                 self._maybe_unnamed.add(digest)
         return count - kept, size
 
     def remove_orphan(self, digest: bytes) -> int:
-        if self.writer.names_file(digest, _ALWAYS) or not self._store.cas.has(digest):
+        if self.writer.names_file(digest, _ALWAYS) or not self.store.cas.has(digest):
             return 0
         self._maybe_unnamed.add(digest)
         fault.at("gc.orphan-found")
-        return self._store.cas.size(digest)
+        return self.store.cas.size(digest)
 
     def apply_trims(self) -> None:
         """Does what `last:n` asks of the frames added so far."""
@@ -559,7 +336,10 @@ class Commit:
             self._trim(topic, ttl)
 
     def _trim(self, topic: str, ttl: str) -> None:
-        self._note_removed(self.writer.remove_but(topic, frame.kept(ttl) or 1, self.now))
+        from xs import removal
+
+        kept = frame.kept(ttl) or 1
+        self._note_removed(removal.remove_but(self.writer, topic, kept, self.now))
         fault.at("expiry.trimmed")
 
     def _note_removed(self, removed: list[Removed]) -> None:

@@ -152,8 +152,9 @@ class Committer:
             commit.sweep()
             if commit.writer.runs_being_written():
                 from xs.runs import KILLED
+                from xs.runsteps import end_runs
 
-                commit.end_runs(self._store.runs.is_gone, KILLED)
+                end_runs(commit, self._store.runs.is_gone, KILLED)
         if self._held_back and not self._store.cas.is_held():
             commit.look_again(self._held_back)
         commit.look_for_unnamed_files()

@@ -22,6 +22,7 @@ from xs.content import INLINE_MAX, Content, small
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
+from xs.runsteps import begin_run, end_run, end_runs, extend_run, run_written_by
 from xs.schema import Script
 from xs.work import BatchWork, Work
 
@@ -97,7 +98,7 @@ class EffectsWork(Work):
                     raise result
         if not self.script.active:
             mine = _writer(self.script.source, "")
-            commit.end_runs(lambda writer: writer.startswith(mine), self.reason)
+            end_runs(commit, lambda writer: writer.startswith(mine), self.reason)
         fault.at("handler.effects-added")
         commit.writer.keep_script(self.script)
         fault.at("handler.position-kept")
@@ -105,16 +106,16 @@ class EffectsWork(Work):
     def _add(self, commit: Commit, piece: Piece) -> None:
         writer = _writer(self.script.source, piece.begin.topic)
         contents = piece.contents
-        first = commit.run_written_by(writer)
+        first = run_written_by(commit, writer)
         if first is None:
             begin = piece.begin._replace(content=contents[0] if contents else None)
-            line, _ = commit.begin_run(begin, writer)
+            line, _ = begin_run(commit, begin, writer)
             first, contents = ids.parse(frame.id_of(line)), contents[1:]
         if piece.more:
-            commit.extend_run(first, writer, contents, piece.cause)
+            extend_run(commit, first, writer, contents, piece.cause)
             return
-        commit.extend_run(first, writer, contents[:-1], piece.cause)
-        commit.end_run(first, writer, contents[-1] if contents else None, cause=piece.cause)
+        extend_run(commit, first, writer, contents[:-1], piece.cause)
+        end_run(commit, first, writer, contents[-1] if contents else None, cause=piece.cause)
 
     def discard(self) -> None:
         discard(self.effects)

@@ -13,11 +13,12 @@ from typing import Any, Union
 
 from xs import errors, frame, ids
 from xs.cas import BLOCK
-from xs.commit import Imported, RunResult
 from xs.content import Content
+from xs.imports import Imported, ImportWork
 from xs.request import NDJSON, append_request, ask, quote
+from xs.runsteps import RunResult, RunWork
 from xs.transport import HttpTransport
-from xs.work import AppendWork, BatchWork, ImportWork, PinWork, RemoveWork, RunWork, Work
+from xs.work import AppendWork, BatchWork, PinWork, RemoveWork, Work
 
 
 def forward(transport: HttpTransport, work: Work) -> Any:

@@ -165,7 +165,7 @@ class _Files(Store):
     def _is_forwarded(self, work: Work, transport: HttpTransport) -> bool:
         """Sends work to the server; False if it is to be tried again."""
         from xs.forward import forward
-        from xs.work import RunWork
+        from xs.runsteps import RunWork
 
         work.error = None
         try:
@@ -196,7 +196,8 @@ class _Files(Store):
 
 def _refused(work: Work) -> list[Any] | None:
     """The errors of lines that are wrong one and all, so that there is nothing to commit."""
-    from xs.work import BatchWork, ImportWork
+    from xs.imports import ImportWork
+    from xs.work import BatchWork
 
     lines: list[Any] = []
     if isinstance(work, BatchWork):

@@ -1,7 +1,7 @@
 """Runs as they are stored: the first frame of each, and the pieces that continue it.
 
-Functions over a connection. How a reading of everything meets the pieces among other frames is in
-`scan`.
+Functions over a connection that read, and by the index's writer, in its transaction, changes. How a
+reading of everything meets the pieces among other frames is in `scan`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.rows import LINE, as_stored, damage, floor, held, id_at, row_of
 from xs.scan import LARGE_PAGE_BYTES
-from xs.schema import BROKEN, GOES_ON, WHOLE, StoredPiece
+from xs.schema import BROKEN, GOES_ON, LARGE_JSON, WHOLE, StoredPiece, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any, Optional
+
+    from xs.writer import NewFrame, Writer
 
 
 class Run(NamedTuple):
@@ -153,3 +155,96 @@ def end_of(reader: sqlite3.Connection, number: int) -> int | None:
         "SELECT min(row) FROM piece WHERE run = ? AND ends > 0", (number,)
     ).fetchone()[0]
     return None if row is None else id_at(reader, row, "piece")
+
+
+# Changes
+
+
+def make_run(writer: Writer, row: int, owner: str | None, key: str | None) -> None:
+    """The frame at that row begins a run, which `owner` will go on with; nobody (None) may."""
+    writer.execute("INSERT INTO run (row, writer, key) VALUES (?, ?, ?)", (row, owner, key))
+
+
+def find_run(writer: Writer, first: int) -> Run | None:
+    """The run whose first frame has that id, expired or not; None if it begins none."""
+    writer.flush()
+    return run_of(writer.connection, first)
+
+
+def run_to_join(writer: Writer, first: int) -> Run | None:
+    """As `find_run`; a frame that says so in its meta becomes the first of a run with this."""
+    writer.flush()
+    row = row_of(writer.connection, first)
+    if row is None:
+        return None
+    found = run_at(writer.connection, row)
+    if found is None:
+        make_run(writer, row, None, None)
+        found = run_at(writer.connection, row)
+    return found
+
+
+def add_piece(writer: Writer, row: int, new: NewFrame, run: Run, ends: int) -> None:
+    """Adds a frame, at a row that was found for it, that continues a run; `ends` says how."""
+    digest = None
+    if new.content is not None and new.digest is not None:
+        digest = writer.listed(new.digest)
+    topics = (writer.number(new.topic), *writer.prefixes(new.topic))
+    stored = new.as_stored()
+    with translated():
+        writer.execute(
+            "INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (row, run.number, ends, digest, *stored, new.expires),
+        )
+        for number in topics:
+            writer.execute("INSERT INTO listed VALUES (?, ?)", (number, row))
+        if new.is_file:
+            writer.execute("INSERT INTO file VALUES (?, ?)", (new.digest, row))
+        if len(new.line) > LARGE_JSON:
+            writer.execute("INSERT INTO large VALUES (?)", (row,))
+
+
+def run_written_by(writer: Writer, owner: str) -> int | None:
+    """The id of the first frame of the run that `owner` has begun and not ended."""
+    writer.flush()
+    found = writer.execute("SELECT row FROM run WHERE writer = ?", (owner,)).fetchone()
+    return None if found is None else id_at(writer.connection, found[0])
+
+
+def last_of_run(writer: Writer, first: int) -> int | None:
+    """The id of a run's last frame so far; None if there is no such run."""
+    run = find_run(writer, first)
+    if run is None:
+        return None
+    row = writer.execute("SELECT max(row) FROM piece WHERE run = ?", (run.number,)).fetchone()[0]
+    return first if row is None else id_at(writer.connection, row, "piece")
+
+
+def how_it_ended(writer: Writer, first: int) -> int:
+    """GOES_ON while a run has no end, else how its first piece that ends it does."""
+    run = find_run(writer, first)
+    found = None
+    if run is not None:
+        found = writer.execute(
+            "SELECT ends FROM piece WHERE run = ? AND ends > 0 ORDER BY row LIMIT 1",
+            (run.number,),
+        ).fetchone()
+    return GOES_ON if found is None else int(found[0])
+
+
+def count_pieces(writer: Writer, run: Run) -> None:
+    """Keeps how many pieces a run has that has an end, so that readers know when they miss one.
+
+    Without an end it is none, which is kept as NULL.
+    """
+    count = count_of(writer.connection, run.number) or None
+    writer.execute("UPDATE run SET pieces = ? WHERE number = ?", (count, run.number))
+
+
+def end_writing(writer: Writer, run: Run, ends: int) -> None:
+    """Nobody goes on with a run. A key that made one which broke off is free again."""
+    writer.execute("UPDATE run SET writer = NULL WHERE number = ?", (run.number,))
+    count_pieces(writer, run)
+    if ends == BROKEN and run.key is not None:
+        number = writer.number(run.topic)
+        writer.execute("DELETE FROM answered WHERE topic = ? AND key = ?", (number, run.key))

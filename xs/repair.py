@@ -26,15 +26,16 @@ from collections.abc import Iterator
 from xs import fault, frame, ids, wal
 from xs.batch import parse_imported
 from xs.cas import Cas
-from xs.commit import Commit, Imported
+from xs.commit import Commit
 from xs.content import INLINE_MAX, small
 from xs.disk import sync, sync_folder
 from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
+from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
 from xs.salvage import Found, Layered, Salvage
 from xs.schema import FILENAME, ORDER_BITS, ROW_MAX, described, sum_of_answer, time_of
 from xs.store import Store
-from xs.work import ImportWork, Work
+from xs.work import Work
 
 _NEW = FILENAME + ".new"
 _BUILT = "repair"  # the folder in which the new one is made

@@ -6,7 +6,7 @@ killed can be told from one that goes on slowly: the first is ended as broken of
 has the store's lock, the second by nobody else.
 
 `chunked` fills runs from bodies as they arrive; handlers, whose frames belong in one transaction,
-have `begin_run`, `extend_run` and `end_run` of `commit.Commit` (see `effects`).
+have `begin_run`, `extend_run` and `end_run` of `runsteps` (see `effects`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from xs import fault, frame, threads
 from xs.commit import Append
 from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
-from xs.work import EndRunsWork, RunWork, Work
+from xs.runsteps import EndRunsWork, RunWork
+from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -332,7 +332,8 @@ class Store:
         What is still being written here, piece by piece, is ended before it.
         """
         from xs.runs import STOPPED
-        from xs.work import AppendWork, EndRunsWork
+        from xs.runsteps import EndRunsWork
+        from xs.work import AppendWork
 
         works: list[Work] = [EndRunsWork(self.runs.is_own, STOPPED)]
         if last is not None:

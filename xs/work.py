@@ -5,11 +5,11 @@ The store's leader gives each the `Commit` of its batch, and calls it back when 
 
 from __future__ import annotations
 
-from xs import fault, frame, ids
-from xs.commit import Alike, Append, Commit, Imported, RunResult
+from xs import fault
+from xs.commit import Alike, Append, Commit
 from xs.content import Content, discard
 from xs.errors import XsError
-from xs.schema import BROKEN, GOES_ON, WHOLE, is_of_sqlite
+from xs.schema import is_of_sqlite
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,37 +139,6 @@ class BatchWork(Work):
                 discard(append.content)
 
 
-class ImportWork(Work):
-    """Stores frames as they are; the result is a list of lines and errors, one for each."""
-
-    __slots__ = ("frames",)
-
-    def __init__(self, frames: list[Union[Imported, XsError]]) -> None:
-        super().__init__()
-        self.frames = frames
-
-    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
-        results: list[Union[bytes, XsError]] = []
-        for each in self.frames:
-            try:
-                if isinstance(each, XsError):
-                    raise each
-                results.append(commit.import_frame(each))
-                fault.at("import.frame-added")
-            except XsError as error:
-                if is_of_sqlite(error):
-                    raise
-                if isinstance(each, Imported):
-                    discard(each.content)
-                results.append(error)
-        return results
-
-    def discard(self) -> None:
-        for each in self.frames:
-            if isinstance(each, Imported):
-                discard(each.content)
-
-
 class RemoveWork(Work):
     """Removes one frame; raises `NotFound` if there is none."""
 
@@ -181,84 +150,6 @@ class RemoveWork(Work):
 
     def apply(self, commit: Commit) -> None:
         commit.remove(self.id)
-
-
-class RunWork(Work):
-    """Begins a run of frames that are one content, goes on with it, or ends it.
-
-    Without `first` it begins one, with the first of `contents`; each further content is a frame.
-    With `ended` the last frame says so: whole, or with `error_text` what it broke off for. The
-    result is `RunResult`.
-
-    Done again it does nothing: `writer` is of this run alone, and `last` is the id of the last
-    frame that the writer knows of. So a step that a server has taken, and then died without an
-    answer, can be repeated.
-    """
-
-    __slots__ = ("append", "contents", "ended", "error_text", "first", "last", "writer")
-
-    def __init__(
-        self,
-        append: Append,
-        writer: str,
-        first: int | None,
-        last: int | None,
-        contents: list[Content],
-        *,
-        ended: bool = False,
-        error_text: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.append = append
-        self.writer = writer
-        self.first = first
-        self.last = last
-        self.contents = contents
-        self.ended = ended
-        self.error_text = error_text
-
-    def apply(self, commit: Commit) -> RunResult:
-        ends = GOES_ON if not self.ended else WHOLE if self.error_text is None else BROKEN
-        done = commit.done_before(self.writer, self.first, self.last, ends)
-        if done is not None:
-            return done
-        contents = list(self.contents)
-        first, line = self.first, b""
-        if first is None:
-            begun = self.append._replace(content=contents.pop(0) if contents else None)
-            line, is_new = commit.begin_run(begun, self.writer)
-            fault.at("run.begun")
-            if not is_new:
-                return RunResult(line, None, None)
-            first = ids.parse(frame.id_of(line))
-        is_whole = self.ended and self.error_text is None
-        at_the_end = contents.pop() if is_whole and contents else None
-        lines = [line]
-        if contents:
-            lines += commit.extend_run(first, self.writer, contents)
-            fault.at("run.extended")
-        if self.ended:
-            lines.append(commit.end_run(first, self.writer, at_the_end, self.error_text))
-        last = ids.parse(frame.id_of(lines[-1])) if lines[-1] else self.last
-        return RunResult(line, first, last)
-
-    def discard(self) -> None:
-        for content in self.contents:
-            discard(content)
-
-
-class EndRunsWork(Work):
-    """Ends as broken off the runs whose writers are gone; the result is who writes the others."""
-
-    __slots__ = ("error_text", "is_gone")
-
-    def __init__(self, is_gone: Callable[[str], bool], error_text: str) -> None:
-        super().__init__()
-        self.is_gone = is_gone
-        self.error_text = error_text
-
-    def apply(self, commit: Commit) -> set[str]:
-        return commit.end_runs(self.is_gone, self.error_text)
 
 
 class PinWork(Work):

@@ -1,0 +1,145 @@
+"""Frames stored as they are, with the ids that they had elsewhere: an import, in a transaction."""
+
+from __future__ import annotations
+
+from xs import fault, frame, ids, pieces
+from xs.commit import CHUNK
+from xs.content import Content, discard
+from xs.errors import Conflict, Invalid, XsError
+from xs.records import NamedTuple
+from xs.schema import BROKEN, GOES_ON, WHOLE, is_of_sqlite
+from xs.work import Work
+from xs.writer import NewFrame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional, Union
+
+    from xs.commit import Commit
+
+IMPORT_AHEAD_MS = 86_400_000  # an imported id may be so far ahead of the clock
+
+
+class Imported(NamedTuple):
+    """One frame to be stored as it is. `content` is inline content that came with it, if any."""
+
+    id: int
+    topic: str
+    hash: Optional[str]
+    meta: str
+    ttl: str
+    content: Optional[Content] = None
+
+
+class ImportWork(Work):
+    """Stores frames as they are; the result is a list of lines and errors, one for each."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: list[Union[Imported, XsError]]) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
+        results: list[Union[bytes, XsError]] = []
+        for each in self.frames:
+            try:
+                if isinstance(each, XsError):
+                    raise each
+                results.append(import_frame(commit, each))
+                fault.at("import.frame-added")
+            except XsError as error:
+                if is_of_sqlite(error):
+                    raise
+                if isinstance(each, Imported):
+                    discard(each.content)
+                results.append(error)
+        return results
+
+    def discard(self) -> None:
+        for each in self.frames:
+            if isinstance(each, Imported):
+                discard(each.content)
+
+
+def import_frame(commit: Commit, new: Imported) -> bytes:
+    """Stores a frame as it is. Raises `Invalid` and `Conflict`."""
+    commit.apply_trims()  # a last:n before it is not to take it
+    json = frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl)
+    line = json.encode()
+    if commit.mark is None:
+        commit.mark = commit.writer.mark()
+    if new.id <= commit.mark:
+        found = commit.writer.find(new.id)
+        if found == line:
+            discard(new.content)
+            return line
+        if found is not None:
+            raise Conflict(f"another frame has the id {ids.text(new.id)}")
+    if new.id >> 80 > commit.now + IMPORT_AHEAD_MS:
+        raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
+    run, ends = _run_to_join(commit, new)
+    digest, data = _content_of(commit, new)
+    expires = frame.expiry(new.ttl, new.id >> 80) if run is None else run.expires
+    stored = NewFrame(new.id, new.topic, json, line, expires, digest, data)
+    ahead = new.id > commit.mark
+    # Above all others it may still need room: those of its millisecond may lie at its end.
+    row = commit.writer.row_above(new.id) if ahead else None
+    if row is None:
+        row = commit.writer.row_among(new.id)
+    if row is None:
+        raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
+    if run is None:
+        commit.writer.add(row, stored)
+    else:
+        pieces.add_piece(commit.writer, row, stored, run, ends)
+        if ends != GOES_ON or run.pieces is not None:
+            pieces.count_pieces(commit.writer, run)
+    if ahead:
+        commit.mark = new.id
+        commit.ids.raise_to(new.id)
+    commit.history_mark = max(new.id, commit.history_mark or 0)
+    if expires is not None and (commit.earliest_expiry is None or expires < commit.earliest_expiry):
+        commit.earliest_expiry = expires
+    return line
+
+
+def _run_to_join(commit: Commit, new: Imported) -> tuple[pieces.Run | None, int]:
+    """The run that an imported frame continues, and how it ends it; None for other frames.
+
+    Its first frame has to be here, on the same topic, and nothing that ends the run before it.
+    """
+    found = frame.continuation_in(new.meta) if CHUNK in new.meta else None
+    first = -1 if found is None else ids.parse(found.first)
+    if found is None or first >= new.id:
+        return None, GOES_ON
+    line = commit.writer.find(first)
+    if line is None or not frame.begins_run(line) or frame.topic_of(line) != new.topic:
+        return None, GOES_ON
+    run = pieces.run_to_join(commit.writer, first)
+    if run is None:  # `first` is a piece itself
+        return None, GOES_ON
+    if run.writer is not None:
+        raise Conflict(f"the content {found.first} is being written here: import it later")
+    end = pieces.end_of(commit.writer.connection, run.number)
+    if end is not None and end < new.id:
+        return None, GOES_ON
+    return run, GOES_ON if found.more else BROKEN if found.has_error else WHOLE
+
+
+def _content_of(commit: Commit, new: Imported) -> tuple[bytes | None, bytes | None]:
+    if new.hash is None:
+        return None, None
+    digest = frame.parse_integrity(new.hash)
+    if new.content is not None:
+        if new.content.digest != digest:
+            raise Invalid(f"the content of {ids.text(new.id)} does not match its hash")
+        commit.place(new.content)
+        return digest, new.content.data
+    data = commit.writer.inline_content(digest, commit.now)
+    if data is None and not commit.store.cas.has(digest):
+        raise Invalid(
+            f"the content {new.hash} of {ids.text(new.id)} is not here: "
+            "put it with POST /cas first, or give it in the line"
+        )
+    return digest, data
