@@ -219,10 +219,10 @@ def folder() -> Iterator[str]:
 def populate(path: str, topics: Iterable[str], content: Optional[bytes] = CONTENT) -> list[str]:
     """Makes a store with a frame for each topic given, in this process; gives every 97th id."""
     from xs import frame
+    from xs.bulk import BatchWork
     from xs.commit import Append
     from xs.content import small
     from xs.store import Store
-    from xs.work import BatchWork
 
     store = Store(path, exclusive=True, create=True)
     taken = None if content is None else small(content)

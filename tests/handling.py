@@ -16,13 +16,13 @@ from conftest import DEADLINE
 from stores import problems
 
 from xs import frame, ids, query
+from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.errors import XsError
 from xs.frame import Frame
 from xs.reader import Reader
 from xs.scripts import Scripts
 from xs.store import Store
-from xs.work import BatchWork
 
 
 def program(text: str) -> str:

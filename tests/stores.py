@@ -9,13 +9,14 @@ from typing import Any, Union
 from conftest import DEADLINE
 
 from xs import frame, ids, query
+from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.content import Content, small
 from xs.errors import XsError
 from xs.imports import Imported, ImportWork
 from xs.reader import Reader
 from xs.store import Store
-from xs.work import BatchWork, RemoveWork, Work
+from xs.work import RemoveWork, Work
 
 NOON = 1_700_000_000_000  # a clock's milliseconds, for tests that need no real one
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from stores import Clock, all_ids, content, lines, problems
 
 from xs import alike, batch, frame, ids
+from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.content import INLINE_MAX
 from xs.errors import BrokenBody, Conflict, Forbidden, Invalid, TooLarge, XsError
 from xs.store import Store
-from xs.work import BatchWork, RemoveWork
+from xs.work import RemoveWork
 from xs.writer import BUCKET_FRAMES
 
 

@@ -1317,7 +1317,7 @@ def test_by_hand_nothing_is_appended_that_looks_like_part_of_what_is_not_whole(
 
 
 def chunked_batch(appends: list[Append]) -> Any:
-    from xs.work import BatchWork
+    from xs.bulk import BatchWork
 
     return BatchWork(list(appends))
 

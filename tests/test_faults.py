@@ -32,8 +32,8 @@ from test_chunked import make_older
 
 import xs
 from xs import backup, tokens
+from xs.bulk import ALIKE_MIN
 from xs.client import Client
-from xs.commit import ALIKE_MIN
 from xs.content import INLINE_MAX, small
 from xs.errors import BrokenBody, NoStore, XsError
 from xs.store import Store

@@ -28,12 +28,12 @@ from stores import (
 )
 
 from xs import frame, ids, meta
+from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.content import small
 from xs.rows import floor, id_at
 from xs.schema import LARGE_JSON, ORDER_BITS
 from xs.store import Store
-from xs.work import BatchWork
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ ARCHITECTURE = {
     "content":     "errors frame",
     "cas":         "errors fault frame content disk",
     "sqlite":      "",
-    "schema":      "errors fault records sums sqlite",
+    "schema":      "errors records sums sqlite | fault",
     "rows":        "errors frame sums schema",
     "scan":        "errors frame records sums sqlite schema rows",
     "pieces":      "errors ids frame records schema rows scan (writer)",
@@ -58,7 +58,8 @@ ARCHITECTURE = {
     "snapshot":    "errors fault ids schema connections index",
     "salvage":     "records sums schema",
     "commit":      "errors fault ids frame records content writer | pieces removal (store)",
-    "work":        "errors fault content commit schema",
+    "work":        "errors content commit",
+    "bulk":        "errors fault frame records content schema commit work",
     "imports":     "errors fault ids frame records content schema pieces writer commit work",
     "runsteps":    "errors fault ids frame records content schema pieces writer work (commit)",
     "claim":       "fault",
@@ -73,7 +74,7 @@ ARCHITECTURE = {
                    "runsteps check committer group expiry garbage creation (schema commit)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema | content (query store)",
-    "batch":       "errors ids frame meta content commit work imports store",
+    "batch":       "errors ids frame meta content commit work bulk imports store",
     "chunked":     "errors threads ids frame records content schema pieces commit runsteps runs "
                    "store",
     # the log, which all that serves may write to
@@ -85,14 +86,14 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors threads ids frame meta records log schema commit work store process "
                    "pipes",
-    "generators":  "errors ids frame records log schema commit work process runner nu",
-    "effects":     "errors fault ids frame records content schema commit work runsteps runs "
+    "generators":  "errors ids frame records log schema commit work bulk process runner nu",
+    "effects":     "errors fault ids frame records content schema commit work bulk runsteps runs "
                    "runner (cas)",
     "intake":      "errors ids frame schema store reader runner",
-    "handlers":    "errors fault ids frame records log schema commit work reader process runner "
-                   "effects intake nu",
-    "scripts":     "errors threads ids frame times log bus store process runner generators "
-                   "handlers evaluation",
+    "handlers":    "errors fault ids frame records log schema commit work bulk reader process "
+                   "runner effects intake nu",
+    "scripts":     "errors threads ids frame times log store process runner generators handlers "
+                   "evaluation (bus)",
     # requests, and what answers them
     "rights":      "errors frame records",
     "tokens":      "errors fault frame disk rights",
@@ -101,7 +102,7 @@ ARCHITECTURE = {
                    "rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
-    "delivery":    "errors threads frame bus http1 sockets store reader",
+    "delivery":    "errors threads frame http1 sockets store reader (bus)",
     "crowd":       "errors threads work store",
     "outbox":      "threads work",
     "body":        "errors http1 sockets",
@@ -112,7 +113,7 @@ ARCHITECTURE = {
                    "rights access grants body crowd outbox delivery listener",
     "hangups":     "threads",
     "exchange":    "errors frame records http1",
-    "answers":     "errors threads ids frame schema bus commit work store exchange",
+    "answers":     "errors threads ids frame schema commit work store exchange (bus)",
     "gateway":     "errors ids frame http1 log content commit work store sockets activation "
                    "address listener hangups exchange answers",
     "mount":       "errors log meta commit store scripts activation access tokens crowd "
@@ -126,9 +127,9 @@ ARCHITECTURE = {
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors",
     "transport":   "errors http1 request",
-    "forward":     "errors ids frame cas content imports runsteps work request transport",
-    "local":       "errors ids frame store api request | lock work imports runsteps transport "
-                   "forward (reader)",
+    "forward":     "errors ids frame cas content imports runsteps work bulk request transport",
+    "local":       "errors ids frame store api request | lock bulk imports runsteps transport "
+                   "forward (reader work)",
     "address":     "errors | transport local (request)",
     "client":      "errors request | frame",
     # what a person or a program starts
@@ -138,6 +139,7 @@ ARCHITECTURE = {
     "completion":  "errors (arguments)",
     "idfields":    "errors ids",
     "service":     "errors records terminal",
+    "serving":     "errors log service stdio arguments | activation gateway mount server",
     "ndjson":      "errors request stdio terminal (arguments)",
     "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",
     "backup":      "errors fault lock cas disk schema connections index snapshot terminal",
@@ -145,10 +147,8 @@ ARCHITECTURE = {
                    "batch salvage wal",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
-    "commands":    "errors address request stdio arguments | tokens "
-                   "version idfields ndjson transfer backup repair storing autoload completion "
-                   "service log activation server mount "
-                   "gateway",
+    "commands":    "errors address request stdio arguments | serving tokens version idfields "
+                   "ndjson transfer backup repair storing autoload completion",
     "cli":         "errors stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
@@ -165,9 +165,9 @@ DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing",
 
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "disk", "content", "cas", "rows", "scan", "pieces", "alike", "writer")
-BELOW_HTTP += ("removal", "connections", "index", "check", "bus", "commit", "work", "runsteps")
-BELOW_HTTP += ("imports", "claim", "runs", "committer", "group", "expiry", "garbage", "creation")
-BELOW_HTTP += ("store",)
+BELOW_HTTP += ("removal", "connections", "index", "check", "bus", "commit", "work", "bulk")
+BELOW_HTTP += ("runsteps", "imports", "claim", "runs", "committer", "group", "expiry", "garbage")
+BELOW_HTTP += ("creation", "store")
 THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "removal")
 THE_ONES_WITH_SQL += ("wal", "connections", "index", "check", "snapshot", "salvage")
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import DEADLINE, start_server
 
 import xs
+from xs.bulk import ALIKE_MIN
 from xs.client import Client
-from xs.commit import ALIKE_MIN
 from xs.errors import Conflict, Invalid, NoStore, NotFound, XsError
 from xs.local import Local
 from xs.lock import SERVE, WRITE, Lock

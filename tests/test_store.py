@@ -33,14 +33,15 @@ from stores import (
 )
 
 from xs import frame, ids, query
-from xs.commit import ALIKE_MIN, Append, Commit, alike
+from xs.bulk import ALIKE_MIN, BatchWork, alike
+from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.imports import ImportWork
 from xs.lock import Served
 from xs.schema import LARGE_JSON
 from xs.store import Store
-from xs.work import AppendWork, BatchWork, PinWork, RemoveWork, Work
+from xs.work import AppendWork, PinWork, RemoveWork, Work
 from xs.writer import NewFrame, Writer
 
 LARGE = b"large" * INLINE_MAX

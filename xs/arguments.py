@@ -206,3 +206,10 @@ def _set(options: dict[str, list[str]], option: Option, flag: str, value: list[s
     if option.is_number and not (value[0].isascii() and value[0].isdigit()):
         raise errors.Usage(f"{flag} takes a whole number, not {value[0]!r}")
     options.setdefault(option.name, []).extend(value)
+
+
+def plain_path(path: str) -> str:
+    """That path. Raises `Usage` if a shell was meant to expand it and has not: it'd be a name."""
+    if path.startswith("~"):
+        raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
+    return path

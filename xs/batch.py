@@ -15,12 +15,13 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Callable, Union
 
 from xs import frame, ids, meta
-from xs.commit import ALIKE_MIN, Alike, Append, alike, is_plain
+from xs.bulk import ALIKE_MIN, Alike, BatchWork, alike, is_plain
+from xs.commit import Append
 from xs.content import INLINE_MAX, Content, small
 from xs.errors import BrokenBody, Invalid, NoMemory, TooLarge, XsError
 from xs.imports import Imported, ImportWork
 from xs.store import Store
-from xs.work import BatchWork, Work
+from xs.work import Work
 
 EVERY_LINE = 16 * 1024 * 1024  # bytes of one line at most
 BATCH_LINES = 4000  # lines in one batch at most

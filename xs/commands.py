@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from xs import address, errors, stdio
-from xs.arguments import Command, Option
+from xs.arguments import Command, Option, plain_path
 from xs.request import append_request, ask, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xs.arguments import Arguments
-    from xs.mount import Web
     from xs.request import Fields, Response
 
     Run = Callable[[Arguments], int | None]
@@ -111,7 +110,6 @@ _SERVE = [
     Option("--log-json", "log as JSON, an object a line"),
     Option("--log-file", "log to this file, which SIGHUP opens anew", "FILE"),
 ]  # fmt: skip
-_FILES = ("tls-cert", "tls-key", "log-file")  # of these options, those whose values are paths
 
 
 @command(
@@ -126,51 +124,9 @@ _FILES = ("tls-cert", "tls-key", "log-file")  # of these options, those whose va
     ],
 )
 def _serve(arguments: Arguments) -> int:
-    directory = _path(arguments.rest[0])
-    for name in _FILES:
-        _path(arguments.get(name) or "")
-    from xs.log import options_of
-    from xs.server import serve
+    from xs import serving
 
-    return serve(
-        directory,
-        expose=arguments.options.get("expose", []),
-        hosts=arguments.options.get("host", []),
-        insecure=arguments.has("insecure"),
-        scripts=not arguments.has("no-scripts"),
-        web=_web(arguments),
-        grace=_grace(arguments),
-        log_options=options_of(arguments.get, is_json=arguments.has("log-json")),
-    )
-
-
-def _path(path: str) -> str:
-    """That path. Raises `Usage` if a shell was meant to expand it and has not: it'd be a name."""
-    if path.startswith("~"):
-        raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
-    return path
-
-
-def _grace(arguments: Arguments) -> int:
-    from xs.server import GRACE_SECONDS
-
-    grace = arguments.get("grace")
-    return GRACE_SECONDS if grace is None else int(grace[:9])
-
-
-def _web(arguments: Arguments) -> Web | None:
-    from xs.activation import expects_web
-
-    addresses = arguments.options.get("http", [])
-    if not addresses and not expects_web(os.environ):
-        for name in ("http-timeout", "http-max", "http-body", "http-ttl", "tls-cert", "tls-key"):
-            if arguments.has(name):
-                raise errors.Usage(f"--{name} goes with --http ADDR")
-        return None
-    from xs.gateway import options_of
-    from xs.mount import Web
-
-    return Web(addresses, options_of(arguments.get))
+    return serving.run_serve(arguments)
 
 
 @command(
@@ -191,52 +147,9 @@ def _web(arguments: Arguments) -> Web | None:
     ],
 )
 def _service(arguments: Arguments) -> int:
-    from xs import service
+    from xs import serving
 
-    action, store = arguments.rest[0], os.path.abspath(_path(arguments.rest[1]))
-    manager = service.manager_of(arguments.get("kind"))
-    name = arguments.get("name")
-    if action == "install":
-        options, grace = _checked(arguments), _grace(arguments)
-        if arguments.has("print"):
-            stdio.write(service.printed(manager, store, name, options, grace))
-            return 0
-        now = arguments.has("now")
-        lines, status = service.install(manager, store, name, options, grace, now=now), 0
-    elif action not in ("status", "remove"):
-        raise errors.Usage(f"service takes install, status or remove, not {action!r}")
-    elif wrong := [each for each in arguments.options if each not in ("name", "kind")]:
-        raise errors.Usage(f"--{wrong[0]} goes with install")
-    elif action == "status":
-        lines, status = service.status(manager, store, name)
-    else:
-        lines, status = service.remove(manager, store, name), 0
-    stdio.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-    return status
-
-
-def _checked(arguments: Arguments) -> list[str]:
-    """The options for `xs serve`, in the words that it takes anywhere. Raises `Usage`.
-
-    What it would refuse is refused here: nobody reads a service's standard error.
-    """
-    from xs.log import options_of
-    from xs.server import exposed_address
-
-    for each in arguments.options.get("expose", []):
-        exposed_address(each, insecure=arguments.has("insecure"))
-    _web(arguments)
-    options_of(arguments.get, is_json=arguments.has("log-json"))
-    words = []
-    for option in _SERVE:
-        for value in arguments.options.get(option.name, []):
-            is_path = option.name == "http" and "/" in value and "://" not in value
-            if is_path or option.name in _FILES:
-                value = os.path.abspath(value)
-            words.append(f"--{option.name}={value}")
-        if not option.value and arguments.has(option.name):
-            words.append(f"--{option.name}")
-    return words
+    return serving.run_service(arguments, _SERVE)
 
 
 # Writing
@@ -558,7 +471,7 @@ def _token(arguments: Arguments) -> None:
     from xs import tokens
 
     action, folder, *rest = arguments.rest
-    if not os.path.isfile(os.path.join(_path(folder), "xs.db")):
+    if not os.path.isfile(os.path.join(plain_path(folder), "xs.db")):
         raise address.no_store(folder)
     if action == "list":
         if rest or arguments.options:
@@ -627,7 +540,7 @@ def _store(arguments: Arguments) -> int:
     ],
 )
 def _import(arguments: Arguments) -> None:
-    source = _path(arguments.rest[0]) if arguments.rest else "-"
+    source = plain_path(arguments.rest[0]) if arguments.rest else "-"
     if source != "-" and os.path.isdir(source):
         from xs import transfer
 
@@ -647,7 +560,7 @@ def _import(arguments: Arguments) -> None:
 def _export(arguments: Arguments) -> None:
     from xs import transfer
 
-    transfer.export(arguments, _path(arguments.rest[0]))
+    transfer.export(arguments, plain_path(arguments.rest[0]))
 
 
 @command(

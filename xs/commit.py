@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from xs import fault, frame, ids
 from xs.content import Content, discard, small
-from xs.errors import Conflict, Invalid, NotFound, Unavailable, XsError
-from xs.frame import Entry, entries_of
+from xs.errors import Conflict, Invalid, NotFound, Unavailable
+from xs.frame import Entry
 from xs.records import NamedTuple
 from xs.writer import SWEEP_FRAMES, NewFrame, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional, Union
+    from typing import Optional
 
     from xs.removal import Removed
     from xs.store import Store
 
-ALIKE_MIN = 64  # frames: fewer are as quick one by one
-RUN_FRAMES = 4096  # frames that get consecutive ids in one go
-_PLAIN = ("forever", None, None)  # the ttl, condition and key of a plain append
 CHUNK = '"chunk"'  # in the meta of a frame that continues a run, or looks like it
 _ALWAYS = -1  # a time before every expiry: an expired frame keeps its content until it is swept
 
@@ -36,56 +33,6 @@ class Append(NamedTuple):
     ttl: str = frame.FOREVER
     if_last: Optional[str] = None  # an id, or "none"
     key: Optional[str] = None
-
-
-class Alike(NamedTuple):
-    """Frames to be appended one after the other that differ in their content alone.
-
-    That is small and not empty; they are kept for ever, and no key or condition is given.
-    """
-
-    topic: str
-    meta: str
-    contents: list[bytes]
-    digests: list[bytes]
-    hashes: list[str]
-
-    def each(self) -> list[Append]:
-        """The same, one by one."""
-        return [Append(self.topic, small(data), self.meta) for data in self.contents]
-
-
-def is_plain(append: Append) -> bool:
-    """Whether it has no condition, key or file, is kept for ever, and looks like no piece."""
-    return (
-        append[3:] == _PLAIN
-        and CHUNK not in append.meta
-        and (append.content is None or append.content.data is not None)
-    )
-
-
-def alike(append: Append, contents: list[bytes]) -> Alike:
-    """As many frames as there are `contents`, each with one of them, and otherwise as `append`."""
-    from hashlib import sha256  # here: one append is hashed by what loads faster
-
-    digests = [sha256(data).digest() for data in contents]
-    return Alike(append.topic, append.meta, contents, digests, [*map(frame.integrity, digests)])
-
-
-def _as_alike(appends: list[Append]) -> Alike | None:
-    """The same plain appends, if they are many and differ in their content alone."""
-    topic, _, meta = appends[0][:3]
-    contents: list[bytes] = []
-    digests: list[bytes] = []
-    if len(appends) < ALIKE_MIN:
-        return None
-    for append in appends:
-        content = append.content
-        if append.topic != topic or append.meta != meta or content is None or not content.data:
-            return None
-        contents.append(content.data)
-        digests.append(content.digest)
-    return Alike(topic, meta, contents, digests, [*map(frame.integrity, digests)])
 
 
 class Commit:
@@ -109,7 +56,7 @@ class Commit:
         self._delivers = delivers
         self.ids = sequence
         self.mark: int | None = None
-        self._trims: dict[str, str] = {}
+        self.trims: dict[str, str] = {}
         self._maybe_unnamed: set[bytes] = set()
         self._part: tuple[int, int, set[int], dict[str, str]] = (0, 0, set(), {})
 
@@ -121,8 +68,8 @@ class Commit:
         topic, content, meta, ttl, if_last, key = append
         if ttl == frame.EPHEMERAL and not self._delivers:
             raise Invalid("an ephemeral frame needs a server: start one with xs serve")
-        if self._trims.get(topic, ttl) != ttl:
-            self._trim(topic, self._trims.pop(topic))
+        if self.trims.get(topic, ttl) != ttl:
+            self.trim(topic, self.trims.pop(topic))
         if key is not None:
             answered = self.writer.answer_for(topic, key)
             if answered is not None:
@@ -156,67 +103,11 @@ class Commit:
         if expires is not None and (self.earliest_expiry is None or expires < self.earliest_expiry):
             self.earliest_expiry = expires
         if ttl.startswith("last:"):
-            self._trims[topic] = ttl
+            self.trims[topic] = ttl
         if key is not None:
             self.writer.keep_answer(topic, key, json)
         self.mark = None if self.mark is None else value
         return line
-
-    def is_plain(self, append: Union[Append, Alike, XsError]) -> bool:
-        """Whether `append_run` can take it."""
-        return isinstance(append, Append) and is_plain(append) and append.topic not in self._trims
-
-    def append_run(self, appends: list[Append]) -> list[bytes]:
-        """Adds plain frames, as `append` would one by one, and answers their lines.
-
-        The way of long batches: what is the same for all is done once (bench/batch.py).
-        """
-        same = _as_alike(appends)
-        if same is not None:
-            return self.append_alike(same)
-        lines: list[bytes] = []
-        for start in range(0, len(appends), RUN_FRAMES):
-            part = appends[start : start + RUN_FRAMES]
-            row, values, texts = self._places(len(part))
-            frames = []
-            for value, id_text, (topic, content, meta, ttl, _, _) in zip(values, texts, part):
-                hash_ = data = digest = None
-                if content is not None:
-                    digest, data = content.digest, content.data
-                    hash_ = frame.integrity(digest)
-                json = frame.encode(topic, id_text, hash_, meta, ttl)
-                line = json.encode()
-                lines.append(line)
-                self.entries.append(Entry(value, topic, line))
-                frames.append((value, topic, json, line, None, digest, data))
-            self.writer.append_run(row, frames)
-            self.mark = None if self.mark is None else values[-1]
-        return lines
-
-    def append_alike(self, alike: Alike) -> list[bytes]:
-        """Adds frames, as `append` would one by one, and answers their lines."""
-        topic, meta, contents, digests, hashes = alike
-        if topic in self._trims:
-            self._trim(topic, self._trims.pop(topic))
-        lines: list[bytes] = []
-        for start in range(0, len(contents), RUN_FRAMES):
-            part = slice(start, start + RUN_FRAMES)
-            row, values, texts = self._places(len(contents[part]))
-            added = [json.encode() for json in frame.encode_alike(topic, texts, hashes[part], meta)]
-            self.writer.append_alike(row, topic, added, digests[part], contents[part])
-            self.entries += entries_of(topic, values, added)
-            lines += added
-            self.mark = None if self.mark is None else values[-1]
-        return lines
-
-    def _places(self, count: int) -> tuple[int, list[int], list[str]]:
-        """The first row, and the ids, of so many frames that are appended together."""
-        while True:
-            values, texts = self.ids.run(count, self.now)
-            row = self.writer.room(values[0] >> 80, count)
-            if row is not None:
-                return row, values, texts
-            self.ids.skip_millisecond()
 
     def _check_is_no_piece(self, topic: str, meta: str) -> None:
         """Refuses what could be taken for a piece of a run that has not ended, when it is copied.
@@ -331,11 +222,11 @@ class Commit:
 
     def apply_trims(self) -> None:
         """Does what `last:n` asks of the frames added so far."""
-        while self._trims:
-            topic, ttl = self._trims.popitem()
-            self._trim(topic, ttl)
+        while self.trims:
+            topic, ttl = self.trims.popitem()
+            self.trim(topic, ttl)
 
-    def _trim(self, topic: str, ttl: str) -> None:
+    def trim(self, topic: str, ttl: str) -> None:
         from xs import removal
 
         kept = frame.kept(ttl) or 1
@@ -379,7 +270,7 @@ class Commit:
         self.apply_trims()
         self.writer.savepoint()
         gone_runs = set(self.gone_runs)
-        self._part = (len(self.entries), len(self.gone), gone_runs, dict(self._trims))
+        self._part = (len(self.entries), len(self.gone), gone_runs, dict(self.trims))
 
     def undo_part(self, contents: list[Optional[Content]]) -> None:
         """Undoes the part; what has got its name of `contents` goes, if nothing else names it."""
@@ -387,7 +278,7 @@ class Commit:
         entries, gone, self.gone_runs, trims = self._part
         del self.entries[entries:]
         del self.gone[gone:]
-        self._trims = trims
+        self.trims = trims
         for content in contents:
             if content is not None and content.data is None and content.path is None:
                 self._maybe_unnamed.add(content.digest)

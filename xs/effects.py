@@ -17,6 +17,7 @@ import json
 from itertools import groupby
 
 from xs import fault, frame, ids, runner
+from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, Content, small
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
@@ -24,7 +25,7 @@ from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
 from xs.runsteps import begin_run, end_run, end_runs, extend_run, run_written_by
 from xs.schema import Script
-from xs.work import BatchWork, Work
+from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

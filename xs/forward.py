@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any, Union
 
 from xs import errors, frame, ids
+from xs.bulk import BatchWork
 from xs.cas import BLOCK
 from xs.content import Content
 from xs.imports import Imported, ImportWork
 from xs.request import NDJSON, append_request, ask, quote
 from xs.runsteps import RunResult, RunWork
 from xs.transport import HttpTransport
-from xs.work import AppendWork, BatchWork, PinWork, RemoveWork, Work
+from xs.work import AppendWork, PinWork, RemoveWork, Work
 
 
 def forward(transport: HttpTransport, work: Work) -> Any:

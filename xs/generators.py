@@ -17,6 +17,7 @@ import threading
 import time
 
 from xs import frame, ids, nu, runner
+from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
 from xs.log import WARNING
@@ -24,7 +25,7 @@ from xs.process import Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
 from xs.schema import Script
-from xs.work import BatchWork, Work
+from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

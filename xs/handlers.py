@@ -26,6 +26,7 @@ import time
 from itertools import islice
 
 from xs import fault, frame, ids, nu, runner
+from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
@@ -36,7 +37,7 @@ from xs.reader import PULSE
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
 from xs.schema import Script
-from xs.work import BatchWork, Work
+from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

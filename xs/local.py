@@ -196,8 +196,8 @@ class _Files(Store):
 
 def _refused(work: Work) -> list[Any] | None:
     """The errors of lines that are wrong one and all, so that there is nothing to commit."""
+    from xs.bulk import BatchWork
     from xs.imports import ImportWork
-    from xs.work import BatchWork
 
     lines: list[Any] = []
     if isinstance(work, BatchWork):

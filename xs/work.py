@@ -5,17 +5,15 @@ The store's leader gives each the `Commit` of its batch, and calls it back when 
 
 from __future__ import annotations
 
-from xs import fault
-from xs.commit import Alike, Append, Commit
+from xs.commit import Append, Commit
 from xs.content import Content, discard
 from xs.errors import XsError
-from xs.schema import is_of_sqlite
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
-    from typing import Any, Union
+    from typing import Any
 
 
 class Work:
@@ -72,71 +70,6 @@ class AppendWork(Work):
 
     def discard(self) -> None:
         discard(self.append.content)
-
-
-class BatchWork(Work):
-    """Appends several frames; the result is a list of lines and errors, one for each frame.
-
-    With `atomic` the first error undoes all of them, and is raised as it is.
-    """
-
-    __slots__ = ("appends", "atomic")
-
-    def __init__(
-        self, appends: list[Union[Append, Alike, XsError]], *, atomic: bool = False
-    ) -> None:
-        super().__init__()
-        self.appends = appends
-        self.atomic = atomic
-
-    def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
-        from itertools import groupby
-
-        results: list[Union[bytes, XsError]] = []
-        if self.atomic:
-            commit.start_part()
-            fault.at("batch.part-begun")
-        for is_plain, run in groupby(self.appends, commit.is_plain):
-            if is_plain:
-                results += commit.append_run(list(run))  # type: ignore[arg-type]
-                fault.at("batch.run-added")
-                continue
-            for append in run:
-                try:
-                    if isinstance(append, XsError):
-                        raise append
-                    if isinstance(append, Alike):
-                        results += commit.append_alike(append)
-                        fault.at("batch.alike-added")
-                        continue
-                    results.append(commit.append(append))
-                    fault.at("batch.frame-added")
-                except XsError as error:
-                    if is_of_sqlite(error):
-                        raise
-                    if self.atomic:
-                        commit.undo_part([a.content for a in self.appends if isinstance(a, Append)])
-                        fault.at("batch.part-undone")
-                        raise
-                    if isinstance(append, Append):
-                        discard(append.content)
-                    results.append(error)
-        if self.atomic:
-            commit.end_part()
-            fault.at("batch.part-done")
-        return results
-
-    def each(self) -> list[Union[Append, XsError]]:
-        """What is to be appended, one by one."""
-        found: list[Union[Append, XsError]] = []
-        for append in self.appends:
-            found += append.each() if isinstance(append, Alike) else [append]
-        return found
-
-    def discard(self) -> None:
-        for append in self.appends:
-            if isinstance(append, Append):
-                discard(append.content)
 
 
 class RemoveWork(Work):
