@@ -21,25 +21,37 @@ if TYPE_CHECKING:
 
 
 class Option:
-    """`flags` are its spellings; `value` is the name of what it takes, "" for a flag."""
+    """One option, as it is spelled; `value` is the name of what it takes, "" for a flag.
 
-    __slots__ = ("flags", "help", "is_number", "is_repeated", "name", "value")
+    A command makes all that there are and looks at few, so its words are taken apart when they are
+    asked for.
+    """
+
+    __slots__ = ("help", "is_number", "is_repeated", "spelled", "value")
 
     def __init__(
         self,
-        flags: str,
+        spelled: str,
         help: str,
         value: str = "",
         *,
         is_number: bool = False,
         is_repeated: bool = False,
     ) -> None:
-        self.flags = flags.split()
-        self.name = next(flag for flag in self.flags if flag.startswith("--"))[2:]
+        self.spelled = spelled
         self.help = help
         self.value = value
         self.is_number = is_number
         self.is_repeated = is_repeated
+
+    @property
+    def flags(self) -> list[str]:
+        return self.spelled.split()
+
+    @property
+    def name(self) -> str:
+        """Its first long flag, without the dashes."""
+        return next(flag for flag in self.flags if flag.startswith("--"))[2:]
 
 
 class Command:
