@@ -229,11 +229,15 @@ def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored |
     if found is None:
         return None
     table, row = found
-    stored = reader.execute(
-        f"SELECT {LINE}, f.content, f.digest FROM {table} f WHERE f.row = :row AND {LIVE}",
-        {"row": row, "now": now},
-    ).fetchone()
+    stored = reader.execute(_STORED[table], (row, now)).fetchone()
     return None if stored is None else as_stored(reader, *stored)[1]
+
+
+_STORED = {
+    table: f"SELECT {LINE}, f.content, f.digest FROM {table} f WHERE f.row = ? AND "
+    + LIVE.replace(":now", "?")
+    for table in TABLES_OF_FRAMES
+}
 
 
 def as_stored(

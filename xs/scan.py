@@ -302,17 +302,13 @@ def one(
     now: int,
 ) -> bytes | None:
     """The first selected frame after an id, or (None) the last one before an id, or of all."""
-    source = source_of(patterns)
-    if source is None:
-        return None
     low, high = -1, ROW_MAX
     if after is not None:
         low = floor(reader, after)
     elif before is not None:
         high = ceiling(reader, before - 1)
-    values = {**source.values, "low": low, "high": high, "now": now, "count": 1}
-    rows = reader.execute(select(source, LINE, descending=after is None), values).fetchall()
-    if not rows:  # (all of them: to the statement's end, which ends its transaction)
+    rows = _one_row(reader, patterns, low, high, now, descending=after is None)
+    if not rows:
         return None
     (found,) = rows
     value, line = whole_id(*found), found[2]
@@ -323,3 +319,39 @@ def one(
     ):
         raise damage(reader, found[0])
     return bytes(line)
+
+
+def _one_row(
+    reader: sqlite3.Connection,
+    patterns: frame.Patterns,
+    low: int,
+    high: int,
+    now: int,
+    *,
+    descending: bool,
+) -> list[Any]:
+    """The first or the last selected frame between two rows, as LINE gives it; or none.
+
+    What look-ups mostly ask for has statements of its own: the way by a `Source` takes as long as
+    SQLite (bench/lookup.py). Either is read to its end, which ends its transaction.
+    """
+    if patterns is None:
+        if not descending:
+            return reader.execute(_FIRST_ABOVE, (low, now)).fetchall()
+    elif descending and high == ROW_MAX and len(patterns) == 1:
+        (topic,) = patterns
+        if not topic.endswith(".*"):
+            return reader.execute(_LAST_OF_TOPIC, (topic, now)).fetchall()
+    source = source_of(patterns)
+    if source is None:
+        return []
+    values = {**source.values, "low": low, "high": high, "now": now, "count": 1}
+    return reader.execute(select(source, LINE, descending=descending), values).fetchall()
+
+
+_LIVE = LIVE.replace(":now", "?")
+_FIRST_ABOVE = f"SELECT {LINE} FROM frame f WHERE f.row > ? AND {_LIVE} ORDER BY f.row LIMIT 1"
+_LAST_OF_TOPIC = (
+    f"SELECT {LINE} FROM frame f WHERE f.topic = (SELECT number FROM topic WHERE name = ?) "
+    f"AND {_LIVE} ORDER BY f.row DESC LIMIT 1"
+)
