@@ -44,7 +44,7 @@ ARCHITECTURE = {
     "cas":         "errors fault frame content disk",
     "sqlite":      "",
     "schema":      "errors records sums sqlite | fault",
-    "rows":        "errors frame sums schema",
+    "rows":        "errors ids frame sums schema",
     "scan":        "errors frame records sums sqlite schema rows",
     "pieces":      "errors ids frame records schema rows scan (writer)",
     "alike":       "sums schema",

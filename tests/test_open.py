@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import RunXs
 
 import xs
 from xs.content import INLINE_MAX
-from xs.errors import Invalid, NoStore
+from xs.errors import Invalid, Locked, NoStore, NotAStore, XsError
+from xs.local import Local
+from xs.lock import SERVE, Lock
+
+OLD = b"03gw3h0000000000000000000"  # an id
 
 
 def test_a_directory_becomes_a_store_with_the_first_append(store_dir: str) -> None:
@@ -92,3 +97,57 @@ def test_a_new_store_may_be_made_by_many_threads_at_once(store_dir: str) -> None
     with xs.open(store_dir) as store, ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda n: store.append("notes", str(n)), range(32)))
         assert sorted(frames) == sorted(store.cat())
+
+
+WRITES = {
+    "append": ("POST", "/append/notes", b"first"),
+    "cas": ("POST", "/cas", b"first"),
+    "import": ("POST", "/import", b'{"topic":"a","id":"%b","hash":null,"meta":null}' % OLD),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_that_can_not_make_its_store_is_refused(
+    tmp_path: Path, store_dir: str, write: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    os.mkdir(store_dir)
+    transport = Local(store_dir, create=True)
+    (Path(store_dir) / "letter.txt").write_text("another's")
+    for where in (Local(str(file / "store"), create=True), transport):
+        method, target, body = WRITES[write]
+        answer = where.request(method, target, [], body)
+        assert answer.status == NotAStore.status, answer.read()
+        assert b"store" in answer.read()
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_whose_store_is_being_made_by_a_server_is_refused(
+    store_dir: str, write: str
+) -> None:
+    os.mkdir(store_dir)
+    lock = Lock(store_dir)
+    lock.acquire(SERVE)
+    method, target, body = WRITES[write]
+    answer = Local(store_dir, create=True).request(method, target, [], body)
+    assert answer.status == Locked.status
+    assert f"served by process {os.getpid()}".encode() in answer.read()
+    lock.close()
+
+
+def test_a_write_to_a_store_that_was_closed_is_refused(store_dir: str) -> None:
+    store = xs.open(store_dir)
+    store.append("notes", "first")
+    store.close()
+    for write in (lambda: store.append("notes", "second"), lambda: store.cas_post(b"second")):
+        with pytest.raises(XsError, match="clos"):
+            write()
+    with xs.open(store_dir) as again:
+        assert len(list(again.cat())) == 1
+
+
+def test_what_is_to_be_written_to_no_store_is_not_read_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(XsError, match="can't make a store"):
+        xs.open(str(tmp_path / "file" / "store")).append("notes", iter(["not touched"]))

@@ -348,3 +348,24 @@ def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(folder: str
     assert len(said) == 1
     with opened(folder) as store:
         assert problems(store) == [] and all_ids(store) == before[1:]
+
+
+@pytest.mark.parametrize("mark", ["!!", "z" * 25, b"\xff", 7])
+def test_a_mark_that_is_no_id_is_named_hinders_no_reader_and_is_left_out_by_a_repair(
+    folder: str, mark: Any
+) -> None:
+    with opened(folder) as store:
+        kept = add(store, "a")
+    with contextlib.closing(sqlite3.connect(os.path.join(folder, "xs.db"))) as db, db:
+        db.execute("INSERT OR REPLACE INTO mark VALUES (1, ?)", (mark,))
+    with opened(folder) as store:
+        assert all_ids(store) == [kept]
+        assert [each for each in problems(store) if "mark" in each]
+        with pytest.raises(Damaged, match="mark"):
+            add(store, "a")
+    lost, _ = repaired(folder)
+    assert [each for each in lost if "mark" in each]
+    with opened(folder) as store:
+        assert problems(store) == []
+        more = add(store, "a")
+        assert all_ids(store) == [kept, more]

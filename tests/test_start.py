@@ -142,6 +142,15 @@ assert not late, late
     )
 
 
+def test_a_server_loads_nothing_for_archives_or_for_services() -> None:
+    in_a_process(
+        """
+from xs import server, serving
+assert not {"xs.service", "shutil", "bz2", "lzma"} & set(sys.modules)
+"""
+    )
+
+
 # What stands in for parts of the standard library
 
 

@@ -360,6 +360,7 @@ def _put_content(store: Store, request: Request, _: str) -> Answer:
 def _taken_in(store: Store, request: Request) -> Content | None:
     """The body, taken in whole, unless its length says already that it is too large."""
     length = request.get("content-length")
+    store.opened()  # one that can't be opened says so before the body is read
     # A store's folder of files is asked for when there is something for it: `cas` takes its time.
     return take(request.body, int(length or 0), lambda head, rest: store.cas.spill(head, rest))
 
@@ -779,6 +780,8 @@ def run(store: Store, found: Answer) -> Answer:
         return found
     try:
         store.run(found.work)
-    except XsError:
-        pass  # `finish` answers it
+    except XsError as error:
+        if found.work.error is None:  # it was not come to: the store can't be opened, or closes
+            found.work.error = error
+            found.work.discard()
     return found.finish(found.work)

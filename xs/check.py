@@ -10,7 +10,7 @@ from xs.content import checked
 from xs.errors import Damaged, DiskError, XsError
 from xs.index import PAGE_ROWS
 from xs.pieces import continues
-from xs.rows import LINE, is_whole
+from xs.rows import LINE, is_whole, mark_of
 from xs.scan import LARGE_PAGE_BYTES
 from xs.schema import LARGE_JSON, ORDER_BITS, PIECES, sum_of_answer
 
@@ -56,6 +56,10 @@ def _of_tables(index: Index) -> Iterator[str]:
         ):
             if total != sum_of_answer(key, line) or frame.topic_of(line) != name:
                 yield f"what was answered to the key {key} on {name} is damaged"
+        try:
+            mark_of(reader)
+        except Damaged as error:
+            yield str(error)
 
 
 def _of_frames(index: Index, counted: dict[str, int]) -> Iterator[str]:

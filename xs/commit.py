@@ -147,11 +147,13 @@ class Commit:
         self.place(content)
 
     def place(self, content: Content) -> None:
-        """Gives content that is a file its name, if it has none yet. Raises `Unavailable`."""
+        """Gives content its name, if it is a file that has none yet. Raises `Unavailable`."""
+        if content.data is not None:
+            return
         # It has no temporary file when its batch failed and is done again, work by work: what was
         # placed then, or left to a frame with the same key, may be gone by now.
         cas = self.store.cas
-        if content.data is None and content.path is None and not cas.has(content.digest):
+        if content.path is None and not cas.has(content.digest):
             raise Unavailable("the content was lost when a commit failed: send it again")
         cas.place(content)
 

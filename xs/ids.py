@@ -83,10 +83,10 @@ def _twelve_of_few(value: int) -> str:
     if _few_left <= 0:
         _make_pairs()
     digits = ""
-    for _ in range(12):
+    for _ in range(11):
         value, digit = divmod(value, 36)
         digits = DIGITS[digit] + digits
-    return digits
+    return DIGITS[value] + digits
 
 
 def _make_pairs() -> list[str]:

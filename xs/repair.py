@@ -332,7 +332,10 @@ class _RestWork(Work):
         for script in self.old.scripts():
             writer.keep_script(script)
         for id_text in self.old.marks():
-            writer.raise_mark(ids.parse(id_text))
+            if isinstance(id_text, str) and ids.is_id(id_text):
+                writer.raise_mark(ids.parse(id_text))
+            else:
+                self.lost.append("the mark, the last id that was given out: it is damaged")
 
 
 def _new_aside(folder: str) -> str:

@@ -6,7 +6,7 @@ Functions over a connection.
 
 from __future__ import annotations
 
-from xs import frame, sums
+from xs import frame, ids, sums
 from xs.errors import Damaged
 from xs.schema import (
     LIVE,
@@ -279,7 +279,10 @@ def newest_id(reader: sqlite3.Connection) -> int:
 
 
 def mark_of(reader: sqlite3.Connection) -> int:
+    """No id above it has been given out. Raises `Damaged`."""
     kept = reader.execute("SELECT id FROM mark").fetchone()
+    if kept is not None and not (isinstance(kept[0], str) and ids.is_id(kept[0])):
+        raise Damaged("the index is damaged: the mark, the last id that was given out, is no id")
     return max(int(kept[0], 36) if kept else 0, newest_id(reader))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from xs import errors, log, service, stdio
+from xs import errors, log, stdio
 from xs.arguments import plain_path
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ def run_serve(arguments: Arguments) -> int:
 
 def run_service(arguments: Arguments, options_of_serve: Sequence[Option]) -> int:
     """Does what is asked for a store's service, and says what it did; the exit status."""
+    from xs import service  # here: a server has no need of it
+
     action, store = arguments.rest[0], os.path.abspath(plain_path(arguments.rest[1]))
     manager = service.manager_of(arguments.get("kind"))
     name = arguments.get("name")

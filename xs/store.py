@@ -1,11 +1,11 @@
-"""The store: the only door to index, content files and bus.
+"""The store: the only door to its database, content files and bus.
 
 The way of an append, each step needed by the next. A process may die before and after each: the
 points have names, `content.…` in steps 1 and 3, `commit.…` from step 4 on (xs/fault.py), and
 tests/test_faults.py dies at all of them:
 
-1. its content is hashed as it arrives: small content stays in memory, large content goes to a
-   temporary file, which is fsynced (`cas`);
+1. its content is hashed as it arrives (`content`): small content stays in memory, large content
+   goes to a temporary file, which is fsynced (`cas`);
 2. it joins the waiting batch. Who finds no commit under way leads one (`group`): it does steps 3 to
    6 for all that wait (`committer`);
 3. large content gets its name, and its folder is fsynced;

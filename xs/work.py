@@ -1,6 +1,7 @@
-"""Kinds of work: something to be done in a transaction, and whom to tell when it is durable.
+"""Work: something to be done in a transaction, and whom to tell when it is durable.
 
-The store's leader gives each the `Commit` of its batch, and calls it back when that is through.
+The store's leader gives each the `Commit` of its batch, and calls it back when that is through. The
+simple kinds are here; others are in `bulk`, `imports` and `runsteps`, and where they are needed.
 """
 
 from __future__ import annotations

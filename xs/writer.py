@@ -1,8 +1,6 @@
-"""Changes to the index, in transactions.
+"""Changes to the index, in transactions: frames that are added, content, keys, scripts.
 
-Frames that were added are gathered and written together: many rows in one statement, because
-SQLite's calls give up the interpreter's lock each time and have to win it back (measured with
-bench/batch.py).
+Frames that go are `removal`'s, and runs are `pieces`'s: functions of a writer.
 """
 
 from __future__ import annotations
@@ -72,9 +70,11 @@ class NewFrame(NamedTuple):
 class Writer:
     """Changes, in transactions. `begin`, then any of the others, then `commit` or `rollback`.
 
-    Frames that were added are gathered and written together by `flush`, which reads and `commit`
-    do by themselves: many rows in one statement, because SQLite's calls give up the interpreter's
-    lock each time and have to win it back (measured with bench/batch.py).
+    Frames that were added are gathered and written together by `flush`: many rows in one
+    statement, because SQLite's calls give up the interpreter's lock each time and have to win it
+    back (measured with bench/batch.py). What reads here, and `commit`, flush by themselves;
+    `removal` and `pieces`, which go by `execute` and `connection`, do so before they look at
+    frames.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
