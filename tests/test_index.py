@@ -258,6 +258,22 @@ def test_every_size_of_batch_is_written_whole(store: Store, count: int) -> None:
     assert lines(store) == lines(store, topic="a.*") == expected
 
 
+def test_buckets_stay_about_as_large_however_often_a_store_is_opened(store_dir: str) -> None:
+    from xs.writer import BUCKET_FRAMES
+
+    step = 500
+    for start in range(0, 3 * BUCKET_FRAMES, step):
+        opened = Store(store_dir, create=True)
+        contents = (small(b"%d" % n) for n in range(start, start + step))
+        opened.run(BatchWork([Append("a", content) for content in contents]))
+        opened.close()
+    with contextlib.closing(sqlite3.connect(os.path.join(store_dir, "xs.db"))) as db:
+        found = db.execute("SELECT count(*) FROM frame GROUP BY digest >> 32").fetchall()
+    *full, _ = [count for (count,) in found]
+    assert len(full) in (2, 3)
+    assert all(0.7 * BUCKET_FRAMES < count < 1.4 * BUCKET_FRAMES for count in full), full
+
+
 def test_contents_are_found_in_every_bucket(store: Store) -> None:
     from xs.writer import BUCKET_FRAMES
 

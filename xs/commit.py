@@ -55,8 +55,8 @@ class Commit:
         self.store = store
         self._delivers = delivers
         self.ids = sequence
-        self.mark: int | None = None
-        self.trims: dict[str, str] = {}
+        self.mark: int | None = None  # no id above it is given out; known once it was asked for
+        self.trims: dict[str, str] = {}  # topics whose last:n is yet to be done, and that
         self._maybe_unnamed: set[bytes] = set()
         self._part: tuple[int, int, set[int], dict[str, str]] = (0, 0, set(), {})
 
@@ -229,6 +229,7 @@ class Commit:
             self.trim(topic, ttl)
 
     def trim(self, topic: str, ttl: str) -> None:
+        """Removes what a topic has more than `ttl` (last:n) keeps."""
         from xs import removal
 
         kept = frame.kept(ttl) or 1

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from typing import Any, Optional
 
 
-BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index
+BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index, more or less
+_COUNTED = 64  # one in so many is counted where it is to be found out how many a bucket has
 SWEEP_FRAMES = 1000  # expired frames removed in one transaction
 TOPICS_CACHED = 65536
 
@@ -119,12 +120,14 @@ class Writer:
             "(SELECT max(digest) FROM piece WHERE digest IS NOT NULL)"
         ).fetchone()
         self._bucket = max(digest or 0 for digest in digests) >> 32 << 32
+        # Digests are random: a part of them tells how many there are, and lies on a page or two.
+        # (Unless many frames have the same content, which is there or not, so it counts once.)
         used = self.execute(
-            "SELECT (SELECT count(*) FROM frame WHERE digest >= :bucket) + "
-            "(SELECT count(*) FROM piece WHERE digest >= :bucket)",
-            {"bucket": self._bucket},
+            "SELECT (SELECT count(DISTINCT digest) FROM frame WHERE digest BETWEEN :bucket AND :end"
+            ") + (SELECT count(DISTINCT digest) FROM piece WHERE digest BETWEEN :bucket AND :end)",
+            {"bucket": self._bucket, "end": self._bucket | (1 << 32) // _COUNTED - 1},
         ).fetchone()[0]
-        self._bucket_left = BUCKET_FRAMES - used
+        self._bucket_left = BUCKET_FRAMES - used * _COUNTED
         self._fresh = True
 
     def commit(self) -> None:
