@@ -28,6 +28,7 @@ from xs.rows import (
     bounds,
     id_at,
     inline_content,
+    line_with_id,
     mark_of,
     names_file,
     newest_id,
@@ -75,8 +76,8 @@ class Index:
 
     def get(self, value: int, now: int) -> bytes | None:
         """The line of the frame with that id, or None."""
-        stored = self.stored(value, now)
-        return stored.line if stored else None
+        with self.reading() as reader:
+            return line_with_id(reader, value, now)
 
     def stored(self, value: int, now: int) -> Stored | None:
         """The frame with that id and its content, or None."""

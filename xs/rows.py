@@ -103,7 +103,7 @@ def _place(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int
     Besides, the last id of its millisecond up to the floor; -1 if there is none.
     """
     try:
-        row, at = _search(reader, value, table)
+        row, at, _ = _search(reader, value, table)
     except Damaged:
         return _place_amid_damage(reader, value, table)
     return row, row, at
@@ -127,22 +127,26 @@ def _place_amid_damage(reader: sqlite3.Connection, value: int, table: str) -> tu
     return low, high, at
 
 
-def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int]:
-    """The floor of an id, and the last id up to there. Raises `Damaged` if one on its way is."""
+def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, int, Any]:
+    """The floor of an id, the last id up to there, and what is stored of that frame, as _FOUND.
+
+    Raises `Damaged` if a frame on its way is.
+    """
     if value < 0:
-        return -1, -1
+        return -1, -1, None
     base = value >> 80 << ORDER_BITS
     low = base - 1
     end = base | ORDER_MAX
     ends = reader.execute(_ENDS[table], (base, end) * 2).fetchall()
     if not ends:
-        return low, -1
-    high, high_id = found = _place_and_id(reader, low, end, ends[-1])
+        return low, -1, None
+    high, high_id = _place_and_id(reader, low, end, ends[-1])
     if high_id <= value:
-        return found
+        return high, high_id, ends[-1]
     low, low_id = _place_and_id(reader, low, end, ends[0])
     if value <= low_id:
-        return (low, low_id) if value == low_id else (low - 1, -1)
+        return (low, low_id, ends[0]) if value == low_id else (low - 1, -1, None)
+    at_low = ends[0]
     # Ids of one millisecond mostly come in even steps, one by one or as a batch takes them. So the
     # guess is where the id would be then; in turn with the middle, which bounds what it can cost.
     is_even = True
@@ -156,32 +160,33 @@ def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, in
             continue
         found = _place_and_id(reader, low, guess, last)
         if found[1] == value:
-            return found
+            return (*found, last)
         if found[1] < value:
-            low, low_id = guess, found[1]
+            low, low_id, at_low = guess, found[1], last
         else:
             high, high_id = found
-    return low, low_id
+    return low, low_id, at_low
 
 
 def _place_and_id(
-    reader: sqlite3.Connection, low: int, high: int, found: tuple[int, Any, Any]
+    reader: sqlite3.Connection, low: int, high: int, found: tuple[int, Any, Any, Any]
 ) -> tuple[int, int]:
-    """Row and id of a frame that lies between two rows, as LINE gives it. Raises `Damaged`."""
-    row, value = found[0], whole_id(*found)
+    """Row and id of a frame that lies between two rows, as _FOUND gives it. Raises `Damaged`."""
+    row, value = found[0], whole_id(*found[:3])
     if value < 0 or not low < row <= high:  # or the rows are out of order
         raise damage(reader, row)
     return row, value
 
 
+_FOUND = f"{LINE}, f.expires"
 _LAST_UP_TO = {
-    table: f"SELECT {LINE} FROM {table} f WHERE f.row > ? AND f.row <= ? "
+    table: f"SELECT {_FOUND} FROM {table} f WHERE f.row > ? AND f.row <= ? "
     "ORDER BY f.row DESC LIMIT 1"
     for table in TABLES_OF_FRAMES
 }
 _ENDS = {  # the first and the last of some rows: two rows, or none
-    table: f"SELECT * FROM (SELECT {LINE} FROM {table} f WHERE f.row >= ? AND f.row <= ? "
-    f"ORDER BY f.row LIMIT 1) UNION ALL SELECT * FROM (SELECT {LINE} FROM {table} f "
+    table: f"SELECT * FROM (SELECT {_FOUND} FROM {table} f WHERE f.row >= ? AND f.row <= ? "
+    f"ORDER BY f.row LIMIT 1) UNION ALL SELECT * FROM (SELECT {_FOUND} FROM {table} f "
     "WHERE f.row >= ? AND f.row <= ? ORDER BY f.row DESC LIMIT 1)"
     for table in TABLES_OF_FRAMES
 }
@@ -222,6 +227,21 @@ def id_at(reader: sqlite3.Connection, row: int, table: str = "frame") -> int:
     """The id of the frame at that row; -1 if there is none."""
     found = reader.execute(f"SELECT {LINE} FROM {table} f WHERE f.row = ?", (row,)).fetchone()
     return -1 if found is None else id_in(held(reader, *found))
+
+
+def line_with_id(reader: sqlite3.Connection, value: int, now: int) -> bytes | None:
+    """The line of the frame with that id, which the way to its place has found already."""
+    try:
+        for table in TABLES_OF_FRAMES:
+            _, at, found = _search(reader, value, table)
+            if at == value:
+                line, expires = found[2:]
+                has_expired = isinstance(expires, (int, float)) and expires <= now  # as LIVE has it
+                return None if has_expired else bytes(line)
+    except Damaged:  # one near it may be, and not this one
+        stored = stored_with_id(reader, value, now)
+        return None if stored is None else stored.line
+    return None
 
 
 def stored_with_id(reader: sqlite3.Connection, value: int, now: int) -> Stored | None:
