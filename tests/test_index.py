@@ -71,7 +71,8 @@ def test_places_of_ids_are_those_of_a_naive_scan(store_dir: str) -> None:
         order = stored[:]
         if turn % 2:
             chance.shuffle(order)
-        results = import_all(store, [imported(value) for value in order])
+        ttls = ("forever", "time:1000")
+        results = import_all(store, [imported(each, ttl=chance.choice(ttls)) for each in order])
         assert all(isinstance(each, bytes) for each in results)
         for value in chance.sample(stored, 20):  # holes
             remove(store, ids.text(value))
@@ -99,7 +100,13 @@ def test_places_of_ids_are_those_of_a_naive_scan(store_dir: str) -> None:
             preceding = store.index.prev(value, None, NOON) if value else None
             assert (following and ids.parse(frame.id_of(following))) == (above or [None])[0]
             assert (preceding and ids.parse(frame.id_of(preceding))) == (below or [None])[-1]
-            assert (store.index.get(value, NOON) is not None) == (value in rows)
+            line = store.index.get(value, NOON)
+            assert (None if line is None else ids.parse(frame.id_of(line))) == (
+                value if value in rows else None
+            )
+            for now in (NOON, NOON + 500, NOON + 1000):
+                whole = store.index.stored(value, now)
+                assert store.index.get(value, now) == (None if whole is None else whole.line)
         assert problems(store) == []
         store.close()
 
