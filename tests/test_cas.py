@@ -148,6 +148,18 @@ def test_what_writers_left_behind_goes_once_it_is_old(cas: Cas, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == sorted([young, *others])
 
 
+def test_who_tidies_up_beside_others_is_in_nobody_s_way(
+    cas: Cas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_names = os.listdir
+
+    def list_one_that_has_gone(path: str) -> list[str]:
+        return [*list_names(path), "new-1-0123456789abcdef"]
+
+    monkeypatch.setattr(os, "listdir", list_one_that_has_gone)
+    assert cas.remove_stale() == 0
+
+
 def test_other_names_are_passed_over(cas: Cas, tmp_path: Path) -> None:
     digest = put(cas, b"x" * 20_000)
     for name in ("ab/short", "AB/" + "0" * 62, "zz/" + "0" * 62, "ab/" + "G" * 62, "abc/def"):

@@ -19,7 +19,7 @@ import time
 from xs import fault, frame
 from xs.content import INLINE_MAX, Content, check_size, new_sha256, small, take
 from xs.disk import on_disk, sync, sync_folder
-from xs.errors import Damaged, NotFound
+from xs.errors import Damaged, DiskError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Cas:
             except FileExistsError:
                 pass
             fault.at("content.folder-made")
-        if not _names(folder):  # new, made here or by a process that was killed before it synced it
+        if _is_empty(folder):  # new, made here or by a process that was killed before it synced it
             try:
                 sync_folder(self._folder)
                 sync_folder(os.path.dirname(self._folder))
@@ -169,15 +169,15 @@ class Cas:
 
         Up to VERIFIED_WHOLE_MAX it is verified before this returns. Longer content is hashed as it
         goes and its last block held back until the digest is right. Raises `Damaged` for what does
-        not match, `NotFound` if there is no file.
+        not match, `DiskError` for what can't be read just now, `NotFound` if there is no file.
         """
         try:
-            file = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            file = _Opened(self._path(digest))
+            size = os.fstat(file.number).st_size
         except FileNotFoundError:
             raise _missing(digest) from None
         except OSError as error:
-            raise Damaged(f"content {frame.integrity(digest)} can't be read: {error}") from None
-        size = os.fstat(file).st_size
+            raise _unreadable(digest, error) from None
         blocks = _verified(file, digest)
         if size > VERIFIED_WHOLE_MAX:
             return size, blocks
@@ -213,17 +213,14 @@ class Cas:
 
     def age(self, digest: bytes) -> float:
         """Seconds since the file was placed."""
-        try:
-            return time.time() - os.stat(self._path(digest)).st_mtime
-        except FileNotFoundError:
-            return 0.0
+        return _age(self._path(digest))
 
     def remove_stale(self) -> int:
         """Removes temporary files whose writers are gone; answers how many."""
         removed = 0
         for name in _names(self._folder):
             path = os.path.join(self._folder, name)
-            if _is_arriving(name) and time.time() - os.stat(path).st_mtime > STALE_SECONDS:
+            if _is_arriving(name) and _age(path) > STALE_SECONDS:
                 _unlink(path)
                 removed += 1
         return removed
@@ -313,12 +310,32 @@ def _is_arriving(name: str) -> bool:
     return new == "new" and pid.isdigit() and len(random) == 16 and random.isalnum()
 
 
-def _verified(file: int, digest: bytes) -> Iterator[bytes]:
+class _Opened:
+    """An open file. It is closed by who has read it, or when nobody has it any more.
+
+    A generator that was never begun does not come to its `finally`.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    __del__ = close
+
+
+def _verified(file: _Opened, digest: bytes) -> Iterator[bytes]:
     seen = new_sha256()
     held = b""
     try:
         while True:
-            block = os.read(file, BLOCK)
+            block = os.read(file.number, BLOCK)
             seen.update(block)
             if not block:
                 break
@@ -326,9 +343,9 @@ def _verified(file: int, digest: bytes) -> Iterator[bytes]:
                 yield held
             held = block
     except OSError as error:
-        raise Damaged(f"content {frame.integrity(digest)} can't be read: {error}") from None
+        raise _unreadable(digest, error) from None
     finally:
-        os.close(file)
+        file.close()
     if seen.digest() != digest:
         raise Damaged(f"content {frame.integrity(digest)} is damaged: its bytes don't match")
     if held:
@@ -355,5 +372,27 @@ def _names(folder: str) -> list[str]:
         return []
 
 
+def _is_empty(folder: str) -> bool:
+    with os.scandir(folder) as names:
+        return next(names, None) is None
+
+
+def _age(path: str) -> float:
+    """Seconds since a file was written to; 0 if it is gone."""
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _missing(digest: bytes) -> NotFound:
     return NotFound(f"no content {frame.integrity(digest)}")
+
+
+def _unreadable(digest: bytes, error: OSError) -> Damaged | DiskError:
+    import errno
+
+    what = f"content {frame.integrity(digest)} can't be read: {error.strerror}"
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+        return Damaged(f"{what}: there is no file where it should be")
+    return DiskError(f"{what}: what is on the disk may be whole, and be read again later")

@@ -29,7 +29,7 @@ from xs.cas import Cas
 from xs.commit import Commit
 from xs.content import INLINE_MAX, small
 from xs.disk import sync, sync_folder
-from xs.errors import Damaged, Invalid, Locked, NoStore, NotAStore, XsError
+from xs.errors import Damaged, DiskError, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
 from xs.salvage import Found, Layered, Salvage
@@ -118,11 +118,16 @@ class _Rescue:
         fault.at("repair.begun")
 
     def contents(self) -> Iterator[dict[str, object]]:
-        """Puts aside content files whose bytes are not what their names say."""
+        """Puts aside content files whose bytes are not what their names say.
+
+        One that can't be read may be whole: it stays, and so do its frames.
+        """
         for digest in list(self._cas.digests()):
             try:
                 for _ in self._cas.open(digest)[1]:
                     pass
+            except DiskError as error:
+                yield {"problem": str(error)}
             except Damaged as error:
                 folder = os.path.join(self._aside, "cas")
                 self._cas.move(digest, os.path.join(folder, digest.hex()))
