@@ -65,6 +65,7 @@ def append(store: Store, append: Append, body: Iterable[bytes]) -> bytes:
         for block in body:
             gathered.add(block)
             if run.is_answered:
+                gathered.drop()
                 return run.line
         return gathered.end()
     except BrokenBody as error:
@@ -165,6 +166,11 @@ class _Gathered:
         if data and not failed and self._run.first is not None:
             self._write(data)
         self._run.break_off(reason)
+
+    def drop(self) -> None:
+        """What is left is wanted by nobody."""
+        with self._changed:
+            self._finish()
 
     def _finish(self) -> bytes:
         self._is_ended = True

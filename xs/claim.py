@@ -10,6 +10,7 @@ A process id would not do: it is given again, and means nothing in another conta
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -53,10 +54,12 @@ def is_held(folder: str, token: str) -> bool:
     path = os.path.join(folder, _PREFIX + token)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except PermissionError:
-        return True  # another user's: nobody here can tell
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        # A link is nobody's claim. Else it is another user's, or there are no descriptors left to
+        # look at it: nobody here can tell.
+        return error.errno != errno.ELOOP
     try:
         # Shared: two who look at once must not take each other for the writer.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

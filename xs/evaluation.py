@@ -51,14 +51,15 @@ class Evaluation:
         the script's own message, `NoNushell`, `Invalid`, `Unavailable`; `on_close` is called then
         too.
         """
-        self._on_close = on_close
+        self._on_close: Callable[[], None] | None = on_close
         self._is_wanted = is_wanted
-        self._selector = selectors.DefaultSelector()
-        self._wakened, self._waker = socket.socketpair()
-        self._selector.register(self._wakened, selectors.EVENT_READ)
+        self._held = contextlib.ExitStack()  # what is closed when it ends, whatever there is of it
         self._pipes: Pipes | None = None
         is_program = text.startswith(b"#!")
         try:
+            self._selector = self._held.enter_context(selectors.DefaultSelector())
+            self._wakened, self._waker = map(self._held.enter_context, socket.socketpair())
+            self._selector.register(self._wakened, selectors.EVENT_READ)
             command = (
                 command_of(text) if is_program else nu.script(text, "frame" if line else "none")
             )
@@ -86,11 +87,10 @@ class Evaluation:
         pipes, self._pipes = self._pipes, None
         if pipes is not None:
             pipes.close()
-        if self._wakened.fileno() >= 0:
-            self._selector.close()
-            self._wakened.close()
-            self._waker.close()
-            self._on_close()
+        self._held.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # it is closed: nobody waits

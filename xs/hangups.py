@@ -39,7 +39,7 @@ class Hangups:
     def watch(self, sock: socket.socket, gone: Callable[[], None]) -> None:
         """From now on `gone` is called when the client goes away, once or twice, at once.
 
-        It must not block.
+        It must not block. Raises `OSError` where the system can watch no more.
         """
         number = sock.fileno()
         self._watched[number] = sock, gone
@@ -47,6 +47,9 @@ class Hangups:
             self._system.add(number)
         except ValueError:
             pass  # nothing is watched any more
+        except OSError:  # there is no room for another one
+            del self._watched[number]
+            raise
 
     def unwatch(self, sock: socket.socket) -> None:
         """To be called before `sock` is closed."""

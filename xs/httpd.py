@@ -254,7 +254,12 @@ class Connection(Handler):
         """Answers a request, if its answer is not yet found; whether the connection goes on."""
         try:
             body, answer = found or self._find_answer(head)
-            return self._give(head, body, answer)
+            try:
+                return self._give(head, body, answer)
+            finally:
+                close = getattr(answer.blocks, "close", None)
+                if close is not None:  # what makes the blocks ends with who reads them, or doesn't
+                    close()
         finally:
             if self._grant is not None and not self._handed_on:
                 self.server.grants.unguard(self)
@@ -408,12 +413,7 @@ class Connection(Handler):
         if head.method == "HEAD":
             self._out.write(start)
             return True
-        try:
-            return self._write_blocks(head, start, found.blocks, chunked) and keep
-        finally:
-            close = getattr(found.blocks, "close", None)
-            if close is not None:  # what makes the blocks ends with who reads them
-                close()
+        return self._write_blocks(head, start, found.blocks, chunked) and keep
 
     def _write_blocks(
         self, head: http1.RequestHead, start: bytes, blocks: Iterator[bytes], chunked: bool

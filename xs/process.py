@@ -17,6 +17,7 @@ Knows neither topics nor Nushell.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -92,7 +93,14 @@ class Process:
         self._ended = ended
         self._exit: int | None = None
         self._reaper = threads.Thread(lambda: threads.keep_on(self._reap), "xs-reap", insists=True)
-        self._reaper.start()
+        try:
+            self._reaper.start()
+        except RuntimeError:  # nobody would know when it ends
+            self._ended = lambda: None
+            self._signal(signal.SIGKILL)
+            self._reap()
+            self._put_away()
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
 
     def _reap(self) -> bool:
         if self._exit is None:
@@ -136,6 +144,9 @@ class Process:
     def close(self) -> None:
         """Ends it, if it still runs, closes its pipes, and removes its files."""
         self.kill()
+        self._put_away()
+
+    def _put_away(self) -> None:
         self.close_input()
         os.close(self.output)
         os.close(self.errors)
@@ -194,9 +205,13 @@ class Processes:
             self._counter += 1
             folder = os.path.join(self.folder, f"{self._prefix}{self._counter}")
         os.mkdir(folder, 0o700)
-        for name, data in files.items():
-            with open(os.path.join(folder, name), "xb") as file:
-                file.write(data)
+        try:
+            for name, data in files.items():
+                with open(os.path.join(folder, name), "xb") as file:
+                    file.write(data)
+        except BaseException:
+            _remove(folder)
+            raise
         return folder
 
     def start(self, command: Command, ended: Callable[[], None]) -> Process:

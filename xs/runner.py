@@ -158,6 +158,10 @@ class Runner:
                     self.log(self.last_error, ERROR)
                 self.close_process()
                 self._stopping.wait(RESTART_SECONDS)
+        self.close()
+
+    def close(self) -> None:
+        """Gives back what it has: the end of its thread, or in place of one that can't start."""
         try:
             self.leave()
         except XsError as error:

@@ -8,6 +8,7 @@ the other, by its runner.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import threading
@@ -51,6 +52,7 @@ class Scripts:
         self._lock = threading.Lock()  # guards the next; no other lock is taken under it
         self._runners: dict[tuple[str, str], Runner] = {}
         self._stopping = False
+        self._folded: collections.deque[tuple[tuple[str, str], Order]] = collections.deque()
         self._evaluations = threading.Semaphore(EVALUATIONS_MAX)
         self._due = threading.Event()
         # From here on, and not from `start` on: an ephemeral order may come in between.
@@ -109,6 +111,7 @@ class Scripts:
         if not self.processes.acquire(lambda: self._stopping):
             return
         self._until_done(self._fold)
+        self._until_done(self._hand_on)
         threads.keep_on(self._hear)
 
     def _hear(self) -> bool:
@@ -128,6 +131,8 @@ class Scripts:
                 return
             except XsError as error:
                 self._log(f"scripts wait: {error}", WARNING)
+            except OSError as error:
+                self._log(f"scripts wait: {error.strerror}", WARNING)
             except (MemoryError, RuntimeError) as error:
                 if not threads.is_shortage(error):
                     raise
@@ -137,10 +142,11 @@ class Scripts:
     # What the stream says
 
     def _fold(self) -> None:
-        """Puts in service what is to be, by the newest orders of each name.
+        """Finds what is to be in service, by the newest orders of each name.
 
         Reads the frames of the topics that tell of scripts, and no others: the index knows them.
         """
+        self._folded.clear()
         newest: dict[tuple[str, str], list[Optional[Order]]] = {}
         for topic in self._store.index.script_topics():
             for line in self._stored(topic, -1, self._position):
@@ -154,9 +160,15 @@ class Scripts:
         for key, (out, put) in sorted(newest.items()):
             if put is None or (key[0] == Generator.kind and out is not None and out.id > put.id):
                 continue
-            self._submit(key, put)
+            self._folded.append((key, put))
             if out is not None and out.id > put.id:
-                self._submit(key, out)  # a handler that is told so when no server runs hears it now
+                # A handler that was told so when no server ran hears it now.
+                self._folded.append((key, out))
+
+    def _hand_on(self) -> None:
+        while self._folded:
+            self._submit(*self._folded[0])
+            self._folded.popleft()
 
     def _obey_new(self) -> None:
         """Hands on the orders that have come since."""
@@ -210,24 +222,36 @@ class Scripts:
     # Runners
 
     def _submit(self, key: tuple[str, str], order: Order) -> None:
+        """Hands on an order, to a new runner if there is none. By the thread of the scripts."""
         kind, name = key
         with self._lock:
             runner = self._runners.get(key)
             if runner is not None:
                 runner.submit(order)
                 return
-            if not order.puts:
-                return
-            if len(self._runners) < SCRIPTS_MAX:
-                runner = self._runners[key] = _KINDS[kind](self._context, name)
-                runner.submit(order)
-        if runner is not None:
-            runner.start()
+            has_room = len(self._runners) < SCRIPTS_MAX
+        if not order.puts:
+            return
+        if has_room:
+            self._start(_KINDS[kind](self._context, name), order)
             return
         reason = f"{SCRIPTS_MAX} scripts are in service already"
         self._log.for_script(name)(f"not started: {reason}", WARNING)
         with contextlib.suppress(XsError):  # it is in the log
             self._store.append(_KINDS[kind].refusal(name, order.id, reason))
+
+    def _start(self, runner: Runner, order: Order) -> None:
+        runner.submit(order)
+        key = runner.kind, runner.name
+        with self._lock:
+            self._runners[key] = runner
+        try:
+            runner.start()
+        except BaseException:
+            with self._lock:
+                del self._runners[key]
+            runner.close()
+            raise
 
     def _is_gone(self, runner: Runner) -> bool:
         """Whether a runner without a script may end: no order has come meanwhile."""
