@@ -13,7 +13,7 @@ import time
 from _thread import allocate_lock
 
 from xs import api, errors, frame, ids
-from xs.request import ask
+from xs.request import ask, with_query
 from xs.store import Store
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ class Local:
         if reader.options.pulse is not None:
             pulse = errors.Invalid("a pulse needs a server: start one with xs serve")
             return _Answered(api.error_answer(pulse), iter((f"{pulse}\n".encode(),)))
-        return _Answered(found, _Following(self._store, reader, request).blocks())
+        return _Answered(found, _Following(self._store, reader).blocks())
 
     def close(self) -> None:
         if self._store.is_open:
@@ -226,10 +226,9 @@ def _server(folder: str) -> HttpTransport | None:
 class _Following:
     """A follower that looks for other processes' commits, and moves between files and server."""
 
-    def __init__(self, store: Store, reader: Reader, request: api.Request) -> None:
+    def __init__(self, store: Store, reader: Reader) -> None:
         self._store = store
         self._reader = reader
-        self._request = request
 
     def blocks(self) -> Iterator[bytes]:
         for block in self._reader.follow():
@@ -243,21 +242,12 @@ class _Following:
     def _from_server(self, transport: HttpTransport) -> Iterator[bytes]:
         """What the server gives from here on; the reader's position goes along."""
         reader = self._reader
-        kept = [
-            part
-            for part in self._request.query.split("&")
-            if part and part.partition("=")[0] not in _PLACES
-        ]
-        kept.append(f"after={ids.text(max(reader.position, 0))}")
-        if reader.options.limit is not None:
-            kept.append(f"limit={reader.left}")
-        target = f"{self._request.path}?{'&'.join(kept)}"
-        fields = [(n, v) for n, v in self._request.fields if n == "accept"]
+        fields = [("accept", api.EVENTS)] if reader.form.sse else []
         end = b"\n\n" if reader.form.sse else b"\n"
         rest = b""
         awaits_threshold = True  # it was given already, or was never asked for
         try:
-            for block in ask(transport, "GET", target, fields):
+            for block in ask(transport, "GET", _target(reader), fields):
                 *whole, rest = (rest + block).split(end)
                 given = []
                 for event in whole:
@@ -276,5 +266,19 @@ class _Following:
             transport.close()
 
 
-# Parameters that say where a reading begins: the position takes their place.
-_PLACES = frozenset(("after", "last-id", "from", "new", "tail", "last", "limit"))
+def _target(reader: Reader) -> str:
+    """What asks a server to go on where that reader is, whatever it was asked for by."""
+    options = reader.options
+    flags = ("with-timestamp", "with-content", "no-chunks")
+    asked = (options.with_timestamp, options.with_content, options.no_chunks)
+    return with_query(
+        "/",
+        [
+            ("follow", "true"),
+            ("after", ids.text(max(reader.position, 0))),
+            ("until", None if options.until is None else ids.text(options.until)),
+            ("topic", None if options.patterns is None else ",".join(sorted(options.patterns))),
+            ("limit", None if options.limit is None else reader.left),
+            *((flag, "true") for flag, is_asked in zip(flags, asked) if is_asked),
+        ],
+    )
