@@ -127,7 +127,8 @@ ARCHITECTURE = {
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors",
     "transport":   "errors http1 request",
-    "forward":     "errors ids frame cas content imports runsteps work bulk request transport",
+    "forward":     "errors ids frame cas content batch imports runsteps work bulk request "
+                   "transport",
     "local":       "errors ids frame store api request | lock bulk imports runsteps transport "
                    "forward (reader work)",
     "address":     "errors | transport local (request)",
@@ -138,7 +139,7 @@ ARCHITECTURE = {
     "help":        "(arguments)",
     "completion":  "errors (arguments)",
     "idfields":    "errors ids",
-    "service":     "errors records terminal",
+    "service":     "errors records lock terminal",
     "serving":     "errors log service stdio arguments | activation gateway mount server",
     "ndjson":      "errors request stdio terminal (arguments)",
     "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",

@@ -12,6 +12,8 @@ import pytest
 from conftest import DEADLINE, start_server
 
 import xs
+from xs import frame, ids
+from xs.batch import ERRORS_LISTED
 from xs.bulk import ALIKE_MIN
 from xs.client import Client
 from xs.errors import Conflict, Invalid, NoStore, NotFound, XsError
@@ -192,6 +194,17 @@ def test_every_write_goes_to_a_server_that_has_come(taken_over: Client) -> None:
     assert client.remove(made) and client.get(made) is None
     with pytest.raises(NotFound):
         client.content(made)
+
+
+def test_each_line_of_an_import_is_told_of_by_a_server_that_has_come(taken_over: Client) -> None:
+    count = 2 * ERRORS_LISTED + 7
+    hash_ = frame.integrity(b"\0" * 32)  # of a content that nobody has
+    wrong = [{"topic": "i", "id": ids.text(n + 1 << 80), "hash": hash_} for n in range(count)]
+    right = [{"topic": "i", "id": ids.text(n + 1 << 80)} for n in range(count, count + 5)]
+    found = taken_over.import_([*wrong, *right])
+    assert found["imported"] == 5
+    assert len(found["errors"]) + found["errors_unlisted"] == count
+    assert len(list(taken_over.cat(topic="i"))) == 5
 
 
 def test_who_only_reads_needs_no_lock_and_makes_none(store_dir: str) -> None:

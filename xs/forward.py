@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Union
 
 from xs import errors, frame, ids
+from xs.batch import ERRORS_LISTED
 from xs.bulk import BatchWork
 from xs.cas import BLOCK
 from xs.content import Content
@@ -119,9 +120,18 @@ def _forward_import(
     transport: HttpTransport, work: ImportWork
 ) -> list[Union[bytes, errors.XsError]]:
     wanted = [each for each in work.frames if not isinstance(each, errors.XsError)]
+    given: list[Union[bytes, errors.XsError]] = []
+    for start in range(0, len(wanted), ERRORS_LISTED):  # so that each error is told
+        given += _import_part(transport, wanted[start : start + ERRORS_LISTED])
+    rest = iter(given)
+    return [each if isinstance(each, errors.XsError) else next(rest) for each in work.frames]
 
+
+def _import_part(
+    transport: HttpTransport, frames: list[Imported]
+) -> list[Union[bytes, errors.XsError]]:
     def lines() -> Iterator[bytes]:
-        for each in wanted:
+        for each in frames:
             line = _line_of(each)
             if each.content is not None:
                 data = binascii.b2a_base64(b"".join(_blocks(each.content)), newline=False)
@@ -130,15 +140,7 @@ def _forward_import(
 
     summary = json.loads(ask(transport, "POST", "/import", [NDJSON], lines()).read())
     wrong = {each["line"]: errors.Invalid(each["error"]) for each in summary["errors"]}
-    results: list[Union[bytes, errors.XsError]] = []
-    number = 0
-    for each in work.frames:
-        if isinstance(each, errors.XsError):
-            results.append(each)
-        else:
-            number += 1
-            results.append(wrong.get(number) or _line_of(each))
-    return results
+    return [wrong.get(number) or _line_of(each) for number, each in enumerate(frames, 1)]
 
 
 def _line_of(new: Imported) -> bytes:
