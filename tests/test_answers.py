@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE
-from stores import add, add_all, in_one_batch, remove
+from stores import Gate, add, add_all, in_one_batch, remove
 
 from xs import frame
 from xs.answers import (
@@ -27,9 +27,9 @@ from xs.answers import (
 from xs.bus import RING_FRAMES
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, small
-from xs.errors import Invalid
+from xs.errors import Damaged, Invalid
 from xs.store import Store
-from xs.work import Work
+from xs.work import AppendWork, Work
 
 
 @pytest.fixture
@@ -145,6 +145,56 @@ def test_an_answer_to_a_request_that_is_over_is_nobody_s(store: Store, answers: 
 
 
 # Never too early
+
+
+def test_a_request_that_is_over_before_it_is_appended_leaves_nothing(
+    store: Store, answers: Answers
+) -> None:
+    gate = Gate()
+    held = threading.Thread(target=store.run, args=(gate,))
+    held.start()
+    assert gate.entered.wait(DEADLINE)
+    waiter = ask(store, answers)
+    answers.forget(waiter)
+    gate.opened.set()
+    held.join(DEADLINE)
+    store.append(Append("after"))
+    assert waiter.frame_id is not None
+    assert not answers._by_frame and not answers._by_request
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_answer_that_is_damaged_keeps_no_other_from_who_waits_for_it(
+    store: Store, answers: Answers, place: int
+) -> None:
+    waiters = [ask(store, answers) for _ in range(3)]
+    lines = in_one_batch(
+        store, [AppendWork(answer(each, b"x" * 100)) for each in waiters] + [Damage(place)]
+    )
+    assert len(lines) == 4
+    for n, waiter in enumerate(waiters):
+        found = waiter.next(DEADLINE)
+        if n == place:
+            with pytest.raises(Damaged):
+                content_of(store, found)
+        else:
+            assert content_of(store, found) == b"x" * 100
+
+
+class Damage(Work):
+    """Spoils what the disk has of one of the newest answers, before anybody can look."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self._place = place
+
+    def apply(self, commit: Commit) -> None:
+        commit.writer.flush()
+        rows = "SELECT row FROM frame ORDER BY row DESC LIMIT 3"
+        commit.writer.execute(
+            f"UPDATE frame SET sum = sum + 1 WHERE row = (SELECT row FROM ({rows}) ORDER BY row "
+            f"LIMIT 1 OFFSET {self._place})"
+        )
 
 
 def test_an_answer_that_is_there_before_anybody_looks_is_not_lost(

@@ -15,6 +15,7 @@ Locks: a waiter's own, and `Answers._lock`; both are leaves, held for a few line
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -305,6 +306,8 @@ class Answers:
             self._by_frame.pop(waiter.frame_id, None)
         waiter.frame_id = frame_id
         self._by_frame[frame_id] = waiter
+        if waiter.request_id not in self._by_request:  # it was forgotten before, or just now
+            self._by_frame.pop(frame_id, None)
 
     # Whose answer it is
 
@@ -351,16 +354,20 @@ class Answers:
             self._offer(each.line, each.content, contents.get(each.line))
 
     def _contents(self, entries: list[Entry]) -> dict[bytes, Stored]:
-        """Stored frames with their content, by their lines: in one go, not by each who waits."""
+        """Stored frames with their content, by their lines: in one go, not by each who waits.
+
+        Up to one that can't be read: those from there on each is told of, or reads, by itself.
+        """
         with_content = [
             each for each in entries if each.content is None and b'"hash":null' not in each.line
         ]
         found: dict[bytes, Stored] = {}
         if with_content:
             position, until = with_content[0].id - 1, with_content[-1].id
-            while position < until:
-                rows, position = self._rows(position, until)
-                found.update((stored.line, stored) for stored in rows)
+            with contextlib.suppress(XsError):
+                while position < until:
+                    rows, position = self._rows(position, until)
+                    found.update((stored.line, stored) for stored in rows)
         return found
 
     def _offer(self, line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> None:
