@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import base64
 import contextlib
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, environment, start_server
 from roots import (
     ECHO,
     Root,
@@ -544,6 +545,38 @@ def test_what_could_not_be_opened_at_the_start_is_tried_again(
     finally:
         second.stop()
     assert capfd.readouterr().err.count("no store at") == 1  # said once, however often it is tried
+
+
+def test_one_whose_retry_finds_no_thread_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
+    root, a = str(tmp_path / "root"), tmp_path / "a"
+    first = Running(root, [], [])
+    append(root, "xs.store.add", meta={"path": str(a)})
+    wait_frames(root, "xs.store.added")
+    first.stop()
+    a.rename(tmp_path / "unplugged")
+    second = Running(root, [], [])
+    start_thread = _thread.start_new_thread
+    refused = threading.Event()
+
+    def refuse_one(act: Callable[..., object], args: tuple[object, ...]) -> int:
+        if not refused.is_set() and threading.current_thread().name != "MainThread":
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        return start_thread(act, args)
+
+    try:
+        until(lambda: second.stores.status() and second.stores.status()[0]["error"])
+        monkeypatch.setattr(_thread, "start_new_thread", refuse_one)
+        assert refused.wait(DEADLINE)
+        (tmp_path / "unplugged").rename(a)
+        until(lambda: second.stores.status()[0]["error"] is None)
+        append(root, "xs.store.remove", meta={"path": str(a)})
+        wait_frames(root, "xs.store.removed")
+    finally:
+        second.stop()
 
 
 # Errors

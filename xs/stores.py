@@ -409,7 +409,11 @@ class Stores:
         self._try_at = now + RETRY_SECONDS
         for entry in self._failed():
             entry.opened.clear()
-            self._begin(self._open, entry, True)
+            try:
+                self._begin(self._open, entry, True)
+            except BaseException:
+                entry.opened.set()  # as it was: to be tried again, or ended
+                raise
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
