@@ -82,6 +82,20 @@ def test_history_up_to_a_mark_is_for_the_index(mark: int) -> None:
     assert ids_after(bus, 9) == [10]
 
 
+@pytest.mark.parametrize("published", [1, 2, 3])
+def test_what_could_not_be_published_is_for_the_index(published: int) -> None:
+    bus = Bus(0)
+    watch = bus.watch(lambda topic: True, (woken := threading.Event()).set)
+    bus.publish([entry(value) for value in range(1, published)])
+    woken.clear()
+    bus.lose(2)
+    assert woken.is_set() and bus.newest == 2 and bus.wait(1, 0)
+    assert ids_after(bus, 1) is None and ids_after(bus, 2) == []
+    bus.publish([entry(3)])
+    assert ids_after(bus, 1) is None and ids_after(bus, 2) == [3]
+    bus.unwatch(watch)
+
+
 def test_who_waits_is_woken_by_what_is_above_its_position_or_by_the_end() -> None:
     bus = Bus(0)
     woken: list[tuple[int, bool]] = []

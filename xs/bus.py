@@ -164,14 +164,17 @@ class Bus:
         for watch in watches:
             watch.wake()
 
-    def lose(self) -> None:
-        """There was no memory to publish all that came: who has not passed it reads the index."""
+    def lose(self, mark: int) -> None:
+        """There was no memory to publish what came up to `mark`: who is below reads the index."""
         with self._lock:
             self._entries.clear()
             self._ids.clear()
             self._bytes = 0
-            self._floor = self._newest
+            self._floor = self._newest = max(self._newest, mark)
             self._changed.notify_all()
+            watches = self._watches
+        for watch in watches:
+            watch.wake()
 
     def discard(
         self, removed: Iterable[int], runs: frozenset[int] | set[int] = frozenset()

@@ -264,6 +264,11 @@ class Commit:
         runs = self.gone_runs
         return [e for e in self.entries if e.id not in gone and e.first not in runs]
 
+    def newest(self) -> int:
+        """The id up to which this transaction has added frames, as far as anybody follows them."""
+        last = self.entries[-1].id if self.entries else -1
+        return max(last, self.history_mark or -1, self.unseen_mark or -1)
+
     def stored_ids(self) -> list[int]:
         """Of the frames that this transaction has added to the index."""
         return [e.id for e in self.entries if frame.ttl_of(e.line) != frame.EPHEMERAL]

@@ -56,7 +56,7 @@ class Committer:
         try:
             self._deliver(commit)
         except MemoryError:  # who follows reads the index
-            self._store.bus.lose()
+            self._store.bus.lose(commit.newest())
         fault.at("commit.before-answers")
         for work in batch:
             finish(work)
@@ -122,7 +122,7 @@ class Committer:
                     except XsError as error:
                         if work.is_whole or is_of_sqlite(error):
                             raise
-                        work.error = store.database.disk_error(error) or error
+                        work.error = error
                 fault.at("commit.applied")
                 self._finish_transaction(commit)
                 try:
