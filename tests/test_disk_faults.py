@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DEADLINE, Server, environment, start_server
@@ -314,3 +315,60 @@ def test_a_clock_that_is_off_and_is_set_right_again_costs_nothing(
         assert len(lines(store, last=2)) == 2
         assert problems(store) == []
         store.close()
+
+
+# In this process
+
+
+def test_one_whose_disk_is_slow_keeps_no_other_store_from_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = str(tmp_path / "slow"), str(tmp_path / "other")
+    for folder in (slow, other):
+        server = start_server(folder)
+        with xs.open(folder) as client:
+            client.append("a", "x")
+        server.process.kill()  # so that a log is left to be looked at
+        server.process.communicate()
+    begun, goes_on = threading.Event(), threading.Event()
+    open_file = os.open
+
+    def open_slowly(path: str, *rest: Any, **more: Any) -> int:
+        if str(path).startswith(slow) and str(path).endswith("-wal"):
+            begun.set()
+            assert goes_on.wait(DEADLINE)
+        return open_file(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", open_slowly)
+    opened: list[Store] = []
+    waiting = threading.Thread(target=lambda: opened.append(Store(slow)), daemon=True)
+    waiting.start()
+    assert begun.wait(DEADLINE)
+    for _ in range(2):
+        Store(other).close()
+    assert not opened
+    goes_on.set()
+    waiting.join(DEADLINE)
+    assert problems(opened[0]) == []
+    opened[0].close()
+
+
+def test_a_damaged_frame_is_told_of_without_a_look_at_the_whole_disk(
+    store_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(store_dir, exclusive=True, create=True)
+    id_text = add(store, "a", b"x")
+    add(store, "b", b"x")
+    with store.index.reading() as reader:
+        reader.execute("COMMIT")
+        reader.execute("UPDATE frame SET sum = sum + 1 WHERE row = (SELECT min(row) FROM frame)")
+        reader.execute("BEGIN")
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("nobody needs that"))
+    for act in (
+        lambda: add(store, "a", if_last=id_text),
+        lambda: store.index.last(frozenset(("a",)), 0),
+    ):
+        with pytest.raises(Damaged, match="is damaged: it is not what was stored"):
+            act()
+    monkeypatch.undo()
+    store.close()

@@ -8,7 +8,7 @@ of a store before it is opened.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 
 from xs import sqlite
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
@@ -37,7 +37,9 @@ _OPEN_BYTES = 65_536  # that SQLite may need on the disk to open a store, if onl
 # How often this process has the index of a store's folder open, by device and inode of the folder.
 _opened: dict[tuple[int, int], int] = {}
 _kept_open: dict[tuple[int, int], int] = {}  # its file, once it was looked at besides SQLite
-_opening = allocate_lock()  # guards both; held while a log is looked at
+_opening = allocate_lock()  # guards both, and the next; taken last
+# Of each folder that was ever opened: held while its log is looked at, on a disk that may be slow.
+_looking: dict[tuple[int, int], LockType] = {}
 
 
 class Unfinished(NotAStore):
@@ -142,9 +144,11 @@ class Connections:
     def disk_error(self, error: BaseException) -> DiskError | None:
         """What is behind an error of the index, if that is an error of the disk.
 
-        SQLite says that a database is malformed also when the disk could not read it.
+        SQLite says that a database is malformed also when the disk could not read it, and only
+        reading all of it tells. What was read, and is not what was stored, has no such cause.
         """
-        if not isinstance(error, Damaged) or self._place is None:
+        is_of_sqlite = isinstance(error, Damaged) and isinstance(error.__cause__, sqlite.Error)
+        if not is_of_sqlite or self._place is None:
             return None
         reason = _why_not_read(self._place, self._path)
         if reason is None:
@@ -277,11 +281,15 @@ def _enter(folder: str) -> tuple[int, int] | None:
         return None  # opening it will say what is wrong
     place = found.st_dev, found.st_ino
     with _opening:
+        looking = _looking.setdefault(place, allocate_lock())
+    with looking:
+        # Others may leave it meanwhile, but who comes waits here: nobody opens it beside this.
         if place not in _opened and _has_log(folder):
             from xs import wal  # here: it brings in what is seldom needed
 
             wal.check(folder)
-        _opened[place] = _opened.get(place, 0) + 1
+        with _opening:
+            _opened[place] = _opened.get(place, 0) + 1
     return place
 
 
