@@ -70,10 +70,7 @@ class Lock:
 
     def holder(self) -> tuple[int, str]:
         """Pid and purpose of who took the lock last; (0, "") if nobody has."""
-        words = os.pread(self._file, 64, 0).decode("ascii", "replace").split()
-        if len(words) == 2 and words[0].isdigit():
-            return int(words[0]), words[1]
-        return 0, ""
+        return _holder(self._file)
 
     def release(self) -> None:
         self._say("")
@@ -87,6 +84,29 @@ class Lock:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1  # closing it again would close whatever has the number by then
+
+
+def server_of(folder: str) -> int | None:
+    """The process that serves a store, for who wants nothing of it; None if there is none."""
+    try:
+        file = os.open(os.path.join(folder, FILENAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid, purpose = _holder(file)
+        return pid if purpose == SERVE else None
+    finally:
+        os.close(file)
+    return None
+
+
+def _holder(file: int) -> tuple[int, str]:
+    words = os.pread(file, 64, 0).decode("ascii", "replace").split()
+    if len(words) == 2 and words[0].isdigit():
+        return int(words[0]), words[1]
+    return 0, ""
 
 
 def _is_alive(pid: int) -> bool:

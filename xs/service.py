@@ -16,12 +16,9 @@ import sys
 import tempfile
 
 from xs import errors
+from xs.lock import server_of
 from xs.records import NamedTuple
 from xs.terminal import harmless
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Optional
 
 _MARK = "xs service: "  # then the store, as JSON
 _STOP_SECONDS = 10  # beyond the grace, before a manager ends what doesn't end
@@ -324,7 +321,7 @@ def status(manager: Manager, store: str, name: str | None) -> tuple[list[str], i
     name = _name(manager, store, name)
     path = manager.path(name)
     text = _read(path)
-    server = _server_of(store)
+    server = server_of(store)
     served = f"served by process {server}" if server is not None else "not served"
     if text is None:
         return [f"no service: {path} is not there", served], NOT_INSTALLED
@@ -357,7 +354,7 @@ def remove(manager: Manager, store: str, name: str | None) -> list[str]:
     said = [f"removed {path}; the store is left as it is"]
     if not has_tool:
         said.append(f"{manager.tool} is not here: if the service runs, end it yourself")
-    server = _server_of(store)
+    server = server_of(store)
     if server is not None:
         said.append(f"the store is still served, by process {server}")
     return said
@@ -488,16 +485,3 @@ def _asked(command: list[str]) -> str:
     except OSError:
         return ""
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
-
-
-def _server_of(store: str) -> Optional[int]:
-    """The process that serves a store, as its lock's file says; None if there is none."""
-    try:
-        with open(os.path.join(store, "lock"), encoding="ascii", errors="replace") as file:
-            pid, purpose = file.read(64).split()
-        os.kill(int(pid), 0)
-    except PermissionError:
-        pass  # it lives, and is another user's
-    except (OSError, ValueError, OverflowError):
-        return None
-    return int(pid) if purpose == "serve" else None
