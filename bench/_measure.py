@@ -405,7 +405,10 @@ class Crowd:
         while waiting:
             for key, _ in select():
                 sock: socket.socket = key.data
-                answer = partial.pop(sock, b"") + sock.recv(65536)
+                data_in = sock.recv(65536)
+                if not data_in:
+                    raise EOFError("the server has closed a connection")
+                answer = partial.pop(sock, b"") + data_in
                 if not is_whole(answer):
                     partial[sock] = answer
                     continue

@@ -56,7 +56,10 @@ def test_bash_completes_commands_options_and_paths(tmp_path, monkeypatch):
     assert "--meta" in complete("xs", "append", "./store", "--")
     assert "--meta" not in complete("xs", "cat", "./store", "--")
     assert complete("xs", "cat", "./st") == ["./store"]
-    assert complete("xs", "completion", "") == ["bash", "zsh", "fish", "--help"]
+    assert complete("xs", "completion", "") == ["bash", "zsh", "fish"]
+    assert complete("xs", "completion", "--") == ["--help"]
+    assert complete("xs", "token", "l") == ["list"]
+    assert set(complete("xs", "store", "")) >= {"add", "remove"}
 
 
 def test_a_shell_that_is_not_known_is_wrong_usage():

@@ -188,7 +188,7 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
 
 
 _INDEX_FILES = ("xs.db", "xs.db-journal", "xs.db-wal", "xs.db-shm")
-_STORE_FILES = frozenset((*_INDEX_FILES, "cas", "sock", "lock", "token"))
+_STORE_FILES = frozenset((*_INDEX_FILES, "cas", "sock", "lock", "token", "run"))
 
 
 class _NotYet:

@@ -404,7 +404,7 @@ def _line(event: Frame | Mapping[str, Any] | bytes | str) -> bytes:
     if isinstance(event, bytes):
         return event.rstrip(b"\r\n") + b"\n"
     if isinstance(event, str):
-        return event.rstrip("\r\n").encode("utf-8") + b"\n"
+        return event.rstrip("\r\n").encode("utf-8", "surrogatepass") + b"\n"
     if isinstance(event, tuple):
         names = ("topic", "id", "hash", "meta", "ttl", "content")
         fields = {name: getattr(event, name) for name in names}

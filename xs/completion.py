@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _BASH = """\
 # bash completion for xs: source <(xs completion bash)
 _xs() {
-    local current="${COMP_WORDS[COMP_CWORD]}" words=""
+    local current="${COMP_WORDS[COMP_CWORD]}" words="" actions=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         words="@COMMANDS@ --help --version"
     else
@@ -22,7 +22,7 @@ _xs() {
         esac
         case "$current" in
             -*) ;;
-            *) [ "${COMP_WORDS[1]}" != completion ] && words="" ;;
+            *) words=""; if [ "$COMP_CWORD" -eq 2 ]; then words="$actions"; fi ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -64,21 +64,25 @@ def script(shell: str, commands: Sequence[Command]) -> str:
     raise errors.Usage(f"no completion for {shell!r}: use bash, zsh or fish")
 
 
-def _words(command: Command) -> list[str]:
-    """What may follow a command besides paths and ids."""
-    flags = [flag for option in command.options for flag in option.flags]
-    return [*_SUBWORDS.get(command.name, ()), *flags, "--help"]
+def _flags(command: Command) -> list[str]:
+    return [*(flag for option in command.options for flag in option.flags), "--help"]
 
 
-_SUBWORDS = {
+_ACTIONS = {  # what may follow a command at once, besides paths and ids
     "completion": ("bash", "zsh", "fish"),
     "scru128": ("pack", "unpack"),
     "service": ("install", "status", "remove"),
+    "store": ("add", "remove"),
+    "token": ("add", "list", "remove"),
 }
 
 
 def _bash(commands: Sequence[Command]) -> str:
-    cases = [f'            {c.name}) words="{" ".join(_words(c))}" ;;' for c in commands]
+    cases = [
+        f'            {c.name}) words="{" ".join(_flags(c))}" '
+        f'actions="{" ".join(_ACTIONS.get(c.name, ()))}" ;;'
+        for c in commands
+    ]
     text = _BASH.replace("@COMMANDS@", " ".join(c.name for c in commands))
     return text.replace("@CASES@", "\n".join(cases))
 
@@ -88,8 +92,8 @@ def _zsh(commands: Sequence[Command]) -> str:
     cases = []
     for command in commands:
         specs = ["'*:file:_files'", "'--help[show help]'"]
-        if command.name in _SUBWORDS:
-            specs.append(f"'1:word:({' '.join(_SUBWORDS[command.name])})'")
+        if command.name in _ACTIONS:
+            specs.append(f"'1:word:({' '.join(_ACTIONS[command.name])})'")
         for option in command.options:
             for flag in option.flags:
                 many = "*" if option.is_repeated else ""
@@ -117,8 +121,8 @@ def _fish(commands: Sequence[Command]) -> str:
             f"-d {_fish_quoted(command.summary)}"
         )
         here = f"complete -c xs -n '__fish_seen_subcommand_from {command.name}'"
-        if command.name in _SUBWORDS:
-            lines.append(f"{here} -f -a '{' '.join(_SUBWORDS[command.name])}'")
+        if command.name in _ACTIONS:
+            lines.append(f"{here} -f -a '{' '.join(_ACTIONS[command.name])}'")
         for option in command.options:
             spelled = " ".join(
                 f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"

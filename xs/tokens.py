@@ -204,7 +204,7 @@ def _write(folder: str, name: str, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         fault.at("token.before-fsync")
-        os.fsync(stream.fileno())
+        sync(stream.fileno())
     fault.at("token.before-rename")
     os.replace(f"{path}.new", path)
     fault.at("token.before-folder-fsync")
