@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from conftest import Server
 from stores import Clock, add, add_all, all_ids, content, problems, taken
 from stores import lines as lines_of
 
-from xs import chunked, ids, repair
+from xs import chunked, frame, ids, repair
 from xs.client import Client
 from xs.commit import Append
 from xs.content import small
@@ -80,6 +81,47 @@ def test_a_whole_store_is_left_as_it_is(folder: str) -> None:
     before = sorted(os.listdir(folder)), os.stat(database(folder)).st_mtime_ns
     assert repaired(folder) == ([], {"repaired": None, "lost": 0, "aside": None})
     assert (sorted(os.listdir(folder)), os.stat(database(folder)).st_mtime_ns) == before
+
+
+def test_where_the_folder_of_contents_is_gone_frames_without_large_ones_are_kept(
+    folder: str,
+) -> None:
+    with opened(folder) as store:
+        kept, lost = add(store, "a", b"small"), add(store, "a", LARGE)
+    shutil.rmtree(os.path.join(folder, "cas"))
+    said, last = repaired(folder)
+    assert any(lost in line for line in said) and last["repaired"] == {"frames": 1}
+    with opened(folder) as store:
+        assert problems(store) == [] and all_ids(store) == [kept]
+        assert content(store, add(store, "a", LARGE)) == LARGE
+
+
+def test_a_content_that_can_not_be_read_is_left_where_it_is_with_its_frames(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(folder) as store:
+        other, kept = add(store, "a", b"1" + LARGE), add(store, "a", b"2" + LARGE)
+        (path,) = [
+            store.cas._path(digest)
+            for digest in store.cas.digests()
+            if next(store.cas.open(digest)[1]).startswith(b"2")
+        ]
+        gone = frame.hash_text(store.get(ids.parse(other))) or ""
+        os.unlink(store.cas._path(frame.parse_integrity(gone)))
+    open_file = os.open
+
+    def refuse(name: str, *rest: int, **more: int) -> int:
+        if name == path:
+            raise OSError(5, "Input/output error", name)
+        return open_file(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    said, last = repaired(folder)
+    monkeypatch.undo()
+    assert any(other in line for line in said) and not any(kept in line for line in said)
+    assert last["repaired"] == {"frames": 1}
+    with opened(folder) as store:
+        assert problems(store) == [] and content(store, kept) == b"2" + LARGE
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])

@@ -20,6 +20,7 @@ from xs.disk import sync_folder, sync_names
 from xs.errors import Damaged, Invalid, NoStore, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock
+from xs.place import check_writable
 from xs.schema import FILENAME
 from xs.snapshot import PART, Snapshot, copied_from
 from xs.terminal import Progress
@@ -35,9 +36,12 @@ _ALWAYS = -1  # a time before every expiry
 def run(addr: str, dest: str) -> bytes:
     """Makes `dest` a copy of the store in the directory `addr`; a line of JSON that sums it up."""
     source = _folder_of(addr)
-    if not os.path.exists(os.path.join(source, FILENAME)):
-        raise NoStore(f"no store at: {addr}")
+    try:
+        os.stat(os.path.join(source, FILENAME))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStore(f"no store at: {addr}") from None
     _check_apart(source, dest)
+    check_writable(dest)
     _make_folder(dest)
     lock = Lock(dest)
     try:

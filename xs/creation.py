@@ -10,7 +10,7 @@ from xs.connections import Connections, has_index
 from xs.disk import sync_names
 from xs.errors import NoStore, NotAStore
 from xs.lock import SERVE, WRITE
-from xs.place import why_not_written
+from xs.place import check_writable
 from xs.schema import FILENAME as INDEX_FILENAME
 
 TYPE_CHECKING = False
@@ -31,9 +31,7 @@ def check_folder(folder: str, *, create: bool) -> None:
     if not create:
         hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
         raise NoStore(f"no store at: {folder}: {hint}")
-    reason = why_not_written(folder)
-    if reason is not None:
-        raise NotAStore(reason)
+    check_writable(folder)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         others = set(os.listdir(folder)) - _BEFORE_THE_INDEX

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from xs.errors import NotAStore
+
 MOUNTS = "/proc/self/mountinfo"  # proc(5); only Linux has it, and elsewhere no kind is known
 
 # Kinds of file systems that another machine may have mounted, too. Those of a virtual machine's own
@@ -30,6 +32,13 @@ def why_not_written(folder: str) -> str | None:
     if reason is None and place == folder:
         reason = _foreign(place) or _refused(place)
     return None if reason is None else f"can't write to the store at {folder}: {reason}"
+
+
+def check_writable(folder: str) -> None:
+    """Raises `NotAStore` where nothing may be written to a store in `folder`."""
+    reason = why_not_written(folder)
+    if reason is not None:
+        raise NotAStore(reason)
 
 
 def kind_of_file_system(path: str) -> str | None:

@@ -32,6 +32,7 @@ from xs.disk import sync, sync_folder
 from xs.errors import Damaged, DiskError, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
+from xs.place import check_writable
 from xs.salvage import Found, Layered, Salvage
 from xs.schema import FILENAME, ORDER_BITS, ROW_MAX, described, sum_of_answer, time_of
 from xs.store import Store
@@ -48,6 +49,7 @@ def run(folder: str) -> Iterator[bytes]:
     """Repairs the store in `folder`: JSON lines, `lost` or `problem`, and at the end a summary."""
     if not os.path.isdir(folder):
         raise Invalid(f"a repair needs a store's directory, and {folder} is none")
+    check_writable(folder)
     lock = Lock(folder)
     try:
         try:
@@ -112,6 +114,7 @@ class _Rescue:
         self._aside = os.path.join(folder, self.name)
         self._cas = Cas(os.path.join(folder, "cas"))
         os.mkdir(os.path.join(self._aside, "cas"), 0o700)
+        os.makedirs(os.path.join(folder, "cas"), 0o700, exist_ok=True)
         # What is put there must not be lost because the folder is.
         sync_folder(self._aside)
         sync_folder(folder)

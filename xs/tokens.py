@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Optional
 from xs import fault, frame
 from xs.disk import sync, sync_folder
 from xs.errors import Damaged, Invalid, NotFound
+from xs.place import check_writable
 from xs.rights import Rights
 
 OWNER_FILENAME = "token"
@@ -108,8 +109,9 @@ def remove(folder: str, name: str) -> None:
     with _changing(folder) as tokens:
         left = [each for each in tokens if each.name != name]
         if len(left) == len(tokens):
-            known = ", ".join(each.name for each in tokens) or "there is none"
-            raise NotFound(f"no token {name[:80]!r}: {known}")
+            known = ", ".join(each.name for each in tokens)
+            there = f"there are: {known}" if known else "there is none"
+            raise NotFound(f"no token {name[:80]!r}: {there}")
         tokens[:] = left
 
 
@@ -154,6 +156,7 @@ class Finder:
 @contextlib.contextmanager
 def _changing(folder: str) -> Iterator[list[Token]]:
     """The tokens, to be changed within the block; no other process changes them meanwhile."""
+    check_writable(folder)
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -178,7 +181,6 @@ def _checked(token: Token) -> Token:
 
 
 def _new() -> str:
-
     import secrets  # here: it brings `random`, for which a server has no use
 
     return secrets.token_urlsafe(32)
@@ -189,8 +191,10 @@ def _hash(token: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(file, "rb") as stream:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW)
+
+    with open(path, "rb", opener=opener) as stream:
         return stream.read()
 
 
