@@ -25,6 +25,8 @@ from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, trans
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
+ID = "0" * 25
+
 
 def parse(*words):
     return arguments.parse(cli.find_command(words[0]), words[1:])
@@ -337,7 +339,7 @@ def test_what_the_api_gives_is_printed_untouched(scripted, run_xs):
 def test_an_answer_of_text_ends_with_one_newline(scripted, run_xs):
     for body in (FRAME, FRAME + b"\n"):
         server = scripted(answering(body))
-        for args in (["append", server.path, "t"], ["get", server.path, "x"]):
+        for args in (["append", server.path, "t"], ["get", server.path, ID]):
             assert run_xs(args).stdout == FRAME + b"\n"
 
 
@@ -351,7 +353,7 @@ def test_frames_are_printed_as_they_arrive(scripted):
 
 def test_an_error_is_one_line_on_standard_error(scripted, run_xs):
     server = scripted(answering("schlimm:\r\n \x1b[31mü\u202e\n".encode(), 400))
-    for args in (["cat", server.path], ["append", server.path, "t"], ["remove", server.path, "x"]):
+    for args in (["cat", server.path], ["append", server.path, "t"], ["remove", server.path, ID]):
         done = run_xs(args)
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr == "xs: schlimm: \\u001b[31mü\\u202e\n".encode()
@@ -395,7 +397,7 @@ def test_wrong_usage_ends_with_2_and_what_can_not_be_done_with_1(
 
 
 def test_no_store_is_told_with_how_to_make_one(run_xs, store_dir):
-    for args in (["cat"], ["get", "x"], ["last"], ["check"], ["export", "out"], ["remove", "x"]):
+    for args in (["cat"], ["get", ID], ["last"], ["check"], ["export", "out"], ["remove", ID]):
         done = run_xs([args[0], store_dir, *args[1:]])
         assert done.returncode == 1
         assert done.stderr.decode() == (

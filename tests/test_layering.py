@@ -38,7 +38,7 @@ ARCHITECTURE = {
     "terminal":    "",
     # what lies on the disk, and what is live
     "lock":        "errors",
-    "place":       "",
+    "place":       "errors",
     "disk":        "errors",
     "content":     "errors frame",
     "cas":         "errors fault frame content disk",
@@ -96,7 +96,7 @@ ARCHITECTURE = {
                    "evaluation (bus)",
     # requests, and what answers them
     "rights":      "errors frame records",
-    "tokens":      "errors fault frame disk rights",
+    "tokens":      "errors fault frame place disk rights",
     "api":         "errors ids frame store | alike content times query commit work imports "
                    "removal reader version meta batch check chunked garbage process (scripts "
                    "rights)",
@@ -125,7 +125,7 @@ ARCHITECTURE = {
     "server":      "errors log activation listener httpd mount stores notify signals liveness | "
                    "address gateway",
     # the other end: an address is a transport, over a socket or right on the files
-    "request":     "errors",
+    "request":     "errors | ids",
     "transport":   "errors http1 request",
     "forward":     "errors ids frame cas content batch imports runsteps work bulk request "
                    "transport",
@@ -141,14 +141,15 @@ ARCHITECTURE = {
     "idfields":    "errors ids",
     "service":     "errors records lock terminal",
     "serving":     "errors log service stdio arguments | activation gateway mount server",
-    "ndjson":      "errors request stdio terminal (arguments)",
+    "ndjson":      "errors frame request stdio terminal | meta (arguments)",
     "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",
-    "backup":      "errors fault lock cas disk schema connections index snapshot terminal",
-    "repair":      "errors fault ids frame cas content disk schema commit work imports lock store "
-                   "batch salvage wal",
+    "backup":      "errors fault lock place cas disk schema connections index snapshot "
+                   "terminal",
+    "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "
+                   "store batch salvage wal",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
-    "commands":    "errors address request stdio arguments | serving tokens version idfields "
+    "commands":    "errors address request stdio arguments | query serving tokens version idfields "
                    "ndjson transfer backup repair storing autoload completion",
     "cli":         "errors stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",

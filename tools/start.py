@@ -29,6 +29,9 @@ except FileNotFoundError:
 sys.path[:0] = [_ROOT]
 sys.path.append(_PACKAGES)
 
-from xs.cli import main  # noqa: E402
+try:
+    from xs.cli import main
 
-sys.exit(main())
+    sys.exit(main())
+except KeyboardInterrupt:  # before the command has begun
+    sys.exit(130)

@@ -13,22 +13,27 @@ __all__ = ["Client", "Frame", "XsError", "__version__", "open"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from os import PathLike
+
     from xs.client import Client
     from xs.errors import XsError
     from xs.frame import Frame
     from xs.version import VERSION as __version__
 
 
-def open(address: str, *, timeout: float | None = None) -> Client:
+def open(address: str | PathLike[str], *, timeout: float | None = None) -> Client:
     """The store at `address`, through its server if it has one, else through its files.
 
+    It is a directory, HOST:PORT or a URL, or the path of a server's socket.
     `timeout` is in seconds, for each wait on a server (None: no limit). A directory that holds no
     store yet becomes one with the first append. Raises `XsError` when nothing can be reached there.
     """
+    from os import fspath
+
     from xs.address import open_transport
     from xs.client import Client
 
-    return Client(open_transport(address, timeout=timeout, create=True))
+    return Client(open_transport(fspath(address), timeout=timeout, create=True))
 
 
 def __getattr__(name: str) -> object:

@@ -69,6 +69,11 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
         if hmac.compare_digest(token.encode("latin-1", "replace"), asked.token.encode()):
             return EVERYTHING
         found = asked.find(token)
+    if found is None and token is not None:
+        raise Unauthorized(
+            "this token is not known here, or not any more: the owner's is in the store's file "
+            "token, and `xs token list` there names the others"
+        )
     if found is None:
         raise Unauthorized(
             "this address needs a token: send Authorization: Bearer TOKEN "

@@ -64,7 +64,14 @@ def open_transport(addr: str, *, timeout: float | None = None, create: bool = Fa
         )
     if "\0" in addr:
         raise errors.Invalid("an address has no NUL character in it")
-    if addr.startswith(("http://", "https://")) or ("/" not in addr and ":" in addr):
+    scheme, mark, rest = addr.partition("://")
+    if mark and scheme.isalpha():
+        if scheme.lower() not in _PORTS:
+            raise errors.Invalid(
+                f"{addr}: xs speaks http:// and https://; a directory of that name is ./{addr}"
+            )
+        addr = f"{scheme.lower()}://{rest}"
+    if (mark and scheme.isalpha()) or ("/" not in addr and ":" in addr):
         connect, token = parse_host(addr)
         return _open_host(connect, token or os.environ.get("XS_TOKEN") or None, timeout)
     return _open_path(addr, timeout, create)

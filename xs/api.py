@@ -305,7 +305,7 @@ def _prev(store: Store, request: Request, rest: str) -> Answer:
 
 def _first(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("first", "topic")
-    pattern = _one_topic(given, rest)
+    pattern = _one_topic(request, given, rest)
     count = _count(given, "first")
     patterns = _patterns(pattern)
     if count == 1:
@@ -317,7 +317,7 @@ def _first(store: Store, request: Request, rest: str) -> Answer:
 
 def _last(store: Store, request: Request, rest: str) -> Answer:
     given = request.options("last", "topic", "follow")
-    pattern = _one_topic(given, rest)
+    pattern = _one_topic(request, given, rest)
     count = _count(given, "last")
     patterns = _patterns(pattern)
     follow = _flag(given, "follow")
@@ -723,8 +723,10 @@ def _flag(given: dict[str, str], name: str) -> bool:
     return parse_flag(name, given[name])
 
 
-def _one_topic(given: dict[str, str], rest: str) -> str | None:
+def _one_topic(request: Request, given: dict[str, str], rest: str) -> str | None:
     if not rest:
+        if request.path.endswith("/"):  # not the newest of all for who has an empty variable
+            raise Invalid(f"a topic is missing: {request.path} goes on with one, or ends before it")
         return given.get("topic")
     if "topic" in given:
         raise Invalid("topic is in the path already: leave the parameter out")

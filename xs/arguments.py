@@ -126,6 +126,16 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     return Arguments(addr, words, options)
 
 
+def wants_help(command: Command, argv: Sequence[str]) -> bool:
+    """Whether `--help` or `-h` is among the arguments, and not as an option's value."""
+    if "--help" not in argv and "-h" not in argv:
+        return False
+    valued = {flag for option in command.options if option.value for flag in option.flags}
+    return any(
+        word in ("--help", "-h") and before not in valued for before, word in zip(["", *argv], argv)
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at what may have been meant, to be put after what was said; or ""."""
     import difflib

@@ -18,7 +18,7 @@ import sys
 gc.set_threshold(50_000)  # objects made, less those that went, between two looks
 
 from xs import errors, stdio  # noqa: E402
-from xs.arguments import nearest, parse  # noqa: E402
+from xs.arguments import nearest, parse, wants_help  # noqa: E402
 from xs.commands import COMMANDS  # noqa: E402
 
 TYPE_CHECKING = False
@@ -57,7 +57,8 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
         _complain(str(error))
         return error.exit
     except OSError as error:
-        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        has_name = isinstance(error.filename, (str, bytes))  # it may be a descriptor, too
+        name = f"{os.fsdecode(error.filename)}: " if has_name else ""
         _complain(f"{name}{error.strerror or error}")
         return 1
     except Exception as error:
@@ -83,7 +84,7 @@ def _run(argv: list[str], is_program: bool) -> int:
         return 0
     command = find_command(name)
     end = argv.index("--") if "--" in argv else len(argv)
-    if "--help" in argv[:end] or "-h" in argv[:end]:
+    if wants_help(command, argv[1:end]):
         return _help([name])
     arguments = parse(command, argv[1:])
     arguments.is_program = is_program

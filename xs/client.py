@@ -8,7 +8,17 @@ with no server, to the store's files. It knows requests and answers, and nothing
 from __future__ import annotations
 
 from xs import errors
-from xs.request import BLOCK, NDJSON, SMALL, append_request, ask, quote, split_lines, with_query
+from xs.request import (
+    BLOCK,
+    NDJSON,
+    SMALL,
+    append_request,
+    ask,
+    path_of,
+    quote,
+    split_lines,
+    with_query,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,7 +154,7 @@ class Client:
 
     def get(self, id: Frame | str) -> Frame | None:
         """The frame with that id, or None."""
-        return self._frame_or_none("/" + quote(_id(id)))
+        return self._frame_or_none(path_of(_id(id)))
 
     def next(self, id: Frame | str, topic: str | None = None) -> Frame | None:
         """The frame after that one (of `topic`), or None. The id need not be stored."""
@@ -212,7 +222,7 @@ class Client:
     def remove(self, frame: Frame | str) -> bool:
         """Removes a frame; False if there is none with that id."""
         try:
-            self._ask("DELETE", "/" + quote(_id(frame))).read()
+            self._ask("DELETE", path_of(_id(frame))).read()
         except errors.NotFound:
             return False
         return True

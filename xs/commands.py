@@ -12,7 +12,7 @@ import os
 
 from xs import address, errors, stdio
 from xs.arguments import Command, Option, plain_path
-from xs.request import append_request, ask, quote, split_lines, with_query
+from xs.request import append_request, ask, path_of, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
 
 TYPE_CHECKING = False
@@ -204,7 +204,7 @@ def _append(arguments: Arguments) -> None:
     examples=["xs remove ./store 03gw3h…"],
 )
 def _remove(arguments: Arguments) -> None:
-    _show(arguments, "/" + quote(arguments.rest[0]), method="DELETE")
+    _show(arguments, path_of(arguments.rest[0]), method="DELETE")
 
 
 @command(
@@ -249,7 +249,13 @@ _TOPIC = Option("-T --topic", "only this topic, prefix.*, or several with commas
 )
 def _cat(arguments: Arguments) -> None:
     get, flag = arguments.get, arguments.flag
-    follow = get("pulse") or flag("follow")
+    follow = get("pulse")
+    if follow is None:
+        follow = flag("follow")
+    else:
+        from xs.query import parse_pulse
+
+        parse_pulse(follow)  # as a value of `follow`, 0 and 1 would mean something else
     parameters = [
         ("follow", follow),
         ("new", flag("new")),
@@ -273,7 +279,7 @@ def _cat(arguments: Arguments) -> None:
 
 @command("get", "ADDR ID", "print a frame", examples=["xs get ./store 03gw3h…"])
 def _get(arguments: Arguments) -> None:
-    _show(arguments, "/" + quote(arguments.rest[0]))
+    _show(arguments, path_of(arguments.rest[0]))
 
 
 @command(
@@ -344,6 +350,8 @@ def _end(arguments: Arguments, which: str) -> None:
     number = words.pop() if words and words[-1].isascii() and words[-1].isdigit() else None
     if len(words) > 1:
         raise errors.Usage(f"N is a whole number, not {words[1]!r}")
+    if "" in words:
+        raise errors.Usage(f"TOPIC is empty: {COMMANDS[which].usage}")
     path = "/".join(["", which, *map(quote, words)])
     follow = arguments.flag("follow")
     target = with_query(path, [(which, number), ("follow", follow)])
@@ -471,8 +479,10 @@ def _token(arguments: Arguments) -> None:
     from xs import tokens
 
     action, folder, *rest = arguments.rest
-    if not os.path.isfile(os.path.join(plain_path(folder), "xs.db")):
-        raise address.no_store(folder)
+    try:
+        os.stat(os.path.join(plain_path(folder), "xs.db"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise address.no_store(folder) from None
     if action == "list":
         if rest or arguments.options:
             raise errors.Usage("token list takes a store's directory alone")

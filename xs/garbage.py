@@ -19,7 +19,7 @@ AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless ask
 
 def collect(store: Store, age_seconds: float) -> tuple[int, int]:
     """Removes contents older than `age_seconds` that no frame names; how many, and their bytes."""
-    removed, size = store.run(UnpinWork(store.clock() - int(age_seconds * 1000)))
+    removed, size = store.run(UnpinWork(max(0, store.clock() - int(age_seconds * 1000))))
     fault.at("gc.unpinned")
     for digest in store.cas.digests():
         if store.cas.age(digest) >= age_seconds and not store.index.names_file(

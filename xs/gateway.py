@@ -77,6 +77,8 @@ def options_of(get: Callable[[str], Optional[str]]) -> Options:
         numbers[name] = default if given is None else int(given[:18])
         if not numbers[name]:
             raise Usage(f"--{name} takes a number above 0")
+    if numbers["http-timeout"] > _TIMEOUT_MAX:
+        raise Usage(f"--http-timeout takes at most {_TIMEOUT_MAX} seconds")
     if get("tls-key") is not None and get("tls-cert") is None:
         raise Usage("--tls-key goes with --tls-cert FILE")
     try:
@@ -93,6 +95,7 @@ def options_of(get: Callable[[str], Optional[str]]) -> Options:
     )
 
 
+_TIMEOUT_MAX = 10**9  # seconds; the system knows no wait of more than nine times that
 _RECEIVE = 256 * 1024
 _RECEIVE_HEAD = 16 * 1024
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 §5.1: the type of a connection's first record

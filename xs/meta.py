@@ -26,7 +26,7 @@ def compact_meta(text: str) -> str:
         value = _VALIDATOR.decode(text)
     except (ValueError, RecursionError) as error:
         detail = str(error).split(": line", 1)[0]
-        raise Invalid(f"meta is not JSON: {detail[:120]}") from None
+        raise Invalid(f'meta is not JSON: {detail[:120]} (a text has quotes: "hello")') from None
     return _compact(text, value)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from xs import errors, stdio
+from xs.frame import check_client_topic, parse_ttl
 from xs.request import NDJSON, ask
 from xs.terminal import Progress
 
@@ -44,6 +45,10 @@ def _check(arguments: Arguments, topic: str | None) -> None:
             raise errors.Usage(f"--{name} can't go with {how}: it belongs to {where}")
     if how == "--lines" and topic is None:
         raise errors.Usage("TOPIC is missing: xs append ADDR TOPIC --lines")
+    # What is the same for all lines, the store would say of each; on a pipe that stays open, late.
+    if topic is not None:
+        check_client_topic(topic)
+    parse_ttl(arguments.get("ttl"))
 
 
 def import_frames(arguments: Arguments, source: str) -> None:
@@ -71,11 +76,13 @@ def send(arguments: Arguments, target: str, body: Iterable[bytes], progress: Pro
         return
     import json
 
-    refused = json.loads(summary).get("errors") or []
+    found = json.loads(summary)
+    refused = found.get("errors") or []
     if not refused:
         return
     first = refused[0]
-    count = "1 line was refused" if len(refused) == 1 else f"{len(refused)} lines were refused"
+    number = len(refused) + found.get("errors_unlisted", 0)
+    count = "1 line was refused" if number == 1 else f"{number} lines were refused"
     raise errors.Invalid(f"{count}; line {first.get('line')}: {first.get('error')}")
 
 
@@ -86,14 +93,11 @@ def event_frame(topic: str, meta: str | None, ttl: str | None) -> tuple[str, str
     """What stands before and after the content in each event's line of JSON."""
     import json
 
+    from xs.meta import compact_meta
+
     parts = ['{"topic":' + json.dumps(topic)]
     if meta is not None:
-        try:
-            json.loads(meta)
-        except (ValueError, RecursionError) as error:
-            raise errors.Invalid(f"meta is not JSON: {error}") from None
-        # It is JSON, so its newlines are white space; in the line they would end it.
-        parts.append('"meta":' + meta.replace("\n", " ").replace("\r", " "))
+        parts.append('"meta":' + compact_meta(meta))  # in one line
     if ttl is not None:
         parts.append('"ttl":' + json.dumps(ttl))
     return ",".join(parts) + ",", "}\n"

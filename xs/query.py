@@ -34,7 +34,7 @@ class ReadOptions(NamedTuple):
     no_chunks: bool = False
 
 
-PULSE_MIN = 10  # milliseconds
+PULSE_MIN, PULSE_MAX = 10, 10**11  # milliseconds
 _FLAGS = ("with-timestamp", "with-content", "no-chunks")
 _KNOWN = ("follow", "new", "after", "from", "until", "topic", "last", "limit", *_FLAGS)
 _READ_NAMES = {"tail": "new", "last-id": "after"}  # the seed's names
@@ -96,12 +96,20 @@ def parse_count(name: str, value: str) -> int:
     raise Invalid(f"{name}={value[:64]!r}: use a whole number, 1 or more")
 
 
+def parse_pulse(value: str) -> int:
+    """Milliseconds between two pulses."""
+    pulse = int(value[:12])
+    if PULSE_MIN <= pulse <= PULSE_MAX:
+        return pulse
+    raise Invalid(f"not a pulse: {value[:64]}: it has {PULSE_MIN} to {PULSE_MAX} ms")
+
+
 def _parse_follow(value: str) -> tuple[bool, int | None]:
     if value.isascii() and value.isdigit() and value not in ("0", "1"):
-        pulse = int(value[:12])
-        if PULSE_MIN <= pulse <= 10**11:
-            return True, pulse
-        raise Invalid(f"follow={value[:64]}: a pulse is at least {PULSE_MIN} ms")
+        try:
+            return True, parse_pulse(value)
+        except Invalid as error:
+            raise Invalid(f"follow={value[:64]}: {error}") from None
     try:
         return parse_flag("follow", value), None
     except Invalid:

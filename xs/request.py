@@ -63,6 +63,15 @@ def with_query(path: str, parameters: Iterable[tuple[str, object]]) -> str:
     return f"{path}?{query}" if query else path
 
 
+def path_of(id_text: str) -> str:
+    """The path of a frame. Raises `Invalid` for what is no id, and would be another path."""
+    if len(id_text) != 25 or not (id_text.isascii() and id_text.isalnum()):
+        from xs import ids  # here: who asks for a frame has an id
+
+        ids.parse(id_text)
+    return "/" + id_text
+
+
 def meta_field(text: str) -> tuple[str, str]:
     """The field that carries meta given as JSON text: as it is, or base64 where a head can't."""
     if text.isascii() and text.isprintable():

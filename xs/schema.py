@@ -321,6 +321,8 @@ class _Translated:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, sqlite.Error):
+            if "user-defined function" in str(error):
+                raise KeyboardInterrupt from error  # Ctrl-C: `sum_of` raises nothing by itself
             raise _as_error(error) from error
         if isinstance(error, UnicodeDecodeError):
             raise Damaged("the index is damaged: there is a text in it that is none") from error

@@ -1,0 +1,192 @@
+"""Wrong words on the command line, each told in a line, and never taken for another request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, ROOT, RunXs, environment, start_server
+
+import xs
+from xs import errors
+from xs.arguments import wants_help
+from xs.cli import find_command
+from xs.schema import add_sum_of, translated
+
+
+@pytest.fixture
+def made(store_dir: str) -> str:
+    """A store with two frames."""
+    with xs.open(store_dir) as client:
+        client.append("notes", "first")
+        client.append("other", "second")
+    return store_dir
+
+
+@pytest.mark.parametrize("word", ["", "last", "first", "version", "check", "?last=1", "0" * 24])
+def test_what_is_no_id_asks_for_nothing_else(made: str, run_xs: RunXs, word: str) -> None:
+    for command in ("get", "remove"):
+        done = run_xs([command, made, word])
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"xs: not an id: "), done.stderr
+    with xs.open(made) as client:
+        for act in (client.get, client.remove):
+            with pytest.raises(errors.Invalid, match="not an id"):
+                act(word)
+
+
+@pytest.mark.parametrize("command", ["first", "last", "head"])
+def test_an_empty_topic_is_not_all_of_them(made: str, run_xs: RunXs, command: str) -> None:
+    done = run_xs([command, made, ""])
+    assert (done.returncode, done.stdout) == (2, b"") and b"TOPIC is empty" in done.stderr
+    with xs.open(made) as client:
+        answer = client._transport.request("GET", f"/{command}/")
+        assert answer.status == 400 and b"a topic is missing" in answer.read()
+
+
+@pytest.mark.parametrize("pulse", ["0", "1", "9", "9" * 20])
+def test_a_pulse_is_never_taken_for_yes_or_no(made: str, run_xs: RunXs, pulse: str) -> None:
+    done = run_xs(["cat", made, "--follow", "--pulse", pulse])
+    assert done.returncode == 1 and b"not a pulse: " + pulse.encode() in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [["a b"], ["t", "--ttl", "frever"], ["t", "--meta", "hello"]])
+def test_what_is_wrong_with_all_lines_is_told_before_the_first(store_dir: str, wrong: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "append", store_dir, *wrong, "--lines"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert process.wait(DEADLINE) == 1  # though its input is still open
+    said = process.communicate()[1]
+    assert said.startswith(b"xs: ") and said.count(b"\n") == 1
+    assert not os.path.exists(store_dir)
+
+
+def test_all_refused_lines_are_counted(store_dir: str, run_xs: RunXs) -> None:
+    lines = "".join(json.dumps({"topic": ".."}) + "\n" for _ in range(3000))
+    done = run_xs(["append", store_dir, "--json"], stdin=lines)
+    assert done.returncode == 1 and done.stderr.startswith(b"xs: 3000 lines were refused; line 1: ")
+
+
+def test_help_is_not_what_an_option_has_for_its_value(store_dir: str, run_xs: RunXs) -> None:
+    done = run_xs(["append", store_dir, "t", "--key", "-h"], stdin="x")
+    assert done.returncode == 0 and json.loads(done.stdout)["topic"] == "t"
+    append = find_command("append")
+    for words in (
+        ["-h"],
+        ["x", "--help"],
+        ["--key", "k", "-h"],
+        ["--lines", "-h"],
+        ["--key=k", "-h"],
+    ):
+        assert wants_help(append, words)
+    for words in ([], ["--key", "--help"], ["--meta", "-h"]):
+        assert not wants_help(append, words)
+
+
+@pytest.mark.parametrize("addr", ["ftp://x", "unix://s", "file:///tmp/s"])
+def test_an_address_that_xs_does_not_speak_is_no_directory(addr: str, run_xs: RunXs) -> None:
+    done = run_xs(["append", addr, "t"], stdin="x")
+    assert done.returncode == 1 and b"xs speaks http:// and https://" in done.stderr
+    assert not os.path.exists(addr.partition(":")[0] + ":")
+
+
+def test_a_scheme_may_be_in_capitals(run_xs: RunXs) -> None:
+    done = run_xs(["append", "HTTP://localhost:1", "t"], stdin="x")
+    assert done.returncode == 1 and b"nobody answers at localhost:1" in done.stderr
+
+
+def test_a_store_may_be_named_by_a_path_object(tmp_path: Path) -> None:
+    with xs.open(tmp_path / "store") as client:
+        assert client.append("t", "x").topic == "t"
+
+
+@pytest.mark.parametrize("age", ["99999999999w", "1d"])
+def test_contents_of_any_age_can_be_asked_for(made: str, run_xs: RunXs, age: str) -> None:
+    done = run_xs(["gc", made, "--age", age])
+    assert (done.returncode, done.stdout) == (0, b'{"removed":0,"bytes":0}\n'), done.stderr
+
+
+def test_a_folder_in_place_of_a_file_is_an_error_in_one_line(made: str, run_xs: RunXs) -> None:
+    os.mkdir(os.path.join(made, "tokens"))
+    for words in (["list", made], ["add", made, "a", "--read"]):
+        done = run_xs(["token", *words])
+        assert done.returncode == 1
+        assert done.stderr == f"xs: {made}/tokens: Is a directory\n".encode()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "STORE", "--repair"],
+        ["token", "add", "STORE", "a", "--read"],
+        ["token", "remove", "STORE", "a"],
+        ["backup", "SOURCE", "STORE"],
+    ],
+)
+def test_nothing_is_written_into_another_user_s_store(
+    made: str, tmp_path: Path, run_xs: RunXs, words: list[str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a folder another user's")
+    source = str(tmp_path / "source")
+    with xs.open(source) as client:
+        client.append("t", "x")
+    for folder, _, names in os.walk(made):
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
+            os.chown(path, 65534, 65534)
+    before = sorted(os.listdir(made))
+    done = run_xs([{"STORE": made, "SOURCE": source}.get(word, word) for word in words])
+    assert done.returncode == 1 and b": run it as " in done.stderr, done.stderr
+    assert sorted(os.listdir(made)) == before
+    assert all(os.stat(os.path.join(made, name)).st_uid == 65534 for name in before)
+
+
+def test_a_wrong_token_is_told_from_none(made: str) -> None:
+    server = start_server(made, "--expose", f"127.0.0.1:{(port := free_port())}")
+    try:
+        with pytest.raises(errors.Unauthorized, match="this address needs a token"):
+            xs.open(f"127.0.0.1:{port}").last()
+        with pytest.raises(errors.Unauthorized, match="this token is not known here"):
+            xs.open(f"wrong@127.0.0.1:{port}").last()
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number: int = sock.getsockname()[1]
+        return number
+
+
+def test_ctrl_c_before_a_command_has_begun_says_nothing(made: str) -> None:
+    """Wherever it comes, from the first moment on."""
+    said = b""
+    for n in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(ROOT / "tools" / "start.py"), "last", made],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        threading.Event().wait(n / 2000)
+        process.send_signal(signal.SIGINT)
+        said += process.communicate(timeout=DEADLINE)[1]
+    assert str(ROOT / "xs").encode() not in said  # what Python says before that is its own
+
+
+def test_ctrl_c_amid_what_sqlite_asks_of_us_is_no_error_of_the_index() -> None:
+    connection = sqlite3.connect(":memory:")
+    add_sum_of(connection)
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) "
+    presses = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    presses.start()
+    with pytest.raises(KeyboardInterrupt), translated():
+        connection.execute(endless + "SELECT sum(sum_of(CAST(n AS BLOB))) FROM c").fetchone()
+    connection.close()
