@@ -21,6 +21,7 @@ from conftest import DEADLINE, RunXs, Server, environment, start_server
 from scripting import wait_until
 from wire import Wire, request
 
+import xs
 from xs import http1, tokens
 from xs.access import Access, access, rights_of
 from xs.errors import Forbidden, Misdirected, Unauthorized, XsError
@@ -504,6 +505,11 @@ def breaks_off(wire: Wire) -> bool:
     except (EOFError, ConnectionResetError):
         return True
     return False
+
+
+def test_meta_of_any_size_goes_over_tcp(exposed: Exposed) -> None:
+    with xs.open(f"{exposed.token}@127.0.0.1:{exposed.port}") as client:
+        assert client.append("t", b"x", meta="m" * 900_000).meta == "m" * 900_000
 
 
 def test_who_follows_with_a_token_that_is_removed_is_broken_off_and_nobody_else(

@@ -21,6 +21,7 @@ import pytest
 from conftest import DEADLINE, ROOT, environment
 
 from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, transfer
+from xs.request import split_lines
 
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -583,6 +584,30 @@ def test_lines_that_were_refused_are_told_with_the_summary(scripted, run_xs):
     done = run_xs(["append", server.path, "--json"], stdin=b"x")
     assert (done.returncode, done.stdout) == (1, summary + b"\n")
     assert done.stderr == b"xs: 2 lines were refused; line 2: not a topic\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"nonsense", b"[]", b'{"errors":"abc"}', b'{"errors":[1]}', b"[" * 60_000]
+)
+def test_an_answer_that_is_no_summary_is_said_so(scripted, run_xs, answer):
+    server = scripted(answering(answer))
+    done = run_xs(["append", server.path, "--json"], stdin=b"x")
+    assert done.returncode == 1
+    assert done.stderr == b"xs: the answer is not a summary of lines as xs gives it\n"
+
+
+def test_a_conflict_whose_frame_can_not_be_read_is_a_conflict(scripted, run_xs):
+    server = scripted(answering(b"[" * 60_000, 409, "Content-Type: application/json"))
+    done = run_xs(["append", server.path, "t"], stdin=b"x")
+    assert done.returncode == 1
+    assert done.stderr == b"xs: not appended: the topic's newest frame is another one\n"
+
+
+def test_a_line_is_found_however_its_parts_come():
+    whole = b"a" * 1000 + b"\n\n" + b"b" * 300 + b"\n" + b"c"
+    for size in (1, 2, 7, 999, 1000, 1001, 5000):
+        blocks = [whole[n : n + size] for n in range(0, len(whole), size)]
+        assert list(split_lines(blocks)) == [b"a" * 1000, b"b" * 300, b"c"]
 
 
 # At a terminal

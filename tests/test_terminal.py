@@ -126,3 +126,10 @@ def test_a_descriptor_that_is_closed_is_no_terminal():
 
 def test_the_examples_in_the_documentation_are_true():
     assert doctest.testmod(terminal).failed == 0
+
+
+def test_a_line_without_an_end_is_not_kept_in_memory():
+    blocks = [b'{"a":"' + b"x" * 300_000] * 8
+    parts = list(terminal.shown(blocks, colour=True))
+    assert len(parts) > 1 and max(map(len, parts)) < 1_700_000
+    assert b"".join(parts).replace(b"\x1b[36m", b"").replace(b"\x1b[0m", b"") == b"".join(blocks)

@@ -76,14 +76,15 @@ def send(arguments: Arguments, target: str, body: Iterable[bytes], progress: Pro
         return
     import json
 
-    found = json.loads(summary)
-    refused = found.get("errors") or []
-    if not refused:
-        return
-    first = refused[0]
-    number = len(refused) + found.get("errors_unlisted", 0)
+    try:
+        found = json.loads(summary)
+        first = found["errors"][0]
+        what = f"line {first['line']}: {first['error']}"
+        number = len(found["errors"]) + found.get("errors_unlisted", 0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise errors.BrokenBody("the answer is not a summary of lines as xs gives it") from None
     count = "1 line was refused" if number == 1 else f"{number} lines were refused"
-    raise errors.Invalid(f"{count}; line {first.get('line')}: {first.get('error')}")
+    raise errors.Invalid(f"{count}; {what}")
 
 
 # Lines as events

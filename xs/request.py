@@ -170,18 +170,24 @@ def _newest_is(frame: bytes) -> str:
 
     try:
         newest = json.loads(frame)["id"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         newest = "another one"
     return f"not appended: the topic's newest frame is {newest}"
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """The lines in a body that comes in blocks, without their ends; empty ones are left out."""
-    rest = b""
+    begun: list[bytes] = []  # a line of which there is no end yet
     for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            if line:
-                yield line
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*begun, lines[0]])
+            begun = []
+            for line in lines:
+                if line:
+                    yield line
+        if rest:
+            begun.append(rest)
+    rest = b"".join(begun)
     if rest.strip():
         yield rest

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _KEY = "\x1b[36m"  # cyan, for the keys of JSON
 _PLAIN = "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
+_COLOURED_MAX = 1 << 20  # characters of a line that is waited for, to be coloured as a whole
 _PROGRESS_EVERY = 0.1  # seconds between two writings of a progress line
 
 # What could steer a terminal or disguise text: C0 (less tab and newline), DEL, C1 (some terminals
@@ -72,7 +73,8 @@ def shown(blocks: Iterable[bytes], *, colour: bool = False) -> Iterator[bytes]:
     """`blocks` as a terminal may have them, each as soon as it came.
 
     Text is made harmless, bytes that aren't UTF-8 are written out as `\\xff`. A character that is
-    cut by the end of a block waits for the next one; with `colour`, so does a line.
+    cut by the end of a block waits for the next one; with `colour`, so does a line, unless it is
+    long.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     rest = ""
@@ -82,6 +84,8 @@ def shown(blocks: Iterable[bytes], *, colour: bool = False) -> Iterator[bytes]:
         if colour:
             text, newline, rest = text.rpartition("\n")
             text = "\n".join(coloured(line) for line in text.split("\n")) + newline
+            if len(rest) > _COLOURED_MAX:
+                text, rest = text + rest, ""
         if text:
             yield text.encode("utf-8", "backslashreplace")
     text = rest + harmless(decoder.decode(b"", True))

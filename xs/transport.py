@@ -212,7 +212,8 @@ class HttpTransport:
         """
         fields = list(fields)
         if self._token is not None:
-            fields.append(("authorization", "Bearer " + self._token))
+            # First: until it has come a head gets little room (docs/protocol.md, Limits).
+            fields.insert(0, ("authorization", "Bearer " + self._token))
         if body is None:
             if method == "POST":
                 fields.append(("content-length", "0"))
