@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -259,6 +260,68 @@ def test_a_copy_can_be_served_and_is_no_copy_from_then_on(store: Store, tmp_path
         server.stop()
     with pytest.raises(Invalid, match="has got frames of its own since it was made"):
         back_up(store.folder, dest)
+
+
+def test_a_copy_into_which_history_was_imported_is_no_copy_any_more(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    add(store, "a", b"x")
+    back_up(store.folder, dest)
+    with xs.open(dest) as copy:
+        (known,) = copy.cat()
+        copy.import_([{"topic": "old", "id": ids.text(int(known.id, 36) - 1)}])
+    with pytest.raises(Invalid, match="it has got frames of its own"):
+        back_up(store.folder, dest)
+    assert len(whole(dest)) == 2
+
+
+def test_a_store_that_came_in_the_place_of_another_takes_no_copy_of_that(tmp_path: Path) -> None:
+    source, dest, aside = (str(tmp_path / name) for name in ("store", "copy", "aside"))
+    with xs.open(source) as client:
+        for n in range(3):
+            client.append("a", b"%d" % n + LARGE)
+    back_up(source, dest)
+    before = whole(dest)
+    os.rename(source, aside)
+    with xs.open(source) as client:
+        client.append("a", "another one")
+    with pytest.raises(Invalid, match="it is another one than that which was copied"):
+        back_up(source, dest)
+    assert whole(dest) == before
+    shutil.rmtree(source)
+    shutil.copytree(aside, source)  # that one, restored
+    with xs.open(source) as client:
+        newest = client.append("a", "goes on").id
+    assert back_up(source, dest)["frames"] == 4 and newest.encode() in whole(dest)[-1]
+
+
+def test_a_store_of_which_every_frame_was_replaced_is_still_the_same(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    for n in range(3):
+        add(store, "a", b"%d" % n, ttl="last:1")
+        assert back_up(store.folder, dest)["frames"] == 1
+        assert all_ids(store)[0].encode() in whole(dest)[0]
+
+
+def test_content_that_is_damaged_does_not_replace_what_is_whole(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    id_text = add(store, "a", b"whole")
+    back_up(store.folder, dest)
+    with contextlib.closing(sqlite3.connect(os.path.join(store.folder, "xs.db"))) as database:
+        database.execute("UPDATE frame SET content = ?", (b"spoil",))
+        database.commit()
+    with xs.open(store.folder) as client:  # which moves the frame to another row
+        client.import_([{"topic": "old", "id": ids.text(int(id_text, 36) - 1)}])
+    with pytest.raises(Damaged, match=r"the content of a frame of .* is not what was stored"):
+        back_up(store.folder, dest)
+    kept = Store(dest)
+    assert content(kept, id_text) == b"whole"
+    kept.close()
 
 
 def test_a_backup_overwrites_nothing_else(store: Store, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ ARCHITECTURE = {
     "index":       "errors frame schema rows scan connections | pieces",
     "check":       "errors ids frame content schema rows scan pieces index (cas)",
     "bus":         "records (frame)",
-    "snapshot":    "errors fault ids schema connections index",
+    "snapshot":    "errors fault ids frame content schema connections index",
     "salvage":     "records sums schema",
     "commit":      "errors fault ids frame records content writer | pieces removal (store)",
     "work":        "errors content commit",

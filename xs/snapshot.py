@@ -4,7 +4,8 @@
 another name, which becomes `xs.db` when it is whole. Later ones bring that up to date, in one
 transaction: rows that are gone are deleted, new ones inserted, and the rest is not written again.
 
-A copy says of itself, in a row of the table `script`, of which store it is, and up to which id.
+A copy says of itself, in a row of the table `script`, of which store it is, up to which id, and
+what it had then.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
-from xs import fault, ids
+from xs import fault, frame, ids
 from xs.connections import BUSY_MS, Connections
-from xs.errors import Damaged
+from xs.content import small
+from xs.errors import Damaged, Invalid
 from xs.index import Index
 from xs.schema import (
     FILENAME,
@@ -74,7 +77,8 @@ class Snapshot:
         """Makes the copy what this is, durably; how many frames it has.
 
         Its content files are there. Before this returns, the copy is what it was before. Raises
-        `Damaged` for a frame that is not what was stored, lest it replace one that is.
+        `Damaged` for a frame that is not what was stored, lest it replace one that is, and
+        `Invalid` where another store has come to be in the place of the one that was copied.
         """
         with translated():
             tables = "SELECT count(*) FROM store.frame UNION ALL SELECT count(*) FROM store.piece"
@@ -83,6 +87,9 @@ class Snapshot:
             if self._is_first:
                 self._keep_all()
             else:
+                self._check_is_same()
+                for table in TABLES_OF_FRAMES:
+                    self._check_contents(table)
                 for table in self._tables():
                     self._bring_up(table)
                     fault.at("backup.table-done")
@@ -106,6 +113,42 @@ class Snapshot:
                     f"there is no backup, as the store is damaged: {described(found[0], None)} is "
                     "not what was stored"
                 )
+
+    def _check_is_same(self) -> None:
+        """A database that was put there anew, and shares nothing with the copy, is another one.
+
+        One that was restored or repaired is new as well, but has what it had; and one in which
+        every frame was replaced since the last time is still the same file.
+        """
+        (state,) = self._connection.execute(
+            "SELECT state FROM copy.script WHERE kind = ?", (_KIND,)
+        ).fetchone()
+        then = _Signature.of(state).inode
+        if then is None or then == _inode(self._source):
+            return
+        shares_some, is_empty = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM copy.frame c CROSS JOIN store.frame s ON s.row = c.row "
+            "AND s.json = c.json), NOT EXISTS (SELECT 1 FROM copy.frame)"
+        ).fetchone()
+        if not (shares_some or is_empty):
+            raise Invalid(
+                f"the store at {self._source} has none of the frames of this copy: it is another "
+                "one than that which was copied, so back it up to a new folder"
+            )
+
+    def _check_contents(self, table: str) -> None:
+        """Of the rows that are to be written."""
+        self._connection.create_function("agrees", 2, _agrees)
+        found = self._connection.execute(
+            f"SELECT s.row FROM store.{table} s WHERE s.content IS NOT NULL AND NOT EXISTS "
+            f"(SELECT 1 FROM copy.{table} c WHERE c.row = s.row AND c.json IS s.json) "
+            "AND NOT agrees(CAST(s.json AS BLOB), s.content) LIMIT 1"
+        ).fetchone()
+        if found is not None:
+            raise Damaged(
+                "there is no backup, as the store is damaged: the content of "
+                f"{described(found[0], None)} is not what was stored"
+            )
 
     def _keep_all(self) -> None:
         target = sqlite3.connect(uri(self._part, "rw"), uri=True, isolation_level=None)
@@ -155,9 +198,46 @@ def copied_from(folder: str) -> tuple[str, bool] | None:
         found = index.scripts(_KIND, "")
         if not found:
             return None
-        return json.loads(found[0].state or '""'), index.mark() > ids.parse(found[0].position)
+        then = _Signature.of(found[0].state)
+        with index.reading() as reader:
+            has_changed = then.sums is not None and then.sums != _sums(reader, "")
+        return then.source, has_changed or index.mark() > ids.parse(found[0].position)
     finally:
         connections.close()
+
+
+class _Signature(NamedTuple):
+    """What a copy says of itself; an older one has told its store's path alone."""
+
+    source: str
+    inode: Optional[int] = None  # of the store's database then
+    sums: Optional[list[int]] = None  # of the copy's frames then
+
+    @classmethod
+    def of(cls, state: str | None) -> _Signature:
+        told = json.loads(state or '""')
+        return cls(told) if isinstance(told, str) else cls(**told)
+
+
+def _inode(folder: str) -> int:
+    return os.stat(os.path.join(folder, FILENAME)).st_ino
+
+
+def _sums(connection: sqlite3.Connection, schema: str) -> list[int]:
+    """How many frames there are, and where and what they are, in numbers."""
+    found: list[int] = []
+    for table in TABLES_OF_FRAMES:
+        found += connection.execute(
+            f"SELECT count(*), total(row % 1000003), total(sum) FROM {schema}{table}"
+        ).fetchone()
+    return found
+
+
+def _agrees(line: object, content: object) -> bool:
+    """Whether a content is what a frame's JSON says."""
+    if not (isinstance(line, bytes) and isinstance(content, bytes)):
+        return False
+    return frame.hash_text(line) == small(content).hash
 
 
 def _write_through(connection: sqlite3.Connection, schema: str) -> None:
@@ -175,6 +255,7 @@ def _sign(connection: sqlite3.Connection, schema: str, source: str) -> None:
         )
         + ")"
     ).fetchone()[0]
-    row = Script(_KIND, "", "", False, newest or ids.text(0), json.dumps(os.path.abspath(source)))
+    state = _Signature(os.path.abspath(source), _inode(source), _sums(connection, schema))
+    row = Script(_KIND, "", "", False, newest or ids.text(0), json.dumps(state._asdict()))
     connection.execute(f"DELETE FROM {schema}script WHERE kind = ?", (_KIND,))
     connection.execute(f"INSERT INTO {schema}script VALUES (?, ?, ?, ?, ?, ?)", row)
