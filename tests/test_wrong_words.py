@@ -99,6 +99,13 @@ def test_an_address_that_xs_does_not_speak_is_no_directory(addr: str, run_xs: Ru
     assert not os.path.exists(addr.partition(":")[0] + ":")
 
 
+@pytest.mark.parametrize("words", [["serve"], ["service", "install"], ["token", "list"]])
+def test_an_address_is_no_directory_to_be_served(run_xs: RunXs, words: list[str]) -> None:
+    for wrong, says in ((":8080", "(one of that name is ./:8080)"), ("", "the directory is empty")):
+        done = run_xs([*words, wrong])
+        assert done.returncode == 2 and says.encode() in done.stderr, done.stderr
+
+
 def test_a_scheme_may_be_in_capitals(run_xs: RunXs) -> None:
     done = run_xs(["append", "HTTP://localhost:1", "t"], stdin="x")
     assert done.returncode == 1 and b"nobody answers at localhost:1" in done.stderr

@@ -231,7 +231,18 @@ def _set(options: dict[str, list[str]], option: Option, flag: str, value: list[s
 
 
 def plain_path(path: str) -> str:
-    """That path. Raises `Usage` if a shell was meant to expand it and has not: it'd be a name."""
+    """That path. Raises `Usage` for what was hardly meant to be the name of one."""
     if path.startswith("~"):
         raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
     return path
+
+
+def plain_directory(path: str) -> str:
+    """That path of a store's directory. Raises `Usage` for what was hardly meant to be one."""
+    if not path:
+        raise errors.Usage("the directory is empty: name one, or . for this one")
+    if ":" in path and "/" not in path:
+        raise errors.Usage(
+            f"{path} is an address, and this takes a directory (one of that name is ./{path})"
+        )
+    return plain_path(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from xs import address, errors, stdio
-from xs.arguments import Command, Option, plain_path
+from xs.arguments import Command, Option, plain_directory, plain_path
 from xs.request import append_request, ask, path_of, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from xs.request import Fields, Response
 
     Run = Callable[[Arguments], int | None]
-
-_GC_AGE = "7d"
 
 COMMANDS: dict[str, Command] = {}
 
@@ -480,7 +478,7 @@ def _token(arguments: Arguments) -> None:
 
     action, folder, *rest = arguments.rest
     try:
-        os.stat(os.path.join(plain_path(folder), "xs.db"))
+        os.stat(os.path.join(plain_directory(folder), "xs.db"))
     except (FileNotFoundError, NotADirectoryError):
         raise address.no_store(folder) from None
     if action == "list":
@@ -625,12 +623,11 @@ def _check(arguments: Arguments) -> None:
     "gc",
     "ADDR",
     "remove content that no frame has (any more), once it is old enough",
-    options=[Option("--age", f"of at least this age: 90s, 2h, 7d (default {_GC_AGE})", "AGE")],
+    options=[Option("--age", "of at least this age: 90s, 2h, 7d (the default)", "AGE")],
     examples=["xs gc ./store", "xs gc ./store --age 0s"],
 )
 def _gc(arguments: Arguments) -> None:
-    age = arguments.get("age") or _GC_AGE
-    _show(arguments, with_query("/gc", [("age", age)]), method="POST")
+    _show(arguments, with_query("/gc", [("age", arguments.get("age"))]), method="POST")
 
 
 @command(

@@ -101,7 +101,9 @@ class Systemd(Manager):
 
     @property
     def folder(self) -> str:
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        home = os.environ.get("XDG_CONFIG_HOME") or ""
+        if not os.path.isabs(home):  # to be ignored: XDG Base Directory Specification
+            home = os.path.expanduser("~/.config")
         return os.path.join(home, "systemd", "user")
 
     def file_name(self, name: str) -> str:

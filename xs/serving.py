@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from xs import errors, log, stdio
-from xs.arguments import plain_path
+from xs.arguments import plain_directory, plain_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _FILES = ("tls-cert", "tls-key", "log-file")  # of these options, those whose va
 
 def run_serve(arguments: Arguments) -> int:
     """Serves a store until it is to stop; the exit status."""
-    directory = plain_path(arguments.rest[0])
+    directory = plain_directory(arguments.rest[0])
     for name in _FILES:
         plain_path(arguments.get(name) or "")
     from xs.server import serve
@@ -43,7 +43,7 @@ def run_service(arguments: Arguments, options_of_serve: Sequence[Option]) -> int
     """Does what is asked for a store's service, and says what it did; the exit status."""
     from xs import service  # here: a server has no need of it
 
-    action, store = arguments.rest[0], os.path.abspath(plain_path(arguments.rest[1]))
+    action, store = arguments.rest[0], os.path.abspath(plain_directory(arguments.rest[1]))
     manager = service.manager_of(arguments.get("kind"))
     name = arguments.get("name")
     if action == "install":
