@@ -82,6 +82,13 @@ def test_history_up_to_a_mark_is_for_the_index(mark: int) -> None:
     assert ids_after(bus, 9) == [10]
 
 
+def test_the_newest_position_never_goes_back() -> None:
+    bus = Bus(0)
+    bus.skip_to(9)
+    bus.publish([entry(5)])
+    assert bus.newest == 9
+
+
 @pytest.mark.parametrize("published", [1, 2, 3])
 def test_what_could_not_be_published_is_for_the_index(published: int) -> None:
     bus = Bus(0)

@@ -39,6 +39,7 @@ from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
 from xs.imports import ImportWork
 from xs.lock import Served
+from xs.reader import Reader
 from xs.schema import LARGE_JSON
 from xs.store import Store
 from xs.work import AppendWork, PinWork, RemoveWork, Work
@@ -401,6 +402,29 @@ def test_an_append_after_an_import_ahead_of_the_clock_is_above_it(store_dir: str
     again.close()
 
 
+@pytest.mark.parametrize("in_one", [False, True])
+def test_an_append_after_an_import_among_ids_that_are_kept_is_above_it(
+    store: Store, in_one: bool
+) -> None:
+    """A second of them is kept for ephemeral frames: below the mark, and not yet given out."""
+    add(store, ttl="ephemeral")
+    follower = Reader(store, query.ReadOptions(new=True, follow=True, limit=4))
+    ahead = ids.last_of(NOON + 400) - 5
+    works = [ImportWork([imported(ahead)]), *[AppendWork(Append("n")) for _ in range(3)]]
+    if in_one:
+        in_one_batch(store, works)
+    else:
+        for work in works:
+            store.run(work)
+    found = all_ids(store)
+    assert found[0] == ids.text(ahead)
+    assert found == sorted(found) and len(found) == 4
+    assert all_ids(store, topic="n") == found[1:]
+    seen = b"".join(follower.follow()).splitlines()
+    assert [frame.id_of(line) for line in seen] == found
+    assert problems(store) == []
+
+
 @pytest.mark.parametrize("behind", [0, 5])
 def test_an_import_into_the_batch_of_newer_appends_finds_its_place(
     store: Store, behind: int
@@ -475,8 +499,6 @@ def test_a_reader_in_a_millisecond_that_is_renumbered_goes_on_where_it_was(store
     base = ids.first_of(NOON - 10)
     values = [base + (n << 32) for n in range(3000)]
     import_all(store, [imported(value) for value in values])
-    from xs.reader import Reader
-
     reader = Reader(store, query.ReadOptions())
     blocks = reader.history()
     seen = next(blocks)
@@ -531,8 +553,6 @@ def test_import_ahead_and_append_in_one_batch_leave_followers_in_step(store: Sto
 def test_a_follower_sees_what_two_processes_append_in_turn(store_dir: str) -> None:
     mine = Store(store_dir, create=True)
     other = Store(store_dir)
-    from xs.reader import Reader
-
     reader = Reader(mine, query.ReadOptions(follow=True, limit=40))
     expected = []
     for _ in range(20):
@@ -549,8 +569,6 @@ def test_a_reader_of_the_files_misses_nothing_while_a_server_reserves_ids(store_
     clock = Clock()
     server = Store(store_dir, exclusive=True, create=True, clock=clock)
     reading = Store(store_dir, clock=clock)
-    from xs.reader import Reader
-
     first = add(server)
     reader = Reader(reading, query.ReadOptions(follow=True, limit=3))
     blocks = reader.follow()

@@ -66,7 +66,7 @@ class Bus:
         if not entries:
             return
         with self._lock:
-            self._newest = entries[-1].id
+            self._newest = max(self._newest, entries[-1].id)
             self._entries += entries
             self._ids += [entry.id for entry in entries]
             self._bytes += _size(entries)

@@ -97,7 +97,8 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
             pieces.count_pieces(commit.writer, run)
     if ahead:
         commit.mark = new.id
-        commit.ids.raise_to(new.id)
+    # Also below the mark, which may have ids that are kept for ephemeral frames, and not given out.
+    commit.ids.raise_to(new.id)
     commit.history_mark = max(new.id, commit.history_mark or 0)
     if expires is not None and (commit.earliest_expiry is None or expires < commit.earliest_expiry):
         commit.earliest_expiry = expires
