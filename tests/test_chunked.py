@@ -46,6 +46,7 @@ import xs
 from xs import chunked, claim, connections, frame, ids, index, runs, runsteps, schema
 from xs.client import Client
 from xs.commit import Append, Commit
+from xs.content import small
 from xs.errors import BrokenBody, Conflict, Invalid, NotFound, Unavailable, XsError
 from xs.imports import Imported
 from xs.runs import PIECE_MAX, Run
@@ -1314,6 +1315,38 @@ def test_by_hand_nothing_is_appended_that_looks_like_part_of_what_is_not_whole(
         add(store, meta=text)
     run.end(b"2")
     assert whole(store, first_text(run)) == b"12"
+
+
+def test_by_hand_nothing_is_appended_that_would_make_a_run_of_another_frame_in_a_copy(
+    store: Store, other: Store
+) -> None:
+    """A copy knows runs by their frames' meta, also those that nobody has written as one."""
+    alone = add(store, data=b"A", meta='{"x":"y","more":true}')
+    for more in ("true", "false"):
+        with pytest.raises(Invalid, match="leave chunk out of meta"):
+            add(store, data=b"B", meta=f'{{"chunk":"{alone}","more":{more}}}')
+    elsewhere = add(store, "b", b"B", meta=f'{{"chunk":"{alone}","more":false}}')
+    plain = add(store, meta='{"more":false}')
+    of_plain = add(store, meta=f'{{"chunk":"{plain}","more":true}}')
+    assert import_lines(other, exported(store)) == []
+    assert lines(other, no_chunks=True) == lines(store, no_chunks=True) == lines(store)
+    for each in (alone, plain):
+        remove(other, each)
+    assert all_ids(other) == [elsewhere, of_plain]
+
+
+def test_a_refused_import_makes_no_run_of_the_frame_that_it_names(store: Store) -> None:
+    alone = add(store, data=b"A", meta='{"more":true}')
+    value = ids.parse(alone)
+    meta = f'{{"chunk":"{alone}","more":true}}'
+    missing = imported(value + 5, data=b"missing", meta=meta)._replace(content=None)
+    wrong = imported(value + 6, data=b"right", meta=meta)._replace(content=small(b"wrong"))
+    assert all(isinstance(each, Invalid) for each in import_all(store, [missing, wrong]))
+    assert whole(store, alone) == b"A"
+    assert rows_of(store.folder)["run"] == 0
+    (joined,) = import_all(store, [imported(value + 7, data=b"B", meta=meta)])
+    assert isinstance(joined, bytes)
+    assert so_far(store, alone) == b"AB"
 
 
 def chunked_batch(appends: list[Append]) -> Any:

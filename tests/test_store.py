@@ -37,7 +37,7 @@ from xs.bulk import ALIKE_MIN, BatchWork, alike
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, small
 from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
-from xs.imports import ImportWork
+from xs.imports import Imported, ImportWork
 from xs.lock import Served
 from xs.reader import Reader
 from xs.schema import LARGE_JSON
@@ -493,6 +493,24 @@ def test_a_full_millisecond_refuses_imports_and_moves_appends_on(store: Store) -
     assert ids.milliseconds(ids.parse(after)) == NOON + 1
     assert len(lines(store)) == len(kept) + isinstance(into, bytes) + 1
     assert problems(store) == []
+
+
+def test_a_refused_import_leaves_no_content_behind(store: Store) -> None:
+    base = ids.first_of(NOON)
+    import_all(store, [imported(base + (n << 40) + 1) for n in range(32_768)])
+    first = taken(store, LARGE)
+    assert first is not None
+    full = Imported(base + 5, "a", first.hash, "null", "forever", first)
+    (refused,) = import_all(store, [full])
+    assert isinstance(refused, Invalid) and "is full" in str(refused)
+    assert list(store.cas.digests()) == [] and temporary_files(store) == []
+    # What another frame names stays, also one of the same commit.
+    second = full._replace(content=taken(store, LARGE))
+    refused, named = in_one_batch(
+        store, [ImportWork([second]), AppendWork(Append("a", taken(store, LARGE)))]
+    )
+    assert isinstance(refused[0], Invalid)
+    assert content(store, frame.id_of(named)) == LARGE
 
 
 def test_a_reader_in_a_millisecond_that_is_renumbered_goes_on_where_it_was(store: Store) -> None:

@@ -110,22 +110,22 @@ class Commit:
         return line
 
     def _check_is_no_piece(self, topic: str, meta: str) -> None:
-        """Refuses what could be taken for a piece of a run that has not ended, when it is copied.
+        """Refuses what would be taken for a piece of a run when it is copied.
 
         An import knows pieces by their meta, their topic and their place: after the first frame,
-        and up to the one that ends the run.
+        which it knows by its meta, too, and up to the one that ends the run.
         """
         found = frame.continuation_in(meta)
         if found is None:
             return
         from xs.pieces import end_of, find_run  # here: few meet them
 
-        run = find_run(self.writer, ids.parse(found.first))
-        if (
-            run is not None
-            and run.topic == topic
-            and end_of(self.writer.connection, run.number) is None
-        ):
+        first = ids.parse(found.first)
+        line = self.writer.find(first)
+        if line is None or not frame.begins_run(line) or frame.topic_of(line) != topic:
+            return
+        run = find_run(self.writer, first)
+        if run is None or end_of(self.writer.connection, run.number) is None:
             raise Invalid(
                 f"the content {found.first} is not whole yet, and its frames are made by who "
                 "writes it: leave chunk out of meta"
@@ -156,6 +156,16 @@ class Commit:
         if content.path is None and not cas.has(content.digest):
             raise Unavailable("the content was lost when a commit failed: send it again")
         cas.place(content)
+
+    def give_up(self, content: Content | None) -> None:
+        """Forgets content of a frame that was refused, also if it has got its name by then."""
+        self._leave(content)
+        discard(content)
+
+    def _leave(self, content: Content | None) -> None:
+        """What has got its name goes, if nothing else names it when all is done."""
+        if content is not None and content.data is None and content.path is None:
+            self._maybe_unnamed.add(content.digest)
 
     def remove(self, value: int) -> None:
         """Removes a frame. Raises `NotFound`."""
@@ -288,8 +298,7 @@ class Commit:
         del self.gone[gone:]
         self.trims = trims
         for content in contents:
-            if content is not None and content.data is None and content.path is None:
-                self._maybe_unnamed.add(content.digest)
+            self._leave(content)
 
     def end_part(self) -> None:
         self.apply_trims()

@@ -52,7 +52,7 @@ class ImportWork(Work):
                 if is_of_sqlite(error):
                     raise
                 if isinstance(each, Imported):
-                    discard(each.content)
+                    commit.give_up(each.content)
                 results.append(error)
         return results
 
@@ -78,10 +78,8 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
             raise Conflict(f"another frame has the id {ids.text(new.id)}")
     if new.id >> 80 > commit.now + IMPORT_AHEAD_MS:
         raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
-    run, ends = _run_to_join(commit, new)
+    joined = _run_to_join(commit, new)
     digest, data = _content_of(commit, new)
-    expires = frame.expiry(new.ttl, new.id >> 80) if run is None else run.expires
-    stored = NewFrame(new.id, new.topic, json, line, expires, digest, data)
     ahead = new.id > commit.mark
     # Above all others it may still need room: those of its millisecond may lie at its end.
     row = commit.writer.row_above(new.id) if ahead else None
@@ -89,11 +87,16 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
         row = commit.writer.row_among(new.id)
     if row is None:
         raise Invalid(f"the millisecond of the id {ids.text(new.id)} is full")
-    if run is None:
-        commit.writer.add(row, stored)
+    # Nothing refuses it from here on: what is refused makes no run of the frame that it names.
+    if joined is None:
+        expires = frame.expiry(new.ttl, new.id >> 80)
+        commit.writer.add(row, NewFrame(new.id, new.topic, json, line, expires, digest, data))
     else:
-        pieces.add_piece(commit.writer, row, stored, run, ends)
-        if ends != GOES_ON or run.pieces is not None:
+        run = joined.run or pieces.run_made_of(commit.writer, joined.first)
+        expires = run.expires
+        stored = NewFrame(new.id, new.topic, json, line, expires, digest, data)
+        pieces.add_piece(commit.writer, row, stored, run, joined.ends)
+        if joined.ends != GOES_ON or run.pieces is not None:
             pieces.count_pieces(commit.writer, run)
     if ahead:
         commit.mark = new.id
@@ -105,27 +108,37 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
     return line
 
 
-def _run_to_join(commit: Commit, new: Imported) -> tuple[pieces.Run | None, int]:
-    """The run that an imported frame continues, and how it ends it; None for other frames.
+class _Joined(NamedTuple):
+    """The run that an imported frame continues, by its first frame's id, and how it ends it.
+
+    `run` is None while that frame is not known to begin one.
+    """
+
+    first: int
+    run: Optional[pieces.Run]
+    ends: int
+
+
+def _run_to_join(commit: Commit, new: Imported) -> _Joined | None:
+    """The run that an imported frame continues; None for other frames. Changes nothing.
 
     Its first frame has to be here, on the same topic, and nothing that ends the run before it.
     """
     found = frame.continuation_in(new.meta) if CHUNK in new.meta else None
     first = -1 if found is None else ids.parse(found.first)
     if found is None or first >= new.id:
-        return None, GOES_ON
+        return None
     line = commit.writer.find(first)
     if line is None or not frame.begins_run(line) or frame.topic_of(line) != new.topic:
-        return None, GOES_ON
-    run = pieces.run_to_join(commit.writer, first)
-    if run is None:  # `first` is a piece itself
-        return None, GOES_ON
-    if run.writer is not None:
-        raise Conflict(f"the content {found.first} is being written here: import it later")
-    end = pieces.end_of(commit.writer.connection, run.number)
-    if end is not None and end < new.id:
-        return None, GOES_ON
-    return run, GOES_ON if found.more else BROKEN if found.has_error else WHOLE
+        return None
+    run = pieces.find_run(commit.writer, first)
+    if run is not None:
+        if run.writer is not None:
+            raise Conflict(f"the content {found.first} is being written here: import it later")
+        end = pieces.end_of(commit.writer.connection, run.number)
+        if end is not None and end < new.id:
+            return None
+    return _Joined(first, run, GOES_ON if found.more else BROKEN if found.has_error else WHOLE)
 
 
 def _content_of(commit: Commit, new: Imported) -> tuple[bytes | None, bytes | None]:

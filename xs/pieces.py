@@ -171,16 +171,14 @@ def find_run(writer: Writer, first: int) -> Run | None:
     return run_of(writer.connection, first)
 
 
-def run_to_join(writer: Writer, first: int) -> Run | None:
-    """As `find_run`; a frame that says so in its meta becomes the first of a run with this."""
+def run_made_of(writer: Writer, first: int) -> Run:
+    """The run that the frame with that id, which is there, begins from now on."""
     writer.flush()
     row = row_of(writer.connection, first)
-    if row is None:
-        return None
+    assert row is not None
+    make_run(writer, row, None, None)
     found = run_at(writer.connection, row)
-    if found is None:
-        make_run(writer, row, None, None)
-        found = run_at(writer.connection, row)
+    assert found is not None
     return found
 
 
