@@ -393,6 +393,62 @@ def test_a_damaged_frame_is_not_removed_nor_does_it_hinder_what_is_appended(stor
     store.close()
 
 
+def leave_run(store_dir: str, *, ended: bool, **more: Any) -> list[str]:
+    """Makes a store with a run of three frames; their ids. `ended`, or its writer was killed."""
+    store = Store(store_dir, create=True, clock=Clock())
+    add(store, "before")
+    run = store.runs.begin(Append("run.r", **more))
+    for n in range(3):
+        run.write(b"%d" % n)
+    if ended:
+        run.end()
+    found = all_ids(store, topic="run.r")
+    store.close()
+    return found
+
+
+def damage_frame(store_dir: str, id_text: str) -> None:
+    with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
+        for table in schema.TABLES_OF_FRAMES:
+            where = f'instr(json, \'"id":"{id_text}\') > 0'
+            db.execute(f"UPDATE {table} SET json = replace(json, 'run.r', 'run.q') WHERE {where}")
+        assert db.total_changes == 1
+        db.commit()
+
+
+def rows_of_frames(store_dir: str) -> list[Any]:
+    """What the tables have of frames and runs."""
+    with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
+        return [
+            db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            for table in (*schema.TABLES_WITH_ROWS, "answered")
+        ]
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_damaged_frame_of_a_run_that_nobody_goes_on_with_hinders_no_append(
+    store_dir: str, which: int
+) -> None:
+    run = leave_run(store_dir, ended=False)
+    damage_frame(store_dir, run[which])
+    store = Store(store_dir, clock=Clock())
+    made = [add(store, "other") for _ in range(2)]
+    store.close()
+    server = Store(store_dir, exclusive=True, clock=Clock())
+    server.runs.end_abandoned()  # as a server does before it serves
+    made.append(add(server, "other"))
+    assert all_ids(server, topic="other") == made
+    server.refuse_more(Append("last"))
+    server.close()
+    *_, summary = map(json.loads, repair.run(store_dir))
+    assert "lost" in summary
+    store = Store(store_dir, clock=Clock())
+    made.append(add(store, "other"))
+    assert all_ids(store, topic="other") == made
+    assert problems(store) == []
+    store.close()
+
+
 def test_a_copy_that_is_whole_is_not_replaced_by_what_is_damaged(
     store_dir: str, run_xs: Any
 ) -> None:

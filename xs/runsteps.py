@@ -184,11 +184,11 @@ def end_runs(commit: Commit, is_gone: Callable[[str], bool], error_text: str) ->
     for first, writer in commit.writer.runs_being_written():
         if not is_gone(writer):
             living.add(writer)
-            continue
-        try:
-            end_run(commit, first, writer, None, error_text)
-        except NotFound:
-            pass  # it has expired: the sweep takes it
+        elif first is not None:
+            try:
+                end_run(commit, first, writer, None, error_text)
+            except NotFound:
+                pass  # it has expired: the sweep takes it
     return living
 
 

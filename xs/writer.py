@@ -417,12 +417,21 @@ class Writer:
         query = "SELECT row FROM frame WHERE expires <= ? LIMIT ?"
         return self.execute(query, (now, SWEEP_FRAMES)).fetchall()
 
-    def runs_being_written(self) -> list[tuple[int, str]]:
-        """The first frame's id of each run that is not ended, and its writer."""
-        found = self.execute("SELECT row, writer FROM run WHERE writer IS NOT NULL").fetchall()
-        if found:
+    def runs_being_written(self) -> list[tuple[int | None, str]]:
+        """The first frame's id of each run that is not ended, and its writer.
+
+        No id where that frame is damaged: such a run is left to a repair, and hinders nobody.
+        """
+        rows = self.execute("SELECT row, writer FROM run WHERE writer IS NOT NULL").fetchall()
+        if rows:
             self.flush()
-        return [(id_at(self.connection, row), writer) for row, writer in found]
+        found: list[tuple[int | None, str]] = []
+        for row, writer in rows:
+            try:
+                found.append((id_at(self.connection, row), writer))
+            except Damaged:
+                found.append((None, writer))
+        return found
 
     # Content, keys
 
