@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, environment, start_server
 
-from xs.errors import Locked
+from xs.errors import Locked, Unavailable
 from xs.lock import SERVE, WRITE, Lock, Served
 
 
@@ -80,6 +80,50 @@ def test_a_dead_servers_text_does_not_stand_for_a_writer(tmp_path: Path) -> None
     assert not isinstance(found.value, Served)
     held.close()
     other.close()
+
+
+def test_a_lock_whose_file_was_deleted_is_taken_where_others_look(tmp_path: Path) -> None:
+    early, late = Lock(str(tmp_path)), Lock(str(tmp_path))
+    os.unlink(tmp_path / "lock")
+    other = Lock(str(tmp_path))
+    other.acquire(WRITE)
+    with pytest.raises(Locked):
+        early.acquire(WRITE, wait=0.02)
+    other.release()
+    early.acquire(WRITE, wait=0)
+    for each in (other, late):
+        with pytest.raises(Locked):
+            each.acquire(WRITE, wait=0.02)
+    for each in (early, late, other):
+        each.close()
+
+
+def test_who_waits_for_a_lock_whose_file_is_replaced_meanwhile_waits_for_the_new_one(
+    tmp_path: Path,
+) -> None:
+    first, waiting = Lock(str(tmp_path)), Lock(str(tmp_path))
+    first.acquire(WRITE)
+    os.unlink(tmp_path / "lock")
+    second = Lock(str(tmp_path))
+    second.acquire(WRITE)
+    timer = threading.Timer(0.05, first.release)
+    timer.start()
+    with pytest.raises(Locked):
+        waiting.acquire(WRITE, wait=0.2)
+    timer.join()
+    for each in (first, waiting, second):
+        each.close()
+
+
+def test_a_lock_in_a_folder_that_is_gone_is_not_taken(tmp_path: Path) -> None:
+    lock = Lock(str(tmp_path / "." / ""))
+    (tmp_path / "lock").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(Unavailable, match="replaced or removed"):
+        lock.acquire(WRITE)
+    tmp_path.mkdir()
+    lock.acquire(WRITE, wait=0)
+    lock.close()
 
 
 def test_closing_twice_closes_nobody_elses_file(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ class Committer:
         if lock is not None:
             lock.acquire(WRITE)
         try:
+            store.database.check_in_place()  # what is written to a file that was replaced is lost
             others_wrote = writer.begin()
             try:
                 fault.at("commit.begun")

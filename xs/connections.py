@@ -11,7 +11,15 @@ import os
 from _thread import LockType, allocate_lock
 
 from xs import sqlite
-from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
+from xs.errors import (
+    Damaged,
+    DiskError,
+    Full,
+    NotAStore,
+    Unavailable,
+    XsError,
+    replaced,
+)
 from xs.schema import (
     APPLICATION_ID,
     FILENAME,
@@ -49,12 +57,21 @@ class Unfinished(NotAStore):
 class Connections:
     """The connections to one store's database: those of readers, and one to write.
 
-    Raises `NotAStore` for a file that is no store's or is of a newer format.
+    `exclusive`: this process is its one writer, so that who reads need not look whether it is still
+    the store's. Raises `NotAStore` for a file that is no store's or is of a newer format.
     """
 
-    def __init__(self, folder: str, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> None:
         self._path = os.path.join(folder, FILENAME)
         self._read_only = read_only
+        self._exclusive = exclusive
         self._watches: list[sqlite3.Connection] = []  # of `data_version`
         self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
@@ -62,6 +79,8 @@ class Connections:
         self._closed = False
         self._mode = "ro" if read_only else "rw"
         self._write_connection: sqlite3.Connection | None = None
+        # Before it is opened: if it is replaced meanwhile, that is noticed.
+        self._file = _file_at(self._path)
         self._place = _enter(folder)
         try:
             connection = self._connect_first("rwc" if create else self._mode)
@@ -76,6 +95,8 @@ class Connections:
             if behind is not None:
                 raise behind from error
             raise
+        if self._file is None:  # it was made just now, under the store's lock
+            self._file = _file_at(self._path)
         self._readers.append(connection)
 
     def close(self) -> None:
@@ -99,6 +120,21 @@ class Connections:
 
     def take(self) -> sqlite3.Connection:
         """A connection to read from: one that is idle, or a new one."""
+        if not self._exclusive:
+            self.check_in_place()
+        return self._take()
+
+    def check_in_place(self) -> None:
+        """Raises `Unavailable` unless the file that is open is still the one at its path.
+
+        A repair puts another one there, and so does who restores, moves or removes a store. What is
+        written to the old one then is lost. Who asks with the store's lock, which a repair takes,
+        has an answer that holds while the lock does.
+        """
+        if _file_at(self._path) != self._file:
+            raise replaced(os.path.dirname(self._path))
+
+    def _take(self) -> sqlite3.Connection:
         with self._readers_lock:
             if self._closed:
                 raise Unavailable("the store is closing")
@@ -106,10 +142,19 @@ class Connections:
             if self._readers:
                 return self._readers.pop()
         try:
-            return self._connect(self._mode)
+            return self._connect_again()
         except BaseException:
             self._put_back()
             raise
+
+    def _connect_again(self) -> sqlite3.Connection:
+        connection = self._connect(self._mode)
+        try:
+            self.check_in_place()  # now: by its path it may have been another one that was opened
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
         """A connection that is idle again is kept, if it can be used and there are few."""
@@ -125,14 +170,14 @@ class Connections:
     def writing(self) -> sqlite3.Connection:
         """The connection for changes: that with which the index was opened, if it is idle."""
         if self._write_connection is None:
-            self._write_connection = self.take()
+            self._write_connection = self._take()
             with translated():
                 self._write_connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KB}")
         return self._write_connection
 
     def data_version(self) -> Callable[[], int]:
         """A function whose value changes when another process has committed."""
-        connection = self._connect(self._mode)
+        connection = self._connect_again()
         self._watches.append(connection)
 
         def version() -> int:
@@ -327,6 +372,17 @@ def _read_all(file: int) -> None:
     at = 0
     while size := len(os.pread(file, 1 << 20, at)):
         at += size
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file lies at that path; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Unavailable(f"{path} can't be looked at: {error.strerror}") from None
+    return found.st_dev, found.st_ino
 
 
 def has_index(folder: str) -> bool:

@@ -146,3 +146,13 @@ class BrokenBody(XsError):
     """A body ended before it was whole: the other end went away, or found damage on its way."""
 
     status = 400
+
+
+def replaced(folder: str) -> Unavailable:
+    """What is told to who has files of a store open that don't lie in its folder any more.
+
+    Others can't see what is written to them, and nobody would find it again.
+    """
+    return Unavailable(
+        f"the store at {folder} was replaced or removed while it was open: open it again"
+    )

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 
-from xs.errors import Locked
+from xs.errors import Locked, replaced
 
 FILENAME = "lock"
 WAIT_SECONDS = 10.0  # how long a writer waits for another one
@@ -30,16 +30,19 @@ class Lock:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._path = os.path.join(folder, FILENAME)
+        self._file = self._open()
+        self._is_held = False
+
+    def _open(self) -> int:
         # Not through a link: the file is emptied, and may be anybody's in a store that was sent.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(self._path, flags, 0o600)
-        self._is_held = False
+        return os.open(self._path, flags, 0o600)
 
     def acquire(self, purpose: str, *, wait: float = WAIT_SECONDS) -> None:
         """Takes the lock for SERVE or WRITE.
 
         Raises `Served` at once if a server has it, `Locked` if another writer keeps it for longer
-        than `wait` seconds.
+        than `wait` seconds, `Unavailable` if the store's folder is gone.
         """
         deadline = time.monotonic() + wait
         while True:
@@ -57,23 +60,45 @@ class Lock:
                     ) from None
                 time.sleep(_LOOK_SECONDS)
             else:
-                self._is_held = True
-                self._say(f"{os.getpid()} {purpose}\n")
-                return
-
-    def _say(self, text: str) -> None:
+                found = os.fstat(self._file)
+                if self._is_at_its_path(found):
+                    break
+                self._open_anew()
+        self._is_held = True
         try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, text.encode(), 0)
+            if found.st_size:
+                os.ftruncate(self._file, 0)  # of one who was killed
+            os.pwrite(self._file, f"{os.getpid()} {purpose}\n".encode(), 0)
         except OSError:
             pass  # the disk is full: it is held all the same, and nobody is told by whom
+
+    def _is_at_its_path(self, held: os.stat_result) -> bool:
+        """Whether others will find the file that is locked; else it keeps nobody out."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return False
+        return (found.st_ino, found.st_dev) == (held.st_ino, held.st_dev)
+
+    def _open_anew(self) -> None:
+        """Another file has come in the place of the one that was locked, or none."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        try:
+            file = self._open()
+        except OSError:
+            raise replaced(self._folder) from None
+        os.close(self._file)
+        self._file = file
 
     def holder(self) -> tuple[int, str]:
         """Pid and purpose of who took the lock last; (0, "") if nobody has."""
         return _holder(self._file)
 
     def release(self) -> None:
-        self._say("")
+        try:
+            os.ftruncate(self._file, 0)
+        except OSError:
+            pass  # then it says who had it last
         self._is_held = False
         fcntl.flock(self._file, fcntl.LOCK_UN)
 

@@ -163,13 +163,18 @@ class Store:
             if exclusive or (create and not has_index(folder)):
                 self._make(create=create)
             try:
-                self.database = Connections(folder, create=exclusive or create, read_only=read_only)
+                self.database = Connections(
+                    folder,
+                    create=exclusive or create,
+                    read_only=read_only,
+                    exclusive=exclusive,
+                )
             except Unfinished:
                 # Another process is just making it, or was killed while it did.
                 if read_only:
                     raise
                 self._make(create=True)
-                self.database = Connections(folder)
+                self.database = Connections(folder, exclusive=exclusive)
             try:
                 if exclusive:
                     self.cas.remove_stale()
