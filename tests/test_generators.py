@@ -20,7 +20,7 @@ from scripting import Frame, Service, is_gone, processes_with, wait_until
 from stores import Gate, add, add_all, all_ids, remove
 
 import xs
-from xs import frame, generators, runner, scripts, sqlite
+from xs import frame, generators, ids, runner, scripts, sqlite
 from xs.client import Client
 from xs.commit import Append
 from xs.process import SCRIPT_BYTES
@@ -300,6 +300,56 @@ def test_an_ephemeral_spawn_is_refused_and_disturbs_nobody(service: Service) -> 
     assert error.meta["source_id"] == source
     assert "ephemeral" in error.meta["reason"]
     assert not is_gone(int(pid)) and service.status("g")["pid"] == int(pid)
+
+
+def test_a_spawn_in_chunks_is_refused_once_and_no_part_of_it_runs(service: Service) -> None:
+    service.append("g.spawn", FOREVER)
+    service.wait("g.recv")
+    run = service.store.runs.begin(Append("g.spawn", meta='{"n":1}'))
+    run.write(b"#!/bin/sh\n")
+    (error,) = service.wait("g.spawn.error")
+    assert run.first is not None
+    assert error.meta["source_id"] == ids.text(run.first)
+    assert "a script is one frame" in error.meta["reason"]
+    run.write(b"echo a part of it runs;")
+    good = service.append("g.spawn", sh("echo up; exec sleep 1000"))
+    run.write(b"sleep 1000")
+    run.end()
+    service.append("h.spawn", FOREVER)  # behind all of it: what comes of that has come
+    service.wait("h.recv")
+    assert service.values("g", 2)[1] == b"up"
+    restart(service)
+    assert service.values("g", 3)[2] == b"up"
+    assert {each.meta["source_id"] for each in service.frames("g.start")[1:]} == {good}
+    assert service.topics("g.spawn.error") == ["g.spawn.error"]
+
+
+def test_a_long_spawn_that_a_command_cuts_into_chunks_is_refused_as_a_whole(
+    store_dir: str,
+) -> None:
+    script = sh("echo up\n" + "# and so on\n" * 5000)
+    server = start_server(store_dir)
+    try:
+        with xs.open(store_dir) as store:
+            made = store.append("g.spawn", iter([script.encode()]), chunked=True)
+            assert len(list(store.cat(topic="g.spawn"))) > 2
+            store.append("g.terminate")
+            store.append("h.spawn", sh("echo up; exec sleep 1000"))
+            wait_until(lambda: list(store.cat(topic="h.recv")), "h runs")
+            wait_until(lambda: list(store.cat(topic="g.spawn.error")), "g is refused")
+            (error,) = store.cat(topic="g.spawn.error")
+            assert error.meta["source_id"] == made.id
+            assert not list(store.cat(topic="g.start,g.recv,g.stop"))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("meta", ['{"more":true}', '{"chunk":"%s","more":false}' % ("0" * 25)])
+def test_what_says_that_it_is_a_part_of_a_script_is_refused(service: Service, meta: str) -> None:
+    """Such as what came with an import, of a run that is not here, or is yet to come."""
+    add(service.store, "g.spawn", b"5", meta=meta)
+    (error,) = service.wait("g.spawn.error")
+    assert "a script is one frame" in error.meta["reason"]
 
 
 def test_after_an_error_the_name_can_be_used_again(service: Service) -> None:

@@ -1119,6 +1119,47 @@ def test_nothing_behind_an_order_is_given_either_when_it_is_read_from_the_index(
     assert all(cause <= values[-1] for cause in stream.causes("name"))
 
 
+def test_a_registration_in_chunks_is_refused_once_and_its_parts_are_no_orders(
+    stream: Stream,
+) -> None:
+    old = stream.register("name", "{|frame| 'old' }", topic="in")
+    run = stream.store.runs.begin(Append("name.register"))
+    run.write(b"{|frame| 'a part' }")
+    assert run.first is not None
+    refused = ids.text(run.first)
+    told = stream.answer_to(refused, "name")
+    assert told.topic == "name.unregistered"
+    assert "a script is one frame" in told.meta["error"]
+    stream.register("name", "{|frame| 'new' }", topic="in")
+    run.write(b"{|frame| 'another part' }")
+    stream.add("in")
+    stream.wait_for("name", 1)
+    run.end(b"and the last")
+    stream.restart()  # now they are read from the index
+    assert len(stream.frames("name.register")) == 5
+    stream.add("in")
+    stream.wait_for("name", 2)
+    assert stream.contents("name") == ["new", "new"]
+    told = stream.frames("name.unregistered")
+    assert [each.meta["handler_id"] for each in told] == [old, refused]
+
+
+def test_an_unregister_in_chunks_is_one_order_and_its_parts_are_frames_like_others(
+    stream: Stream,
+) -> None:
+    closure = "{|frame| if $frame.topic == 'a.unregister' { $frame.id } }"
+    stream.register("a", closure)
+    run = stream.store.runs.begin(Append("a.unregister"))
+    run.write(b"x")
+    assert run.first is not None
+    assert stream.unregistered("a")["frame_id"] == ids.text(run.first)
+    stream.register("a", closure, run_from="start")
+    run.end(b"y")
+    stream.finish("a", stream.add("in"))
+    assert stream.causes("a") == [each.id for each in stream.frames("a.unregister")]
+    assert stream.is_running("a")
+
+
 def test_a_handler_that_hangs_can_be_replaced(stream: Stream) -> None:
     stream.register("stuck", "{|frame| sleep 1hr }", topic="in")
     before = stream.add("in", meta={"n": 1})

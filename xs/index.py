@@ -32,6 +32,7 @@ from xs.rows import (
     mark_of,
     names_file,
     newest_id,
+    row_of,
     stored_with_id,
 )
 from xs.scan import (
@@ -285,6 +286,11 @@ class Index:
 
         with self.reading() as reader:
             return begins_run(reader, value)
+
+    def continues_run(self, value: int) -> bool:
+        """Whether the frame with that id is a further one of a run, and no event of its own."""
+        with self.reading() as reader:
+            return row_of(reader, value, "piece") is not None
 
     def run(self, first: int, after: int, now: int) -> tuple[Run, list[StoredPiece]] | None:
         """A run by its first frame's id, and its next pieces above an id; None if it is none.

@@ -140,7 +140,11 @@ class Intake:
             if entry.id >= self.until:
                 break
             if entry.is_live(now):
-                if entry.topic in self._orders and self._hears(entry.id, entry.topic):
+                if (
+                    entry.topic in self._orders
+                    and entry.first is None
+                    and self._hears(entry.id, entry.topic)
+                ):
                     break
                 if frame.matches(self._wanted, entry.topic) and not self._is_own(entry.line):
                     if not self._add(entry.id, entry.line, None, lines):
@@ -174,7 +178,7 @@ class Intake:
             is_wanted = True
             if line.startswith(self._order_starts):
                 topic = frame.topic_of(line)
-                if self._hears(value, topic):
+                if not self._continues_run(value, line) and self._hears(value, topic):
                     self.position = value - 1
                     return lines
                 is_wanted = frame.matches(self._wanted, topic)
@@ -194,6 +198,10 @@ class Intake:
             and b'"handler_id"' not in page
             and not any(start in page for start in self._order_starts)
         )
+
+    def _continues_run(self, value: int, line: bytes) -> bool:
+        """Whether a stored frame is a further one of a chunked content: it orders nothing."""
+        return b'"chunk"' in line and self._store.index.continues_run(value)
 
     def _hears(self, value: int, topic: str) -> bool:
         """Whether a frame puts another registration in this one's place, or takes it out.

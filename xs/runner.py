@@ -211,6 +211,9 @@ class Runner:
     def read_source(self, source: int) -> tuple[frame.Frame, bytes]:
         """The frame with that id and its content, the script. Raises `XsError`."""
         line = self.store.get(source)
+        if frame.begins_run(line) or frame.continuation_in(frame.meta_of(line)) is not None:
+            # The rest of it may come at any time, or never; and a part of a script is another one.
+            raise Invalid("a script is one frame, and no chunked content: append it as a whole")
         size, blocks = self.store.content_of(source)
         if size > SCRIPT_BYTES:
             raise Invalid(f"the script is too long: at most {SCRIPT_BYTES} bytes")

@@ -2,8 +2,9 @@
 
 `<name>.spawn` and `<name>.register` put a script in service, `<name>.terminate` and
 `<name>.unregister` take it out. When a server starts, only the newest of each name counts; from
-then on each frame on these topics is an order, and orders of one name are carried out one after
-the other, by its runner.
+then on each event on these topics is an order, and orders of one name are carried out one after
+the other, by its runner. A chunked content is one event, its first frame: its further ones are no
+orders.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ class Scripts:
     def _stored(self, topic: str, after: int, until: int) -> Iterator[bytes]:
         while True:
             page, count = self._store.index.page(
-                after, until, frozenset((topic,)), 1 << 30, self._store.clock()
+                after, until, frozenset((topic,)), 1 << 30, self._store.clock(), chunks=False
             )
             if not count:
                 return
@@ -263,4 +264,4 @@ class Scripts:
 
 
 def _is_order(entry: Entry) -> bool:
-    return bool(entry.line) and entry.topic.endswith(SUFFIXES)
+    return bool(entry.line) and entry.first is None and entry.topic.endswith(SUFFIXES)
