@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, start_server
+from conftest import DEADLINE, nu_path, start_server
 from scripting import Frame, Service, is_gone, processes_with, wait_until
 from stores import Gate, add, add_all, all_ids, remove
 
@@ -425,6 +425,30 @@ def test_a_process_that_is_killed_is_started_again(service: Service, soon: None)
         os.kill(service.pid("g"), signal.SIGKILL)
         stop = service.wait("g.stop", n)[-1]
         assert (stop.meta["reason"], stop.meta["status"]) == ("signal 9 ended it", -9)
+
+
+@pytest.mark.parametrize("how", ["not found", "not run"])
+def test_one_that_is_to_be_started_again_while_nushell_is_missing_comes_back_with_it(
+    service: Service, soon: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    real = tmp_path / "real"
+    real.symlink_to(nu_path())
+    path = real
+    if how == "not run":  # found it is, and gone when it is to be run
+        path = tmp_path / "nu"
+        path.write_text(f'#!/bin/sh\n[ -e {real} ] || exit 127\nexec {real} "$@"\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("XS_NU", str(path))
+    script = "generate {|n = 0| if $n > 0 { sleep 1hr }; {out: up, next: 1} }"
+    source = service.append("g.spawn", script)
+    service.wait("g.recv")
+    real.rename(tmp_path / "away")
+    os.kill(service.pid("g"), signal.SIGKILL)
+    wait_until(lambda: sum("it is started again" in line for line in service.said) > 3, "again")
+    (tmp_path / "away").rename(real)
+    assert service.values("g", 2) == [b"up", b"up"]
+    assert [each.meta for each in service.frames("g.start")] == [{"source_id": source}] * 2
+    assert service.topics("g.spawn.error") == []
 
 
 def test_it_goes_on_when_the_runner_meets_something_unforeseen(

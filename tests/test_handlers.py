@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import nu_path
 from handling import Raw, Stream, program
 from stores import Gate
 
@@ -1010,6 +1011,51 @@ def test_a_handler_whose_process_is_killed_goes_on(stream: Stream) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that die are started again at once."""
     monkeypatch.setattr(runner, "RESTART_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize("how", ["not found", "not run"])
+def test_a_handler_whose_process_is_killed_while_nushell_is_missing_comes_back_with_it(
+    stream: Stream, impatient: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    real = tmp_path / "real"
+    real.symlink_to(nu_path())
+    path = real
+    if how == "not run":  # found it is, and gone when it is to be run
+        path = tmp_path / "nu"
+        path.write_text(f'#!/bin/sh\n[ -e {real} ] || exit 127\nexec {real} "$@"\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("XS_NU", str(path))
+    closure = "{|frame, n| {state: ($n + 1), out: $n} }"
+    stream.register("count", closure, topic="in", stateful=True, initial_state=0)
+    stream.add("in")
+    stream.wait_for("count", 1)
+    real.rename(tmp_path / "away")
+    stream.kill("count")
+    stream.add("in")
+    again = "can't be run" if how == "not found" else "ended with status 127"
+    stream.wait(lambda: sum(again in line for line in stream.logged) > 5, "it is tried again")
+    assert stream.is_running("count")
+    (tmp_path / "away").rename(real)
+    stream.wait_for("count", 2)
+    assert stream.contents("count") == ["0", "1"]
+    assert [each.topic for each in stream.frames("count.*")].count("count.registered") == 1
+    assert stream.frames("count.unregistered") == []
+
+
+def test_a_handler_goes_on_with_a_nushell_that_has_moved(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "nu").symlink_to(nu_path())
+    monkeypatch.delenv("XS_NU", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}/a:{tmp_path}/b")
+    stream.register("see", SEE, topic="in")
+    (tmp_path / "a" / "nu").rename(tmp_path / "b" / "nu")
+    stream.kill("see")
+    stream.add("in", meta={"n": 1})
+    stream.wait_for("see", 1)
+    assert stream.frames("see.unregistered") == []
 
 
 def test_a_process_that_dies_on_a_frame_each_time_has_failed(

@@ -19,9 +19,9 @@ import time
 from xs import frame, ids, nu, runner
 from xs.bulk import BatchWork
 from xs.commit import Append, Commit
-from xs.errors import Failed, Full, Invalid, NotFound, Unavailable, XsError
+from xs.errors import Failed, Full, Invalid, NoNushell, NotFound, Unavailable, XsError
 from xs.log import WARNING
-from xs.process import Command
+from xs.process import NOT_RUN, Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
 from xs.schema import Script
@@ -29,7 +29,7 @@ from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
 COMMIT_VALUES = 1000  # values in one transaction
@@ -103,7 +103,8 @@ class Generator(Runner):
 
     def __init__(self, context: Context, name: str) -> None:
         super().__init__(context, name)
-        self._command: Command
+        self._find_command: Callable[[], Command]
+        self._has_run = False  # its process has started once
         self._meta = ""  # of what it yields
         self._duplex = False
         self._position = -1  # the last frame of input that it was given, or that is none of its own
@@ -145,11 +146,11 @@ class Generator(Runner):
         try:
             found, text = self.read_source(source)
             duplex = parse_spawn(found.topic, found.meta).duplex
-            self._command = runner.command_of(
-                text,
-                functools.partial(nu.script, input_="bytes" if duplex else "none"),
-                has_input=duplex,
+            in_nushell = functools.partial(nu.script, input_="bytes" if duplex else "none")
+            self._find_command = functools.partial(
+                runner.command_of, text, in_nushell, has_input=duplex
             )
+            self._find_command()
         except Unavailable:
             raise  # it says nothing about the script: the order is carried out later
         except XsError as error:
@@ -160,6 +161,7 @@ class Generator(Runner):
         self._duplex = duplex
         self._position = source if kept is None else ids.parse(kept.position)
         self._backoff = Backoff()
+        self._has_run = False
         self._meta = f'{{"source_id":"{ids.text(source)}"}}'
         self._reset()
 
@@ -250,21 +252,35 @@ class Generator(Runner):
     def _start_process(self) -> None:
         self._reset()
         try:
-            self.start_process(self._command)
-        except Failed as error:
-            self._refuse(str(error))
+            command = self._find_command()
+            self.start_process(command)
+        except (Failed, Invalid, NoNushell) as error:
+            self._on_missing(str(error))
             return
-        if not self._command.mark:
+        if not command.mark:
             self._on_start()
             self._kind = _LINES
 
+    def _on_missing(self, reason: str) -> None:
+        """What runs it is not there, or has no room: for a while, if it has run before."""
+        if not self._has_run:
+            self._refuse(reason)
+            return
+        self.last_error = reason
+        self.log(f"{reason}: it is started again", WARNING)
+        self.close_process()
+        self._restart_at = time.monotonic() + self._backoff.after(well=False)
+
     def _on_start(self) -> None:
-        self._started = True
+        self._started = self._has_run = True
         self.persist(BatchWork([Append(f"{self.name}.start", meta=self._meta)]))
 
     def _on_end(self, status: int) -> None:
         assert self.pipes is not None
         how = f"it ended with status {status}" if status >= 0 else f"signal {-status} ended it"
+        if not self._started and status in NOT_RUN:
+            self._on_missing(self.pipes.tail or how)
+            return
         if not self._started and status > 0:
             self._refuse(self.pipes.tail or how)
             return

@@ -32,7 +32,7 @@ from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
 from xs.intake import INPUT_FRAMES, NEVER, CantBeGiven, Intake
 from xs.log import WARNING
-from xs.process import Command
+from xs.process import NOT_RUN, Command
 from xs.reader import PULSE
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
@@ -41,6 +41,7 @@ from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Optional, Union
 
 AHEAD_FRAMES = 1000  # frames that a process may have been given and not have answered
@@ -121,7 +122,7 @@ class Handler(Runner):
     def __init__(self, context: Context, name: str) -> None:
         super().__init__(context, name)
         self._asked: Registration
-        self._command: Command
+        self._find_command: Callable[[], Command]
         self._reads: Answers
         self._is_program = False
         self._registered = False
@@ -195,9 +196,9 @@ class Handler(Runner):
             found, text = self.read_source(source)
             self._asked = asked = parse_registration(source, found.meta)
             self._is_program = text.startswith(b"#!")
-            self._command = runner.command_of(
-                text, functools.partial(nu.handler, stateful=asked.stateful)
-            )
+            in_nushell = functools.partial(nu.handler, stateful=asked.stateful)
+            self._find_command = functools.partial(runner.command_of, text, in_nushell)
+            self._find_command()
         except Unavailable:
             self.source = None  # it says nothing about the script: the order is carried out later
             raise
@@ -314,9 +315,12 @@ class Handler(Runner):
             return
         self._forget_process()
         try:
-            pipes = self.start_process(self._command)
+            pipes = self.start_process(self._find_command())
         except Failed as error:  # for want of files, processes, room: it is no fault of the script
             self._restart(str(error), self._backoff.after(well=False))
+            return
+        except (Invalid, NoNushell) as error:
+            self._on_missing(str(error))
             return
         if self._is_program:
             self._on_ready()
@@ -339,6 +343,9 @@ class Handler(Runner):
         assert self.pipes is not None
         if not self._flush():
             return
+        if not self._ready and status in NOT_RUN:
+            self._on_missing(self.pipes.tail or f"its process ended with status {status}")
+            return
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         given = self._waiting[0] if self._waiting else ""
         error = f"its process {how}" + (f" while it had frame {given}" if given else "")
@@ -353,6 +360,13 @@ class Handler(Runner):
         else:
             # Who killed it may have meant it once: the first time it comes back at once.
             self._restart(error, 0.0 if self._deaths == 1 else self._backoff.after(well=False))
+
+    def _on_missing(self, error: str) -> None:
+        """What runs it is not there, or can't be run: it may be in the midst of an upgrade."""
+        if self._registered:
+            self._restart(error, self._backoff.after(well=False))
+        else:  # its owner waits for a word; the server's next start tries again
+            self._fail(error, for_good=False)
 
     def _restart(self, error: str, seconds: float) -> None:
         self.last_error = error

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SCRIPT_BYTES = 1 << 20  # of a script's text; a longer one is refused
 TERM_SECONDS = 1.0  # from asking a process group to end to ending it
+NOT_RUN = (126, 127)  # with which sh ends if it can't run a command, or finds none (POSIX, 2.8.2)
 LOCK_LOOK_SECONDS = 0.02  # between two looks whether another server's scripts are gone
 
 # Python ignores some of them, and a shell others in what it runs in the background.

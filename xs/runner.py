@@ -296,7 +296,10 @@ class Runner:
 def command_of(
     text: bytes, in_nushell: Callable[[bytes], Command], *, has_input: bool = True
 ) -> Command:
-    """How a script is run. Raises `Invalid`, `NoNushell`."""
+    """How a script is run. Raises `Invalid`, `NoNushell`.
+
+    Asked before each start: what runs it may have moved since the last one, as by an upgrade.
+    """
     if not text.startswith(b"#!"):
         return in_nushell(text)
     command = process.command_of(text)
