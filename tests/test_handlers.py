@@ -21,7 +21,7 @@ from conftest import nu_path
 from handling import Raw, Stream, program
 from stores import Gate
 
-from xs import frame, ids, runner
+from xs import frame, handlers, ids, runner
 from xs.commit import Append
 from xs.content import INLINE_MAX
 from xs.errors import Invalid
@@ -1204,6 +1204,24 @@ def test_an_unregister_in_chunks_is_one_order_and_its_parts_are_frames_like_othe
     stream.finish("a", stream.add("in"))
     assert stream.causes("a") == [each.id for each in stream.frames("a.unregister")]
     assert stream.is_running("a")
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("kind", ["Nushell", "program"])
+def test_an_idle_handler_with_a_topic_leaves_at_once(
+    stream: Stream, kind: str, stateful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so one does that is idle again, having answered frames amid many that are not for it."""
+    monkeypatch.setattr(handlers, "FINISH_SECONDS", 60.0)
+    script = "{|frame, state| null }" if stateful else "{|frame| null }"
+    if kind == "program":
+        script = program("for given in frames(): answer(None)")
+    for turn in range(3):
+        stream.register("idle", script, topic="in", stateful=stateful)
+        stream.add_all([("other",), ("in",), ("other",)] * 30 * turn)
+    stream.add("other")
+    order = stream.add("idle.unregister")
+    assert stream.unregistered("idle", 3)["frame_id"] == order
 
 
 def test_a_handler_that_hangs_can_be_replaced(stream: Stream) -> None:

@@ -232,7 +232,7 @@ class Handler(Runner):
             while (
                 self.source is not None
                 and self.pipes is not None
-                and not (self._ready and self._has_finished_before(frame_id))
+                and not self._has_finished
                 and time.monotonic() < deadline
                 and not self.is_stopping
             ):
@@ -240,8 +240,12 @@ class Handler(Runner):
         finally:
             self._until_at = None
 
-    def _has_finished_before(self, frame_id: int) -> bool:
-        return not self._waiting and self._intake.has_given(frame_id - 1)
+    @property
+    def _has_finished(self) -> bool:
+        """Whether it has answered all frames before the one that takes it out."""
+        if not self._ready or self._waiting:
+            return False
+        return self._intake.has_given(self._intake.until - 1)
 
     def _fail(self, error: str, *, for_good: bool = True) -> None:
         # It may be anything that a script says: text that JSON can't have, and of any length.
@@ -387,7 +391,8 @@ class Handler(Runner):
         if self._ready and self._asked.pulse is not None and not self._waiting:
             times.append(self._pulse_at)
         if self._until_at is not None:
-            times.append(self._until_at)
+            # What is still to be given may be nothing, as it turned out just now: no wait for that.
+            times.append(now if self._has_finished else self._until_at)
         return max(0.0, min(times) - now) if times else None
 
     def _rest(self) -> None:
