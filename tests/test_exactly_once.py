@@ -24,8 +24,9 @@ from conftest import DEADLINE, answers, environment
 from handling import Stream, program, until
 from stores import Gate
 
-from xs import frame, query, runner
+from xs import frame, ids, query, runner
 from xs.client import Client
+from xs.commit import Append
 from xs.errors import XsError
 from xs.frame import Frame
 from xs.reader import Reader
@@ -578,6 +579,38 @@ def test_a_handler_that_fails_while_effects_before_it_are_committed(stream: Stre
     assert "enough" in told["error"]
     assert (told["frame_id"], told["position"]) == (values[30], values[29])
     finish(stream, 30)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 10, 19])
+def test_a_handler_fails_with_the_one_answer_of_a_commit_that_the_store_refuses(
+    stream: Stream, wrong: int
+) -> None:
+    run = stream.store.runs.begin(Append("foo"))
+    run.write(b"somebody writes this")
+    assert run.first is not None
+    part = f"{{topic: foo, meta: {{chunk: '{ids.text(run.first)}', more: true}}, content: x}}"
+    closure = f"""{{|frame, n|
+        {{state: ($n + 1), out: (if $frame.meta.n == {wrong} {{ {part} }} else {{ $n }})}}
+    }}"""
+    stream.register("add", closure, topic="in", stateful=True, initial_state=0)
+    stream.kill("add", signal.SIGSTOP)
+    values = stream.add_all(("in", b"", {"n": n}) for n in range(20))
+    gate = held(stream)
+    stream.kill("add", signal.SIGCONT)
+    stream.wait(lambda: stream.answered("add") == 20, "all are answered")
+    gate.opened.set()
+    told = stream.unregistered("add")
+    assert "leave chunk out of meta" in told["error"]
+    assert told["frame_id"] == values[wrong]
+    assert stream.contents("add") == [str(n) for n in range(wrong)]
+    if wrong:
+        assert told["position"] == values[wrong - 1]
+        assert stream.state("add") == wrong
+    assert sum("it is started again" in line for line in stream.logged) < 2
+    run.end()
+    stream.restart()
+    stream.register("other", "{|frame| null }")
+    assert not stream.is_running("add"), "it is out for good"
 
 
 def test_an_output_that_can_not_be_taken_in_while_effects_before_it_are_committed(

@@ -133,6 +133,7 @@ class Handler(Runner):
         self._backoff = Backoff()
         self._deaths = 0
         self._died_at = ""
+        self._suspects_until = ""  # answers up to that frame's are committed one by one
         self._answers: collections.deque[Answer] = collections.deque()  # not committed
         self._forget_process()
         self._watch = self.store.bus.watch(self._intake.wants, self.wake)
@@ -191,6 +192,7 @@ class Handler(Runner):
         self._registered = False
         self._backoff = Backoff()
         self._died_at = ""
+        self._suspects_until = ""
         self._forget_process()
         try:
             found, text = self.read_source(source)
@@ -222,6 +224,7 @@ class Handler(Runner):
             self._finish_before(frame_id)
         if self.source is not None:
             self._flush()
+        if self.source is not None:  # it has not failed just now
             self._leave_service(ids.text(frame_id))
 
     def _finish_before(self, frame_id: int) -> None:
@@ -247,13 +250,14 @@ class Handler(Runner):
             return False
         return self._intake.has_given(self._intake.until - 1)
 
-    def _fail(self, error: str, *, for_good: bool = True) -> None:
+    def _fail(self, error: str, *, cause: Optional[str] = None, for_good: bool = True) -> None:
         # It may be anything that a script says: text that JSON can't have, and of any length.
         error = error.encode("utf-8", "replace").decode()[:ERROR_CHARACTERS]
         self.last_error = error
         self.log(f"out of service: {error}", WARNING)
         assert self.source is not None
-        cause = self._waiting[0] if self._waiting else ids.text(self.source)
+        if cause is None:
+            cause = self._waiting[0] if self._waiting else ids.text(self.source)
         self._leave_service(cause, error, for_good=for_good)
 
     def _leave_service(
@@ -529,7 +533,8 @@ class Handler(Runner):
         """Hands what was answered to the store."""
         answers: list[Answer] = []
         effects: list[Union[Append, Piece]] = []
-        for answer in islice(self._answers, COMMIT_FRAMES):
+        most = 1 if self._answers[0].id <= self._suspects_until else COMMIT_FRAMES
+        for answer in islice(self._answers, most):
             if answers and len(effects) + len(answer.effects) > COMMIT_APPENDS:
                 break
             answers.append(answer)
@@ -563,12 +568,16 @@ class Handler(Runner):
     def _finish_commit(self) -> bool:
         """Looks whether the commit under way is through; False if it failed.
 
-        Then nothing of it is stored, and the process starts anew with the first of its frames.
+        Then nothing of it is stored, and the process starts anew with the first of its frames; or
+        the handler has failed, for what it asks of the store is wrong.
         """
         work = self._committing
         if work is None or not work.finished:
             return True
         self._committing = None
+        if isinstance(work.error, Invalid):
+            self._on_refused(work.error, work.frames)
+            return False
         if work.error is not None:
             self._restart(str(work.error), self._backoff.after(well=False))
             return False
@@ -580,6 +589,19 @@ class Handler(Runner):
             self._effects_waiting -= len(self._answers.popleft().effects)
         self._has_effects = any(a.effects or a.state is not None for a in self._answers)
         return True
+
+    def _on_refused(self, error: Invalid, frames: int) -> None:
+        """The store refuses what one of the answers in a commit asks for: that one is wrong.
+
+        Of many, it shows which one when each is committed by itself.
+        """
+        wrong = self._answers[frames - 1].id
+        if frames > 1:
+            self._suspects_until = wrong
+            self._restart(str(error), 0.0)
+            return
+        self._fail(f"its answer to frame {wrong} is refused: {error}", cause=wrong)
+        self._forget_process()
 
     def _settle(self) -> bool:
         """Waits for the commit under way, if there is one; False if it failed."""
