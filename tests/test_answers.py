@@ -106,8 +106,20 @@ def test_of_two_ids_the_request_s_counts(store: Store, answers: Answers) -> None
     first, second = ask(store, answers), ask(store, answers)
     store.append(answer(first, b"x", request_id=second.request_id, frame_id=first.frame_id))
     assert all_of(store, second) == [b"x"]
-    store.append(answer(first, b"y", request_id="of another", frame_id=first.frame_id))
-    assert all_of(store, first) == [b"y"]
+    store.append(answer(first, b"y", request_id=None, frame_id=first.frame_id))
+    assert all_of(store, first) == [b"y"], "null is none"
+
+
+@pytest.mark.parametrize("request_id", ["of another", "", 7, False, [], {"a": 1}])
+def test_an_answer_to_nobody_s_request_is_not_given_to_who_caused_it(
+    store: Store, answers: Answers, request_id: Any
+) -> None:
+    gone, waiter = ask(store, answers), ask(store, answers)
+    answers.forget(gone)
+    for given in (request_id, gone.request_id):
+        store.append(answer(waiter, b"another's", request_id=given, frame_id=waiter.frame_id))
+    store.append(answer(waiter, b"yes", frame_id=waiter.frame_id))
+    assert all_of(store, waiter) == [b"yes"]
 
 
 def test_what_is_nobody_s_answer_disturbs_nobody(store: Store, answers: Answers) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Optional
 import http1_corpus
 import pytest
 from conftest import DEADLINE, RunXs, environment
+from handling import program
 from web import (
     Handler,
     WebServer,
@@ -107,6 +108,13 @@ def last(server: WebServer, topic: str) -> Frame:
         found = client.last(topic)
     assert isinstance(found, Frame)
     return found
+
+
+def register(server: WebServer, name: str, script: str) -> None:
+    """Puts a handler of requests in service."""
+    with xs.open(server.directory) as client:
+        client.append(f"{name}.register", script, meta={"topic": "http.request", "content": True})
+        next(client.cat(topic=f"{name}.registered", follow=True))
 
 
 def raw(where: str | int, data: bytes) -> bytes:
@@ -267,6 +275,27 @@ def test_only_an_http_response_with_the_right_id_is_an_answer(shared: WebServer)
     with Wire(shared.web[0]) as wire:
         for _ in range(3):
             assert wire.ask("GET", told(shared, others_first)).body == b"yes"
+
+
+def test_what_a_handler_answers_a_client_who_is_gone_is_not_given_to_who_has_it_say_so(
+    server: WebServer,
+) -> None:
+    chat = program(
+        """
+        for given in frames():
+            frame = given["frame"]
+            viewer = frame["meta"]["headers"].get("viewer", frame["meta"]["request_id"])
+            to_viewer = {"topic": "http.response", "meta": {"request_id": viewer}, "content": "new"}
+            posted = {"topic": "http.response", "meta": {"status": 201}, "content": "posted"}
+            answer({"out": [to_viewer, posted]})
+        """
+    )
+    register(server, "chat", chat)
+    with Wire(server.web[0]) as viewer, Wire(server.web[0]) as wire:
+        assert viewer.ask("GET", "/").body == b"new"
+        gone = last(server, "http.request").meta["request_id"]
+        answer = wire.ask("POST", "/", viewer=gone)
+        assert (answer.status, answer.body) == (201, b"posted")
 
 
 def test_status_headers_and_content_are_the_answer_s(shared: WebServer) -> None:

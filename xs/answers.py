@@ -379,10 +379,11 @@ class Answers:
 
     def _waiter_for(self, meta: dict[str, Any]) -> Optional[Waiter]:
         request_id, frame_id = meta.get("request_id"), meta.get("frame_id")
-        waiter = self._by_request.get(request_id) if isinstance(request_id, str) else None
-        if waiter is None and isinstance(frame_id, str):
-            waiter = self._by_frame.get(frame_id.lower())
-        return waiter
+        if request_id is not None:
+            # A handler's frame names its cause in any case. What it answers somebody who has gone
+            # must not reach the one whose request it was given.
+            return self._by_request.get(request_id) if isinstance(request_id, str) else None
+        return self._by_frame.get(frame_id.lower()) if isinstance(frame_id, str) else None
 
     # Reading again
 
