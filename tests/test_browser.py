@@ -1,4 +1,7 @@
-"""The to-do app of docs/web.md in a real browser: Chromium, driven as a person would use it."""
+"""The to-do app of docs/web.md in a real browser: Chromium, driven as a person would use it.
+
+And what visitors send to it who are no browsers.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from wire import Wire, request
 
 import xs
 
@@ -117,5 +121,58 @@ def test_what_is_added_in_one_window_appears_in_another_and_survives_a_restart(
         wait_for_items(browser, ["call Ada & <b>Bob</b> – ünïcode"])
         add(browser, "after the restart")
         wait_for_items(browser, ["call Ada & <b>Bob</b> – ünïcode", "after the restart"])
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/items", None, 400),
+        ("POST", "/done", b"", 400),
+        ("POST", "/items", b"\xff\x00", 400),
+        ("POST", "/done", b"\xff\x00", 400),
+        ("POST", "/items", b"x" * 501, 400),
+        ("POST", "/items", b"x" * (8 * 1024 * 1024 + 1), 400),
+        ("POST", "/events", b"x", 404),
+        ("HEAD", "/events", None, 404),
+        ("GET", "/items", None, 404),
+    ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
+)
+def test_no_request_takes_the_app_from_those_who_use_it(
+    store_dir: str, method: str, path: str, body: bytes | None, status: int
+) -> None:
+    running, address = serve(store_dir)
+    try:
+        install(store_dir)
+        port = int(address.rpartition(":")[2])
+        with Wire(port) as window, Wire(port) as visitor:
+            assert visitor.ask(method, path, body).status == status
+            window.send(request("GET", "/events"))
+            assert window.head()[0] == 200
+            assert window.chunk() == b"data: []\n\n"
+            assert visitor.ask("POST", "/items", b"buy milk").status == 204
+            assert window.chunk() == b'data: ["buy milk"]\n\n'
+        with xs.open(store_dir) as store:
+            named = [each for each in store.cat(topic="http.response") if "request_id" in each.meta]
+            assert len(named) == 1, "what was added is stored for the one window that there is"
+            assert not list(store.cat(topic="web.unregistered,live.unregistered"))
+    finally:
+        running.stop()
+
+
+def test_what_is_no_text_on_the_stream_keeps_nobody_from_the_list(store_dir: str) -> None:
+    running, address = serve(store_dir)
+    try:
+        with xs.open(store_dir) as store:
+            store.append("todo.added", b"\xff\x00")
+            store.append("todo.added")
+            store.append("todo.done")
+        install(store_dir)
+        with Wire(int(address.rpartition(":")[2])) as window:
+            window.send(request("GET", "/events"))
+            assert window.head()[0] == 200
+            assert window.chunk() == b"data: [[255,0]]\n\n"
     finally:
         running.stop()
