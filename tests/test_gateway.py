@@ -593,18 +593,20 @@ def test_without_an_answer_in_time_it_is_504_and_a_late_one_is_nobody_s(
     options = ("--http", str(tmp_path / "web"), "--http-timeout", "1")
     with web_server(store_dir, *options) as server, Wire(server.web[0]) as wire:
         handler = Handler(store_dir, nothing)
+        gone = Handler(store_dir, nothing, "http.disconnect")
         started = time.monotonic()
         answer = wire.ask("GET", "/")
         assert (answer.status, answer.body) == (504, b"nobody answered within 1 s\n")
         assert 0.9 < time.monotonic() - started < DEADLINE
         late = handler.next()
-        respond(handler.client, late, "late")
+        respond(handler.client, late, "late", more=True)
+        assert gone.next().meta == {"request_id": late.meta["request_id"]}
         handler._answer = echo
         assert wire.ask("GET", "/next").body == b"GET /next "
-    assert frames(store_dir, "http.disconnect") == []
+    assert len(frames(store_dir, "http.disconnect")) == 1
 
 
-def test_who_is_refused_and_stays_holds_no_place_and_has_not_gone(
+def test_who_is_refused_and_stays_holds_no_place_and_is_noted_once(
     store_dir: str, tmp_path: Path
 ) -> None:
     options = ("--http", str(tmp_path / "web"), "--http-timeout", "1", "--http-max", "1")
@@ -619,7 +621,7 @@ def test_who_is_refused_and_stays_holds_no_place_and_has_not_gone(
             assert wire.ask("GET", "/").status == 200
         assert stays.is_ended()
         until(lambda: server.status_of("Threads") < 20)
-    assert frames(store_dir, "http.disconnect") == []
+    assert len(frames(store_dir, "http.disconnect")) == 1
 
 
 def test_the_time_for_an_answer_is_the_time_for_its_beginning(

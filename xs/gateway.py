@@ -273,7 +273,7 @@ class Connection(Handler):
         try:
             found = waiter.next(self.gateway.options.timeout)
         except TimeoutError:
-            self._has_more = False
+            # Whoever begins an answer from now on is to learn that nobody hears it: `_has_more`.
             self.gateway.answers.forget(waiter)  # who hears of it finds its place free
             seconds = self.gateway.options.timeout
             return self._say(head, 504, f"nobody answered within {seconds:g} s")
