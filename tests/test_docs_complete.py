@@ -140,8 +140,8 @@ SPENT = {
     "requests from the web that wait": "gateway.Limits.waiting gateway.Limits.answer_seconds",
     "answers that are not read": "httpd.Limits.answers_waiting gateway.Limits.written_bytes "
     "gateway.Limits.written_seconds answers.KEPT_FRAMES answers.KEPT_BYTES",
-    "the output of scripts": "pipes.LINE_BYTES pipes.TAIL_BYTES handlers.AHEAD_FRAMES "
-    "handlers.ERROR_CHARACTERS handlers.COMMIT_FRAMES",
+    "the output of scripts": "pipes.LINE_BYTES pipes.TAIL_BYTES generators.VALUE_BYTES "
+    "handlers.AHEAD_FRAMES handlers.ERROR_CHARACTERS handlers.COMMIT_FRAMES",
     "processes": "scripts.EVALUATIONS_MAX scripts.SCRIPTS_MAX runner.START_SECONDS "
     "runner.RESTART_SECONDS handlers.DEATHS_MAX",
     "stores": "stores.STORES_MAX",

@@ -91,14 +91,63 @@ YIELDS = [
     ('print -n "noise"; [1]', 200, "application/x-ndjson", b"1\n"),
     ("^sh -c 'echo noise >&2; echo data'", 200, "application/octet-stream", b"data\n"),
     ("use std/math\n5", 200, "text/plain", b"5"),
+    # Nushell has these in pieces.
+    (
+        '[1 2 3] | each {|x| $"line ($x)"} | str join "\\n"',
+        200,
+        "text/plain",
+        b"line 1\nline 2\nline 3",
+    ),
+    ('"" | fill -w 20000 -c x', 200, "text/plain", b"x" * 20_000),
+    ('"x" | fill -w 20001 -c ü', 200, "text/plain", b"x" + "ü".encode() * 20_000),
+    ('"" | fill -w 300000 -c ü', 200, "text/plain", "ü".encode() * 300_000),
+    ('"" | fill -w 20000 -c x | into binary', 200, "application/octet-stream", b"x" * 20_000),
+    (
+        "1..3000 | to json --raw",
+        200,
+        "text/plain",
+        b"[%s]" % b",".join(b"%d" % n for n in range(1, 3001)),
+    ),
+    ("1..3 | wrap a | to csv", 200, "text/plain", b"a\n1\n2\n3\n"),
+    ("1..3 | each {|n| print noise; $n} | str join", 200, "text/plain", b"123"),
+    ("0x[]", 200, "application/octet-stream", b""),
+    ("^true", 204, "", b""),
 ]
 
 
-@pytest.mark.parametrize(("script", "status", "kind", "body"), YIELDS)
+@pytest.mark.parametrize(
+    ("script", "status", "kind", "body"), YIELDS, ids=[script for script, *_ in YIELDS]
+)
 def test_the_answer_s_type_follows_what_the_script_yields(
     shared: Server, script: str, status: int, kind: str, body: bytes
 ) -> None:
     assert post(shared, "/eval", script) == (status, kind, body)
+
+
+@pytest.mark.parametrize(
+    "data", ["ünï\n".encode() * 10_000, bytes(range(256)) * 200], ids=["text", "bytes"]
+)
+def test_content_and_files_are_answered_whole(shared: Server, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    with xs.open(shared.directory) as store:
+        frame = store.append("notes", data)
+    kind = "application/octet-stream" if b"\xff" in data else "text/plain"
+    assert post(shared, "/eval", f".content {frame.id}") == (200, kind, data)
+    assert post(shared, f"/pipe/{frame.id}", ".cas $in.hash") == (200, kind, data)
+    for script in (f".content {frame.id} --raw", f"open --raw {tmp_path}/file"):
+        assert post(shared, "/eval", script) == (200, "application/octet-stream", data)
+    assert len(post(shared, "/eval", "random binary 20000")[2]) == 20_000
+
+
+def test_a_text_that_fails_on_its_way_is_400_while_it_is_short(shared: Server) -> None:
+    script = (
+        "1..{} | each {|n| if $n == {} { error make {msg: late} }; $n | fill -w 1000 } | str join"
+    )
+    status, kind, body = post(shared, "/eval", script.replace("{}", "9"))
+    assert (status, kind) == (400, "text/plain")
+    assert b"late" in body
+    with xs.open(shared.directory) as store, pytest.raises(errors.BrokenBody):
+        store.eval(script.replace("{}", "900"))
 
 
 def test_a_frame_is_the_input_of_pipe(shared: Server) -> None:
@@ -218,8 +267,13 @@ def test_a_killed_server_s_script_is_gone_within_a_second(server: Server) -> Non
     sock.close()
 
 
-def test_a_slow_reader_slows_the_script_down(server: Server) -> None:
-    sock = begin(server, "^yes")
+@pytest.mark.parametrize(
+    "script",
+    ["^yes", 'let t = ("x" | fill -w 10000); 1.. | each { $t } | str join', "^yes | into binary"],
+    ids=["command", "text", "bytes"],
+)
+def test_a_slow_reader_slows_the_script_down(server: Server, script: str) -> None:
+    sock = begin(server, script)
     with open(f"/proc/{server.process.pid}/status") as file:
         before = int(next(line for line in file if line.startswith("VmRSS")).split()[1])
     # The pipe and the socket fill, and then nobody does anything any more.

@@ -117,7 +117,13 @@ def test_what_json_has_no_type_for_is_json_too_and_no_text(service: Service) -> 
         ('print "noise"; print -n "more"; 5', [b"5"]),
         ("use std/math\n$math.PI | into int", [b"3"]),
         ("'a\nb' | lines", [b"a", b"b"]),
+        # Nushell has these in pieces.
+        ('"" | fill -w 20000 -c ü', ["ü".encode() * 20_000]),
+        ('[1 2 3] | each {|x| $"line ($x)"} | str join "\\n"', [b"line 1\nline 2\nline 3"]),
+        ('"" | fill -w 20000 -c x | into binary', [b"x" * 20_000]),
+        ("1..3000 | each { 0x[ff] } | bytes collect", [b"\xff" * 3000]),
     ],
+    ids=range(14),
 )
 def test_what_a_pipeline_yields_is_its_values(
     service: Service, script: str, values: list[bytes]
@@ -147,6 +153,27 @@ def test_bytes_from_another_program_are_values_as_they_come(service: Service) ->
     wait_until(is_all_there, "all bytes")
     assert b"".join(each.content for each in found) == b"one\n" + b"\0" * 70_000 + b"\n"
     assert max(len(each.content) for each in found) <= generators.CHUNK_BYTES
+
+
+def test_a_file_is_values_as_a_byte_stream_is(service: Service, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 200
+    (tmp_path / "file").write_bytes(data)
+    service.append("g.spawn", f"open --raw {tmp_path}/file")
+    (stop,) = service.wait("g.stop")[:1]
+    assert stop.meta["reason"] == "finished"
+    found = [each.content for each in service.frames("g.recv") if each.id < stop.id]
+    assert b"".join(found) == data
+    assert max(map(len, found)) <= generators.CHUNK_BYTES
+
+
+def test_a_text_without_end_is_a_failure(
+    service: Service, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xs.generators.VALUE_BYTES", 1 << 20)
+    service.append("g.spawn", "let t = ('x' | fill -w 10000); 1.. | each { $t } | str join")
+    (stop,) = service.wait("g.stop")[:1]
+    assert "it yielded one value of more than 1048576 bytes: `lines`" in stop.meta["reason"]
+    assert service.frames("g.recv") == []
 
 
 def test_values_come_before_the_script_ends(service: Service) -> None:

@@ -559,14 +559,21 @@ def _evaluate(request: Request, line: bytes | None) -> Answer:
     if kind is None:
         evaluation.close()
         return Answer(204)
-    if kind in (TEXT, JSON):
+    if evaluation.kind in ("text", "json"):
         body = b"".join(evaluation)
         evaluation.close()
         return Answer(200, kind, body)
     return Answer(200, kind, blocks=evaluation)
 
 
-_EVALUATED = {"nothing": None, "text": TEXT, "json": JSON, "lines": NDJSON, "bytes": BYTES}
+_EVALUATED = {
+    "nothing": None,
+    "text": TEXT,
+    "long text": TEXT,
+    "json": JSON,
+    "lines": NDJSON,
+    "bytes": BYTES,
+}
 
 
 def _ps(store: Store, request: Request, _: str) -> Answer:

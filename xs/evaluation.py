@@ -1,15 +1,14 @@
 """A script that is run for a request: `POST /eval` and `POST /pipe/:id`.
 
 The kind of what the script yields decides the answer's type. A list, a stream or bytes are answered
-as they come; anything else once the script has ended well. Standard error is never part of it: it
-goes to the server's log, and into the error if the script fails.
+as they come, as is text when there is much of it; anything else once the script has ended well.
+Standard error is never part of it: it goes to the server's log, and into the error if the script
+fails.
 """
 
 from __future__ import annotations
 
-import binascii
 import contextlib
-import json
 import selectors
 import socket
 from collections.abc import Callable, Iterator
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
     from typing import Optional
 
 LOOK_SECONDS = 0.2  # between two looks whether anybody still waits for the answer
+HELD_BYTES = 1 << 18  # of a text: so much waits for the script's end, since it may yet fail
 
-# Kinds of answers.
+# Kinds of answers. A text is one block, a long one many.
 NOTHING, TEXT, JSON, LINES, BYTES = "nothing", "text", "json", "lines", "bytes"
+LONG_TEXT = "long text"
 _LISTS = ("stream", "list", "table", "range")
 
 
@@ -167,14 +168,38 @@ class Evaluation:
             for _ in lines:
                 pass
             yield NOTHING.encode()
-        elif said == b"byte stream":
+        elif said == nu.BYTE_STREAM:
             yield from self._bytes()
+        elif said == nu.BINARY:
+            yield from self._pieces(lines)
+        elif said == nu.TEXT:
+            yield from self._text(lines)
         elif said.startswith(tuple(kind.encode() for kind in _LISTS)):
             yield from self._list(lines)
         else:
-            values = list(lines)  # one; and the script has ended well
-            # Nushell takes an empty text for a list of nothing.
-            yield from self._single(values[0] if values else b'J""')
+            # One line, and the script has ended well.
+            yield from self._single(b"".join(list(lines)))
+
+    def _pieces(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(lines, None)  # or its error
+        yield BYTES.encode()
+        if first is not None:
+            yield nu.content_of(first)
+        yield from map(nu.content_of, lines)
+
+    def _text(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        held: list[bytes] = []
+        size = 0
+        for said in lines:
+            held.append(nu.content_of(said))
+            size += len(held[-1])
+            if size > HELD_BYTES:
+                yield LONG_TEXT.encode()
+                yield b"".join(held)
+                yield from map(nu.content_of, lines)
+                return
+        yield TEXT.encode()
+        yield b"".join(held)
 
     def _list(self, lines: Iterator[bytes]) -> Iterator[bytes]:
         first = next(lines, None)  # or its error
@@ -185,19 +210,12 @@ class Evaluation:
             yield _as_json(said)
 
     def _single(self, said: bytes) -> Iterator[bytes]:
-        if said[:1] == b"B":
-            yield BYTES.encode()
-            yield binascii.a2b_base64(said[1:])
-            return
-        if said[1:2] == b'"':
-            yield TEXT.encode()
-            yield str(json.loads(said[1:])).encode("utf-8", "replace")
-        elif said[1:2] in (b"{", b"[") or said[1:] == b"null":
+        if said[1:2] in (b"{", b"[") or said[1:] == b"null":
             yield JSON.encode()
             yield said[1:] + b"\n"
-        else:
+        else:  # also what JSON has no type for, and as a text: a time
             yield TEXT.encode()
-            yield said[1:]
+            yield nu.content_of(b"S" + said[1:] if said[1:2] == b'"' else said)
 
 
 def _as_json(said: bytes) -> bytes:

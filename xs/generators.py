@@ -9,10 +9,8 @@ so: each is given at most once, in order, also when the process or the server di
 
 from __future__ import annotations
 
-import binascii
 import functools
 import itertools
-import json
 import threading
 import time
 
@@ -34,11 +32,11 @@ if TYPE_CHECKING:
 
 COMMIT_VALUES = 1000  # values in one transaction
 CHUNK_BYTES = 16 * 1024  # of a byte stream, in one value
+VALUE_BYTES = 16 << 20  # of a text, or of bytes, that come in pieces and are one value
 SENDS = 100  # frames of input that are marked as given in one transaction …
 SEND_BYTES = 64 * 1024  # … and their bytes, about: as many as are lost when their process dies
 
-# What a process yields, if not values of Nushell.
-_LINES, _BYTE_STREAM = b"lines", b"byte stream"
+_LINES = b"lines"  # what a process yields that is not Nushell
 
 
 class Spawn(NamedTuple):
@@ -117,6 +115,7 @@ class Generator(Runner):
         self._started = False
         self._kind: bytes | None = None  # what it yields
         self._values: list[Append] = []
+        self._held = bytearray()  # of the one value that it yields: what has come so far
         self._committing: BatchWork | None = None
         self._committed = threading.Event()  # no commit is under way
         self._committed.set()
@@ -325,15 +324,28 @@ class Generator(Runner):
                 self._on_start()
             else:
                 raise Failed("it said something before it began")
-        if self._kind == _BYTE_STREAM:
+        if self._kind == nu.BYTE_STREAM:
             data = pipes.rest()
             for start in range(0, len(data), CHUNK_BYTES):
                 self._add(data[start : start + CHUNK_BYTES])
             return
+        is_one = self._kind in (nu.TEXT, nu.BINARY)
         for line in pipes.lines():
             said = pipes.ours(line)
-            if said is not None:
-                self._add(said if self._kind == _LINES else _value(said))
+            if said is None:
+                continue
+            if is_one:
+                self._held += nu.content_of(said)
+            else:
+                self._add(said if self._kind == _LINES else nu.content_of(said))
+        if len(self._held) > VALUE_BYTES:
+            raise Failed(
+                f"it yielded one value of more than {VALUE_BYTES} bytes: `lines` makes many of a "
+                "text, `chunks` of bytes"
+            )
+        if self._held and pipes.status is not None:
+            self._add(bytes(self._held))
+            self._held.clear()
 
     def _add(self, value: bytes) -> None:
         try:
@@ -444,14 +456,3 @@ class Generator(Runner):
 
 
 _NO_INPUT: Iterator[bytes] = iter(())
-
-
-def _value(said: bytes) -> bytes:
-    """The content that a value becomes (run_script.nu): its bytes, its text, or JSON."""
-    if said[:1] == b"B":
-        return binascii.a2b_base64(said[1:])
-    if said[:1] == b"J":
-        return said[1:]
-    if b"\\" not in said:  # nothing is escaped: what stands between the quotes
-        return said[2:-1]
-    return str(json.loads(said[1:])).encode("utf-8", "replace")

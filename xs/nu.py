@@ -7,6 +7,8 @@ there too. Knows no topics.
 
 from __future__ import annotations
 
+import binascii
+import json
 import os
 import subprocess
 
@@ -21,6 +23,10 @@ OLDEST = (0, 109, 1)  # its `http` commands know Unix sockets
 _PIPEFAIL = (0, 115)  # from here on an external command that fails is an error wherever it stands
 _VERSION_SECONDS = 20.0  # for `nu --version`, on a machine that has a lot to do
 _HERE = os.path.dirname(os.path.abspath(__file__))
+
+# Kinds of what a script yields (run_script.nu): of these the pieces make one value …
+TEXT, BINARY = b"string (stream)", b"binary (stream)"
+BYTE_STREAM = b"byte stream"  # … and this follows as it is
 
 GATHER = "XS_GATHER"  # tells the module's .append to leave frames to the handler's answer
 MARK = "XS_MARK"
@@ -39,6 +45,17 @@ def handler(text: bytes, *, stateful: bool) -> Command:
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
     return _command("run_handler.nu", kind, files, {GATHER: "1"}, INPUT)
+
+
+def content_of(said: bytes) -> bytes:
+    """What a value is as content, by its line (run_script.nu): its bytes, its text, or JSON."""
+    if said[:1] == b"B":
+        return binascii.a2b_base64(said[1:])
+    if said[:1] == b"J":
+        return said[1:]
+    if b"\\" not in said:  # nothing is escaped: what stands between the quotes
+        return said[2:-1]
+    return str(json.loads(said[1:])).encode("utf-8", "replace")
 
 
 def _command(

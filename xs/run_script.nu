@@ -4,7 +4,9 @@
 # line of ours begins with a mark that no script can guess, since a script's own `print` goes there
 # too: first "start", then the kind of what the script yields, then a line for each value: S and a
 # string as JSON, B and bytes in base64, or J and any other value as JSON (also one that JSON has no
-# type for, such as a time). A byte stream follows its kind as it is.
+# type for, such as a time). Text and bytes that are all that it yields, "string (stream)" and
+# "binary (stream)", come in pieces, a line each, since Nushell has long ones in pieces. A "byte
+# stream", of an external command or a file, follows its kind as it is.
 
 use xs.nu *
 
@@ -30,7 +32,9 @@ def xs-answer [] {
 }
 
 def xs-by-kind [kind: string] {
-  if $kind == "nothing" { } else if $kind == "byte stream" { tee {} } else { xs-values }
+  if $kind == "nothing" { } else if $kind == "byte stream" {
+    skip 0 | print --raw --no-newline # `print` alone would hide from 0.115 that a command has failed
+  } else { xs-values }
 }
 
 def main [input: string] {
