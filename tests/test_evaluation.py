@@ -236,8 +236,11 @@ def begin(server: Server, script: str) -> socket.socket:
         "sleep 1hr",
         "1.. | each {|n| sleep 10ms; $n}",
         "^sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000'",
+        "loop { print -e x; sleep 10ms }",
+        "loop { print x; sleep 10ms }",
+        "#!/bin/sh\nwhile sleep 0.01; do echo x >&2; done\n",
     ],
-    ids=["silent", "streaming", "stubborn"],
+    ids=["silent", "streaming", "stubborn", "complaining", "printing", "program"],
 )
 def test_a_client_that_goes_away_ends_the_script(server: Server, script: str) -> None:
     begin(server, script).close()

@@ -693,6 +693,10 @@ def test_bytes_that_a_script_yields_come_back_as_bytes(place: Place) -> None:
     assert value(".eval {|| 0x[00 ff] } | describe", place).startswith("binary")
 
 
+def test_a_long_text_comes_back_whole(place: Place) -> None:
+    assert value(".eval {|| 'x' | fill -w 400000 -c ü }", place) == "x" + "ü" * 399_999
+
+
 def test_a_frame_is_the_scripts_input(place: Place) -> None:
     frame = place.store.append("piped", b"content", meta={"n": 1})
     assert value(f".pipe {frame.id} '$in.meta.n + 1'", place) == "2"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from xs import nu
@@ -54,6 +55,7 @@ class Evaluation:
         """
         self._on_close: Callable[[], None] | None = on_close
         self._is_wanted = is_wanted
+        self._looked = time.monotonic()  # when that was asked last
         self._held = contextlib.ExitStack()  # what is closed when it ends, whatever there is of it
         self._pipes: Pipes | None = None
         is_program = text.startswith(b"#!")
@@ -109,10 +111,14 @@ class Evaluation:
             if self._wakened.fileno() in ready:
                 self._wakened.recv(64)
             pipes.handle(ready)
+            # Also of a script that always has something to say: it need not be said to the client.
+            now = time.monotonic()
+            if now - self._looked >= LOOK_SECONDS:
+                self._looked = now
+                if not self._is_wanted():
+                    raise Failed("nobody waits for the answer any more")
             if ready:
                 return True
-            if not self._is_wanted():
-                raise Failed("nobody waits for the answer any more")
 
     def _check_end(self) -> None:
         """Raises `Failed` unless the script has ended well."""
