@@ -752,7 +752,7 @@ def test_what_runs_is_listed(place: Place) -> None:
 
 def test_in_a_handler_append_leaves_its_frame_to_the_handler(place: Place) -> None:
     code = """
-        $env.XS_GATHER = "1"
+        $env.XS_GATHER = {job: 0}
         let back = [
           ("text" | .append left --meta {a: 1} --ttl 1sec)
           (0x[ff] | .append left)
@@ -773,8 +773,25 @@ def test_in_a_handler_append_leaves_its_frame_to_the_handler(place: Place) -> No
 
 @pytest.mark.parametrize("flag", ["--if-last none", "--key k", "--addr x"])
 def test_in_a_handler_append_refuses_what_needs_an_answer(flag: str, place: Place) -> None:
-    told = error(f'"x" | .append left {flag}', place, XS_GATHER="1")
+    told = error(f'$env.XS_GATHER = {{job: 0}}; "x" | .append left {flag}', place)
     assert told["said"].startswith("no --if-last, --key or --addr in a handler")
+
+
+def test_the_variable_of_another_process_takes_no_frame(place: Place) -> None:
+    assert nu('"x" | .append kept | get topic', place, XS_GATHER="1") == b"kept\n"
+    assert stored(place, "kept") == [b"x"]
+
+
+def test_a_nushell_that_a_handler_starts_appends_to_the_store(place: Place) -> None:
+    module = Path(xs.__file__).with_name("xs.nu")
+    code = f'use {module} *; "x" | .append child.out | ignore'
+    script = f"{{|frame| ^$nu.current-exe -n -c '{code}'; .append child.done }}"
+    place.store.append("child.register", script, meta={"topic": "child.in"})
+    next(iter(place.store.cat(topic="child.registered", follow=True, limit=1)))
+    place.store.append("child.in")
+    list(place.store.cat(topic="child.done", follow=True, limit=1))
+    assert stored(place, "child.out") == [b"x"]
+    place.store.append("child.unregister")
 
 
 def test_a_handler_of_the_server_appends_with_it(place: Place) -> None:

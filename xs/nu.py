@@ -28,14 +28,13 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 TEXT, BINARY = b"string (stream)", b"binary (stream)"
 BYTE_STREAM = b"byte stream"  # … and this follows as it is
 
-GATHER = "XS_GATHER"  # tells the module's .append to leave frames to the handler's answer
 MARK = "XS_MARK"
 
 
 def script(text: bytes, input_: str) -> Command:
     """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
     input_at = None if input_ == "none" else INPUT
-    return _command("run_script.nu", input_, {"script.nu": text}, {}, input_at)
+    return _command("run_script.nu", input_, {"script.nu": text}, input_at)
 
 
 def handler(text: bytes, *, stateful: bool) -> Command:
@@ -44,7 +43,7 @@ def handler(text: bytes, *, stateful: bool) -> Command:
     typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
-    return _command("run_handler.nu", kind, files, {GATHER: "1"}, INPUT)
+    return _command("run_handler.nu", kind, files, INPUT)
 
 
 def content_of(said: bytes) -> bytes:
@@ -62,14 +61,13 @@ def _command(
     runner: str,
     argument: str,
     files: dict[str, bytes],
-    variables: dict[str, str],
     input_at: Optional[int],
 ) -> Command:
     mark = os.urandom(16).hex()
     path, version = _find()
     pipefail = ["--experimental-options", "[pipefail]"] if version < _PIPEFAIL else []
     words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, runner), argument]
-    return Command(words, files, {MARK: mark, **variables}, input_at, mark.encode())
+    return Command(words, files, {MARK: mark}, input_at, mark.encode())
 
 
 def find() -> str:

@@ -34,18 +34,23 @@ export def ".append" [
   --key: string # the same key again on the topic answers the same frame, and appends nothing
   --addr: string # the store's server, in place of $env.XS_ADDR
 ]: any -> any {
-  if $env.XS_GATHER? != null {
-    gather [[topic $topic] [meta $meta] [ttl (milliseconds $ttl)]] [$if_last $key $addr] (
-      metadata $topic
-    )
-  } else {
-    post [append $topic] {ttl: (milliseconds $ttl), if-last: $if_last} $addr {
-      topic: (metadata $topic)
-      meta: (metadata $meta)
-      ttl: (metadata $ttl)
-      "if-last|newest": (metadata $if_last)
-      key: (metadata $key)
-    } (fields $meta $key)
+  # In a handler this is a record, so no Nushell that the handler starts is given it: its frames are
+  # its own.
+  match $env.XS_GATHER? {
+    {job: $job} => {
+      gather $job [[topic $topic] [meta $meta] [ttl (milliseconds $ttl)]] [$if_last $key $addr] (
+        metadata $topic
+      )
+    }
+    _ => {
+      post [append $topic] {ttl: (milliseconds $ttl), if-last: $if_last} $addr {
+        topic: (metadata $topic)
+        meta: (metadata $meta)
+        ttl: (metadata $ttl)
+        "if-last|newest": (metadata $if_last)
+        key: (metadata $key)
+      } (fields $meta $key)
+    }
   }
 }
 
@@ -310,8 +315,8 @@ def known [pairs: list<any>] {
   $found
 }
 
-# Leaves a frame to the handler, or the .step, in which this runs; the job is the one with this id.
-def gather [frame: list<any>, refused: list<any>, at: record] {
+# Leaves a frame to the handler, or the .step, in which this runs, by the mailbox of its job.
+def gather [job: int, frame: list<any>, refused: list<any>, at: record] {
   let content = $in
   if $refused != [null null null] {
     fail (
@@ -323,14 +328,14 @@ def gather [frame: list<any>, refused: list<any>, at: record] {
     "string" | "nothing" => [content $content]
     "binary" => [content_base64 ($content | encode base64)]
     _ => [content ($content | to json --raw)]
-  })]) | job send (($env.XS_GATHER | into int) - 1) --tag 7
+  })]) | job send $job --tag 7
 }
 
 def step [handler: closure, stateful: bool, initial_state: any, at: record] {
   prepend {next: $initial_state} | where topic? != xs.threshold
   | generate {|frame, state: any = null|
     if $frame.id? == null { return $frame } # the one that was put before them
-    let found = with-env {XS_GATHER: (1 + (job id))} {
+    let found = with-env {XS_GATHER: {job: (job id)}} {
       if $stateful { do $handler $frame $state | default {} } else { {out: (do $handler $frame)} }
     }
     if ($found | describe) !~ '^record' or ($found | reject --optional state out) != {} {
