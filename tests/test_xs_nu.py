@@ -842,6 +842,9 @@ def test_step_hands_state_on_by_way_of_json(place: Place) -> None:
     code = """.cat -T stepped.state | .step --stateful {|frame, n|
         let n = $n | default 0; {state: ($n + 1), out: ($n | describe)} } | get state"""
     assert value(code, place) == [1, 2, 3]
+    code = """.cat -T stepped.state | .step --stateful --initial-state 1 {|frame, n| {state: null} }
+        | get state"""
+    assert value(code, place) == [None] * 3
 
 
 def test_step_takes_one_frame_and_frames_with_content(place: Place) -> None:

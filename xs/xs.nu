@@ -343,7 +343,7 @@ def step [handler: closure, stateful: bool, initial_state: any, at: record] {
         $"a stateful handler returns {state?, out?} or nothing, not ($found | to nuon)"
       ) "this one" $at
     }
-    let state = $found.state? | default $state | to json --raw | from json
+    let state = if state in $found { $found.state } else { $state } | to json --raw | from json
     {out: {frame_id: $frame.id, out: $found.out?, state: $state, append: (gathered)}, next: $state}
   }
 }
