@@ -17,7 +17,7 @@ from conftest import DEADLINE
 from xs import frame, query
 from xs.commit import Append
 from xs.delivery import Delivery, Follower
-from xs.reader import Reader
+from xs.reader import LIVE_BYTES, Reader
 from xs.store import Store
 
 
@@ -215,6 +215,46 @@ def test_a_slow_follower_gets_the_rest_of_its_bytes_and_what_it_missed(desk: Des
     thread.join(DEADLINE)
     desk.append("t")
     assert int(slow.line(), 16) > 0
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_a_large_content_is_left_to_a_thread_of_who_wants_it(
+    desk: Desk, limit: Optional[int]
+) -> None:
+    """One thread sends to all: it makes a bounded amount for one after the other."""
+    wants, follower = desk.follow(with_content=True, limit=limit)
+    plain, _ = desk.follow()
+    made = desk.append("t")
+    assert wants.line() == plain.line() == made
+    large = desk.store.append(Append("t", desk.store.cas.take([b"x" * (LIVE_BYTES + 1)]))) + b"\n"
+    assert plain.line() == large
+    assert wants.again.wait(DEADLINE)
+    assert wants.resumed == [follower] and not follower.is_parked
+    assert not follower.unsent  # nothing of it was made
+    last = desk.append("t")
+    block = follower.reader.coming()
+    assert block is not None and json.loads(block)["content"] == "x" * (LIVE_BYTES + 1)
+    assert follower.reader.coming() == last and follower.reader.coming() is None
+    assert plain.line() == last
+
+
+@pytest.mark.parametrize("with_content", [False, True])
+def test_a_follower_that_has_fallen_behind_reads_a_bounded_amount_at_a_time(
+    desk: Desk, with_content: bool
+) -> None:
+    _, follower = desk.follow(with_content=with_content, park=False)
+    size, count = 100_000, 30
+    content = None if with_content else "m" * size
+    made = []
+    for _ in range(count):
+        taken = desk.store.cas.take([b"x" * size]) if with_content else None
+        made.append(desk.store.append(Append("t", taken, json.dumps(content))))
+    blocks = []
+    while (block := follower.reader.coming()) is not None:
+        assert len(block) < LIVE_BYTES + size + 1000
+        blocks.append(block)
+    found = [json.loads(line)["id"] for line in b"".join(blocks).splitlines()]
+    assert found == [json.loads(line)["id"] for line in made]
 
 
 def test_limit_ends_a_follower_after_its_last_frame(desk: Desk) -> None:

@@ -923,6 +923,22 @@ def test_a_slow_follower_misses_and_repeats_nothing(server: Server) -> None:
         assert high_water(server) - before < 64_000
 
 
+def test_a_follower_with_content_that_stops_reading_costs_a_bounded_amount_of_memory(
+    server: Server,
+) -> None:
+    """Control characters take six bytes each in JSON: a quarter of a gigabyte in all."""
+    content, count = b"\1" * 2_000_000, 20
+    with Wire(server.directory) as slow, Wire(server.directory) as writer:
+        slow.send(request("GET", "/?follow&new&with-content"))
+        slow.head()
+        before = high_water(server)
+        for _ in range(count):
+            assert writer.ask("POST", "/append/t", content).status == 200
+        for _ in range(count):
+            assert json.loads(slow.chunk())["content"] == content.decode()
+        assert high_water(server) - before < 100_000
+
+
 def test_followers_that_keep_pace_badly_are_never_cut_off(server: Server) -> None:
     """Parking and coming back again and again, while frames arrive."""
     count = 3000

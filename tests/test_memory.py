@@ -238,6 +238,25 @@ def test_where_no_memory_is_left_requests_are_refused_and_the_server_goes_on(
     assert json.loads(done.stdout.splitlines()[-1])["problems"] == 0, done.stdout
 
 
+def test_a_content_for_which_there_is_no_memory_ends_its_follower_and_no_other(
+    server: Server,
+) -> None:
+    plain, wants, writer = Client(server), Client(server), Client(server)
+    plain.send(b"GET /?follow&new&topic=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    wants.send(b"GET /?follow&new&with-content HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert plain.head() and wants.head()
+    assert writer.ask("/append/a", b"x") == (200, plain.chunk())
+    assert wants.chunk()
+    with little_room(server, 20 * MEGABYTE):  # as JSON it has 48
+        assert writer.ask("/append/large", b"\1" * 8_000_000)[0] == 200
+        assert writer.ask("/append/a", b"x") == (200, plain.chunk())
+        with pytest.raises(EOFError):
+            wants.chunk()
+    assert writer.ask("/append/a", b"x") == (200, plain.chunk())
+    for client in (plain, wants, writer):
+        client.sock.close()
+
+
 def wait_until(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not is_true():

@@ -4,7 +4,9 @@ Waking a thread for each of 1,000 followers takes 300 ms in CPython; sending fro
 (measured on a trial). So a follower that has caught up has no thread: its connection is parked
 here, and when the bus has something, one thread encodes it once for all who want the same, and
 sends it without blocking. Who can't take the bytes goes back to a thread of its own, which reads
-the index until it has caught up, and is parked again.
+the index until it has caught up, and is parked again. So does who wants a content that is large:
+this thread makes a bounded amount for one after the other, so that nobody's reading costs memory
+without end, or holds up the others.
 
 A second thread watches parked connections for clients that go away. Both start with the first
 follower.
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Optional, Protocol
 from xs import frame, http1, threads
 from xs.errors import Unavailable, XsError
 from xs.frame import Entry
-from xs.reader import Form, Reader, write_entries
+from xs.reader import LIVE_BYTES, Form, Reader, portion, write_entries
 from xs.sockets import is_half_closed
 from xs.store import Store
 
@@ -70,6 +72,10 @@ class Follower:
 
     def framed(self, data: bytes) -> bytes:
         return http1.chunk(data) if self.connection.chunked else data
+
+    def parts(self, data: bytes) -> tuple[bytes, ...]:
+        """As `framed`, in parts to be sent one after the other."""
+        return http1.chunk_parts(data) if self.connection.chunked else (data,)
 
 
 if TYPE_CHECKING:
@@ -258,7 +264,7 @@ class Delivery:
                 if entries is None:
                     self._send_all_back()
                 elif entries:
-                    self._dispatch(entries)
+                    self._dispatch(portion(entries))
                 self._send_pulses()
                 if not self._groups and not self._bus.closed:
                     self._anyone.clear()
@@ -296,50 +302,71 @@ class Delivery:
             _, chunks, form, _ = group.key
             if not chunks:
                 found = [entry for entry in found if entry.first is None]
-            data = b""
+            data: bytes | None = None  # what all who want the same get …
+            end = newest  # … and how far that goes
             for follower in list(group.followers):
                 reader = follower.reader
                 try:
                     if follower.is_simple and reader.position < first:
-                        if not data and found:
-                            data = follower.framed(write_entries(form, self._store, found))
-                        own = data
+                        if data is None:
+                            block, count = write_entries(form, self._store, found, LIVE_BYTES)
+                            if count < len(found):
+                                end = found[count - 1].id if count else self._position
+                            data = follower.framed(block) if block else b""
+                        own, passed = data, end
                     else:
                         mine = [entry for entry in found if entry.id > reader.position]
-                        block = reader.live(mine)
+                        block = reader.live(mine, LIVE_BYTES)
                         own = follower.framed(block) if block else b""
-                except (XsError, OSError):  # content that can't be read: the body breaks off
+                        is_all = not mine or reader.position >= mine[-1].id
+                        passed = newest if is_all else reader.position
+                except (XsError, OSError, MemoryError):
+                    # Content that can't be read, or for which there is no memory: the body breaks
+                    # off. Its client can come back, and nobody else waits until it goes well.
                     self._take_out(follower, follower.connection.drop)
                     continue
-                except MemoryError:
-                    if reader.position >= first:  # it may have passed what it was not given
-                        self._take_out(follower, follower.connection.drop)
-                    raise
-                self._send(follower, own, newest)
-                reader.position = newest  # if memory gets short now, it is not sent this again
+                self._send(follower, own, passed, is_all=passed == newest)
                 if follower.is_parked and not follower.is_simple and reader.is_finished:
                     self._take_out(follower, follower.connection.end_following)
         self._position = newest
 
-    def _send(self, follower: Follower, data: bytes, position: int) -> None:
-        """Sends without blocking; who can't take all of it goes back to a thread of its own."""
-        if not data:
-            return
+    def _send(self, follower: Follower, data: bytes, position: int, *, is_all: bool = True) -> None:
+        """Sends without blocking; the follower has passed `position` then.
+
+        Who can't take all of it goes back to a thread of its own, and so does whom this is not all
+        for.
+        """
+        reader = follower.reader
         try:
-            sent = follower.connection.sock.send(data, socket.MSG_DONTWAIT)
+            sent = follower.connection.sock.send(data, socket.MSG_DONTWAIT) if data else 0
         except BlockingIOError:
             sent = 0
         except (OSError, MemoryError):  # without memory it may have been sent, nobody knows how far
             self._take_out(follower, follower.connection.drop)
             return
-        if sent < len(data):
+        if position > reader.position:
+            reader.position = position  # if memory gets short now, it is not sent this again
+        if sent == len(data) and is_all:
+            return
+        try:
             follower.unsent = memoryview(data)[sent:]
-            follower.reader.position = max(follower.reader.position, position)
-            self._take_out(follower, functools.partial(follower.connection.resume, follower))
+            resume = functools.partial(follower.connection.resume, follower)
+        except MemoryError:
+            self._take_out(follower, follower.connection.drop)
+        else:
+            self._take_out(follower, resume)
 
     def _take_out(self, follower: Follower, act: Callable[[], None]) -> None:
-        """Takes a follower out, and has `act` done with its connection: both, or neither yet."""
-        self._after.append(act)
+        """Takes a follower out, and has `act` done with its connection: both, whatever it takes.
+
+        Who has been sent a part must not be taken for one who has all.
+        """
+        while True:
+            try:
+                self._after.append(act)
+                break
+            except MemoryError:
+                time.sleep(threads.PAUSE_SECONDS)
         self._insist_on_removing(follower)
 
     def _send_all_back(self) -> None:

@@ -424,6 +424,7 @@ class Connection(Handler):
                 if block:
                     self._out.write(start, *(http1.chunk_parts(block) if chunked else (block,)))
                     start = b""
+                    del block  # before the next one is made
                 elif start:  # nothing comes for a while: that it will is an answer already
                     self._out.write(start)
                     start = b""
@@ -501,7 +502,8 @@ class Connection(Handler):
         follower = Follower(self, reader)
         try:
             for block in reader.history():
-                self._out.write(follower.framed(block))
+                self._out.write(*follower.parts(block))
+                del block  # before the next one is made
             if reader.left > 0:
                 if reader.wants_threshold:
                     self._out.write(follower.framed(reader.threshold()))
@@ -522,13 +524,14 @@ class Connection(Handler):
             missed = reader.missed()
             if missed is not None:
                 for block in missed:
-                    self._out.write(follower.framed(block))
+                    self._out.write(*follower.parts(block))
+                    del block  # before the next one is made
                 continue
-            entries = bus.after(reader.position)
-            if entries:
-                block = reader.live(entries)
-                if block:
-                    self._out.write(follower.framed(block))
+            coming = reader.coming()
+            if coming is not None:
+                if coming:
+                    self._out.write(*follower.parts(coming))
+                    del coming
                 continue
             if self._served.delivery.park(follower):
                 return True
@@ -551,14 +554,18 @@ class Connection(Handler):
     def _resume(self, follower: Follower) -> None:
         is_parked = False
         try:
-            unsent, follower.unsent = follower.unsent, b""
-            self._out.write(bytes(unsent))
+            self._write_unsent(follower)
             is_parked = self._catch_up(follower)
         except (OSError, XsError):
             pass  # the client is gone, or what is stored is damaged: the body breaks off
         finally:  # also where memory is short: who is cut off comes back
             if not is_parked:
                 threads.insist(self._close)
+
+    def _write_unsent(self, follower: Follower) -> None:
+        """Writes what the delivery could not, and lets go of it."""
+        unsent, follower.unsent = follower.unsent, b""
+        self._out.write(unsent)
 
     def end_following(self) -> None:
         """A parked follower has all that it will get."""

@@ -17,7 +17,7 @@ from xs.schema import Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from xs.frame import Entry
     from xs.query import ReadOptions
@@ -27,6 +27,7 @@ THRESHOLD = "xs.threshold"
 PULSE = "xs.pulse"
 
 CONTENT_INLINE_MAX = 8 * 1024 * 1024  # bytes: larger content is left to its hash by with-content
+LIVE_BYTES = 256 * 1024  # of live frames that are made in one go, unless the first one has more
 COMMIT_MS = 1000  # how long a commit may take, for a reader that waits for the last of them
 _UNLIMITED = 1 << 62
 
@@ -109,7 +110,7 @@ class Reader:
 
     def missed(self) -> Iterator[bytes] | None:
         """What is stored after the position, if the bus no longer has all of it; else None."""
-        if self.store.bus.after(self.position) is not None:
+        if self.position >= self.store.bus.floor:
             return None
         return self._stored_up_to(self.store.newest())
 
@@ -122,6 +123,7 @@ class Reader:
             self.left -= count
             self.position = last
             yield block
+            del block  # before the next one is made: with content, each may be large
         # Nothing selected is left up to `newest`, which is as good as having read it.
         if self.left > 0:
             self.position = max(self.position, bound)
@@ -154,22 +156,39 @@ class Reader:
                 break
         return b"".join(blocks), count, ids.parse(frame.id_of(rows[count - 1].line))
 
-    def live(self, entries: list[Entry]) -> bytes:
-        """What of these entries is for this reader, as bytes; the position passes all of them."""
+    def coming(self) -> bytes | None:
+        """What comes next from the bus, up to a bound; None when the reader has caught up.
+
+        It may be nothing for this reader, or have left the bus just now, and is b"" then. Nothing
+        of the bus is held on to: who is slow to send this holds no more than this.
+        """
+        entries = self.store.bus.after(self.position)
+        if entries is None:
+            return b""
+        return self.live(entries) if entries else None
+
+    def live(self, entries: list[Entry], content_max: int = CONTENT_INLINE_MAX) -> bytes:
+        """What of these entries is for this reader, as bytes, up to a bound.
+
+        The position passes all that these bytes are of. `content_max` is as in `write_entries`.
+        """
+        entries = portion(entries)
         now = self.store.clock()
         until = self.options.until
-        found = []
+        found: list[Entry] = []
         for entry in entries:
-            if self.left <= 0 or (until is not None and entry.id > until):
+            if len(found) == self.left or (until is not None and entry.id > until):
                 break
             if entry.first is not None and not self.chunks:
                 continue
             if entry.is_live(now) and frame.matches(self.patterns, entry.topic):
-                self.left -= 1
                 found.append(entry)
-        if entries:
-            self.position = max(self.position, entries[-1].id)
-        return write_entries(self.form, self.store, found)
+        block, count = write_entries(self.form, self.store, found, content_max)
+        self.left -= count
+        passed = entries if count == len(found) else found[:count]
+        if passed:
+            self.position = max(self.position, passed[-1].id)
+        return block
 
     def threshold(self) -> bytes:
         """The frame that says: from here on live."""
@@ -204,39 +223,83 @@ class Reader:
             if missed is not None:
                 yield from missed
                 continue
-            entries = self.store.bus.after(self.position)
-            if entries:
-                yield self.live(entries)
+            block = self.coming()
+            if block is not None:
+                if block:
+                    yield block
             elif self.store.bus.closed:
                 return
             elif not self.store.wait(self.position):
                 yield b""
 
 
-def write(form: Form, store: Store, line: bytes, stored: Stored | None = None) -> bytes:
-    """One frame's line as bytes to be sent, with what the form adds."""
-    dressed = line
+def write(
+    form: Form,
+    store: Store,
+    line: bytes,
+    stored: Stored | None = None,
+    content_max: int = CONTENT_INLINE_MAX,
+) -> bytes:
+    """One frame's line as bytes to be sent, with what the form adds.
+
+    b"" if it would be given a content of more than `content_max` bytes.
+    """
+    added: tuple[bytes, ...] = ()
     if form.content:
-        dressed = _with_content(store, line, stored)
+        content = _content_of(store, line, stored, content_max)
+        if content is None:
+            return b""
+        added = content
     if form.timestamp:
         stamp = times.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
-        dressed = dressed[:-1] + f',"timestamp":"{stamp}"}}'.encode()
+        added += (b',"timestamp":"%b"' % stamp.encode(),)
+    # All of it is put together once: content may be large.
+    parts = (line[:-1], *added, b"}") if added else (line,)
     if form.sse:
-        return b"id: " + frame.id_of(line).encode() + b"\ndata: " + dressed + b"\n\n"
-    return dressed + b"\n"
+        return b"".join((b"id: ", frame.id_of(line).encode(), b"\ndata: ", *parts, b"\n\n"))
+    return b"".join((*parts, b"\n"))
 
 
-def write_entries(form: Form, store: Store, entries: Iterable[Entry]) -> bytes:
-    """Live frames as bytes to be sent."""
+def portion(entries: list[Entry]) -> list[Entry]:
+    """The first of these entries, up to one with which they have `LIVE_BYTES`."""
+    size = 0
+    for count, entry in enumerate(entries, 1):
+        size += len(entry.line)
+        if size >= LIVE_BYTES:
+            return entries[:count]
+    return entries
+
+
+def write_entries(
+    form: Form, store: Store, entries: list[Entry], content_max: int = CONTENT_INLINE_MAX
+) -> tuple[bytes, int]:
+    """Live frames, a portion of them, as bytes to be sent; of how many of them these bytes are.
+
+    With content it ends when that has come to `LIVE_BYTES`, and before a frame whose content has
+    more than `content_max` bytes.
+    """
     if form.is_plain:
-        return b"".join([entry.line + b"\n" for entry in entries])
-    return b"".join([write(form, store, entry.line) for entry in entries])
+        return b"".join([entry.line + b"\n" for entry in entries]), len(entries)
+    blocks: list[bytes] = []
+    size = 0
+    for entry in entries:
+        block = write(form, store, entry.line, None, content_max)
+        if not block:
+            break
+        blocks.append(block)
+        size += len(block)
+        if form.content and size >= LIVE_BYTES:
+            break
+    return b"".join(blocks), len(blocks)
 
 
-def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
+def _content_of(
+    store: Store, line: bytes, stored: Stored | None, content_max: int
+) -> tuple[bytes, ...] | None:
+    """The member of a frame's JSON that has its content, in parts; None if that is too large."""
     hash_ = frame.hash_text(line)
     if hash_ is None:
-        return line
+        return ()
     if stored is not None and not stored.is_file:
         data = _checked(stored.content or b"", hash_)
     else:
@@ -246,17 +309,18 @@ def _with_content(store: Store, line: bytes, stored: Stored | None) -> bytes:
             else:
                 size, blocks = store.stored_content(stored)
         except NotFound:
-            return line  # removed meanwhile
+            return ()  # removed meanwhile
         if size > CONTENT_INLINE_MAX:
-            return line
+            return ()
+        if size > content_max:
+            return None
         data = b"".join(blocks)
     try:
-        added = ',"content":' + _quoted(data.decode())
+        return b',"content":', _quoted(data.decode()).encode()
     except UnicodeDecodeError:
         import binascii
 
-        added = f',"content_base64":"{binascii.b2a_base64(data, newline=False).decode()}"'
-    return line[:-1] + added.encode() + b"}"
+        return b',"content_base64":"', binascii.b2a_base64(data, newline=False), b'"'
 
 
 def _first_checked(data: bytes, hash_: str) -> bytes:
