@@ -706,6 +706,26 @@ def test_above_the_limit_of_connections_a_client_is_asked_to_come_back(
         wire.sock.close()
 
 
+def test_who_fills_a_tcp_address_does_not_lock_the_owner_out(
+    store_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limits, "connections", 20)
+    running = Running(store_dir, [":0"], [])
+    try:
+        port = int(running.root.exposed[0].rpartition(":")[2])
+        strangers = [Wire(port) for _ in range(20)]
+        assert [wire.answer().status for wire in strangers[15:]] == [503] * 5
+        owners = [Wire(store_dir) for _ in range(5)]
+        for wire in owners:
+            assert wire.ask("POST", "/append/t", b"x").status == 200
+        with Wire(store_dir) as late:  # the whole is bounded as ever
+            assert late.answer().status == 503
+        for wire in strangers + owners:
+            wire.sock.close()
+    finally:
+        running.stop()
+
+
 def test_a_server_with_few_descriptors_refuses_and_goes_on(store_dir: str) -> None:
     process = subprocess.Popen(
         ["sh", "-c", f"ulimit -n 100; exec {sys.executable} -m xs serve {store_dir}"],

@@ -40,6 +40,7 @@ class Limits:
     """
 
     connections = 4096  # at once, on all listeners of a server; above it: 503
+    connections_kept = 64  # of them, for who comes by a Unix socket; a quarter, where there are few
     head_bytes = 1_500_000  # room for the largest meta, in base64; above it: 431
     head_bytes_tcp = 65_536  # the same on a TCP address, while the token is not in it
     head_seconds = 30.0  # from a head's first byte to its last: 408
@@ -695,6 +696,11 @@ class Server(Listener):
         sock.setblocking(True)
         set_timeout(sock, Limits.idle_seconds)
         super().prepare(sock)
+
+    @property
+    def uses_kept_room(self) -> bool:
+        # Whoever can connect over TCP, with a token or without, may not lock the owner out.
+        return self.access is None
 
     @property
     def is_quiet(self) -> bool:

@@ -103,6 +103,11 @@ class Listener(socketserver.TCPServer):
         """Connections at once; above it one is asked to come back."""
         raise NotImplementedError
 
+    @property
+    def uses_kept_room(self) -> bool:
+        """Whether the room that is kept for the owner is for its clients, too."""
+        return False
+
     def prepare(self, sock: socket.socket) -> None:
         """Sets what a new connection needs."""
         if sock.family != socket.AF_UNIX:
@@ -177,7 +182,7 @@ class Listener(socketserver.TCPServer):
         return sock, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        if self._connections.has_room(self.most):
+        if self._connections.has_room(self.most, for_owner=self.uses_kept_room):
             return True
         count = self._connections.count
         self._turn_away(
@@ -233,10 +238,14 @@ class Listener(socketserver.TCPServer):
 class Connections:
     """Those that are open, on all listeners of a kind, or of one store `within` those."""
 
-    def __init__(self, room: int, within: Connections | None = None) -> None:
-        """`room`: as many as the system lets this process have."""
+    def __init__(self, room: int, within: Connections | None = None, kept: int = 0) -> None:
+        """`room`: as many as the system lets this process have; `kept` of them for the owner.
+
+        What is kept is that of those `within` which it is, if it is.
+        """
         self._room = room
         self._within = within
+        self._kept: int = kept if within is None else within._kept
         self._lock = threading.Condition(threading.Lock())  # guards the set; taken last
         self._open: set[Connection] = set()
         self._ending = False
@@ -246,9 +255,10 @@ class Connections:
         """How many are open, on other stores too."""
         return len(self._open) if self._within is None else self._within.count
 
-    def has_room(self, most: int) -> bool:
+    def has_room(self, most: int, *, for_owner: bool = False) -> bool:
         """Whether one more may be opened, where `most` are allowed."""
-        return self.count < min(most, self._room)
+        room = min(most, self._room)
+        return self.count < (room if for_owner else room - self._kept)
 
     def add(self, connection: Connection) -> None:
         if self._within is not None:

@@ -243,7 +243,7 @@ def _make_room(for_the_web: bool) -> Room:
     if most < needed:
         # The store needs files too, or those who are connected could do nothing.
         room = (most - min(_OWN_FILES, most // 2)) // kinds
-    api = Connections(room)
+    api = Connections(room, kept=min(Limits.connections_kept, room // 4))
     return Room(room, api, Connections(room) if for_the_web else api)
 
 
