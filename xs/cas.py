@@ -42,9 +42,9 @@ class Cas:
         # Placed, but nobody knows whether that would outlive a crash.
         self._unsure: set[bytes] = set()
 
-    def take(self, blocks: Iterable[bytes], expected: int = 0) -> Content | None:
+    def take(self, blocks: Iterable[bytes]) -> Content | None:
         """As `content.take`; what is large goes to a temporary file here."""
-        return take(blocks, expected, self.spill)
+        return take(blocks, 0, self.spill)
 
     def take_whole(self, data: bytes) -> Content | None:
         """As `take`, of content that is in memory as it is."""

@@ -273,7 +273,7 @@ class Connections:
                 )
             if self._read_only or not (create or application):
                 raise Unfinished(f"not a store: {self._path} is empty")
-            migrate(connection, version)
+            migrate(connection)
 
 
 class Reading:

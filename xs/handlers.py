@@ -211,7 +211,7 @@ class Handler(Runner):
         self._reads = Answers(self.store.cas, self.name, ids.text(source), stateful=asked.stateful)
         self._position = asked.start if kept is None else ids.parse(kept.position)
         self._state = asked.state if kept is None else kept.state or "null"
-        self._intake.begin(source, asked.patterns, content=asked.content)
+        self._intake.begin(asked.patterns, content=asked.content)
         self._forget_process()
 
     def take_out(self, frame_id: int) -> None:

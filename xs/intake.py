@@ -68,7 +68,7 @@ class Intake:
         """That is a registration of this handler's, whatever comes of it."""
         self._registrations[ids.text(source)] = True
 
-    def begin(self, source: int, patterns: frame.Patterns, *, content: bool) -> None:
+    def begin(self, patterns: frame.Patterns, *, content: bool) -> None:
         """A registration is in service, and wants these frames, with their content or without."""
         self._wanted, self._content = patterns, content
         self._patterns = None if patterns is None else patterns | self._orders

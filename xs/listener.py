@@ -75,7 +75,6 @@ class Handler(socketserver.BaseRequestHandler):
 class Listener(socketserver.TCPServer):
     """One address. Its connections are handled by `handler`, each in a thread of its own."""
 
-    allow_reuse_address = True
     request_queue_size = 1024
 
     def __init__(

@@ -218,7 +218,8 @@ def uri(path: str, mode: str) -> str:
     return found
 
 
-def migrate(connection: sqlite3.Connection, version: int) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings a database, which may be new, to today's format."""
     from xs import fault  # here: who only reads has no need of it
 
     with translated():
