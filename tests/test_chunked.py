@@ -48,6 +48,7 @@ from xs.client import Client
 from xs.commit import Append, Commit
 from xs.content import small
 from xs.errors import BrokenBody, Conflict, Invalid, NotFound, Unavailable, XsError
+from xs.expiry import SweepWork
 from xs.imports import Imported
 from xs.runs import PIECE_MAX, Run
 from xs.store import Store
@@ -1096,6 +1097,38 @@ def test_a_key_makes_one_run_and_one_that_broke_off_frees_it(server: Server) -> 
     assert again.status == 200 and json.loads(again.body) == made
     assert json.loads(ask(server, "POST", "/append/a", idempotency_key="k").body) == made
     assert len(frames(server, "topic=a&no-chunks")) == 2
+
+
+@pytest.mark.parametrize("way", ["removed", "superseded", "expired"])
+def test_a_key_of_a_run_that_went_before_it_was_whole_is_free_again(
+    store: Store, clock: Clock, way: str
+) -> None:
+    ttl = "time:1000" if way == "expired" else "last:1"
+    run = begin(store, key="k", ttl=ttl)
+    run.write(b"half")
+    if way == "removed":
+        remove(store, first_text(run))
+    elif way == "superseded":
+        add(store, ttl=ttl)
+    else:
+        clock.now += 2000
+        assert store.run(SweepWork()) == 1
+    with pytest.raises(NotFound):
+        run.write(b" of it")
+    made = written(store, b"all ", b"of it", key="k", ttl=ttl)
+    assert made != first_text(run) and whole(store, made) == b"all of it"
+    # That of one which was whole stays, as that of any frame does.
+    remove(store, made)
+    assert written(store, b"again", key="k", ttl=ttl) == made
+
+
+def test_a_run_that_broke_off_does_not_free_its_key_again_when_it_goes(store: Store) -> None:
+    broken = begin(store, key="k")
+    broken.write(b"half")
+    broken.break_off("it rained")
+    made = written(store, b"whole", key="k")
+    remove(store, first_text(broken))
+    assert written(store, b"again", key="k") == made
 
 
 def test_a_key_of_a_killed_writer_s_run_is_free_again(store_dir: str) -> None:

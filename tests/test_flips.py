@@ -401,7 +401,7 @@ def leave_run(store_dir: str, *, ended: bool, **more: Any) -> list[str]:
     for n in range(3):
         run.write(b"%d" % n)
     if ended:
-        run.end()
+        run.end(b"end")
     found = all_ids(store, topic="run.r")
     store.close()
     return found
@@ -420,7 +420,7 @@ def rows_of_frames(store_dir: str) -> list[Any]:
     """What the tables have of frames and runs."""
     with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
         return [
-            db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            sorted(db.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
             for table in (*schema.TABLES_WITH_ROWS, "answered")
         ]
 
@@ -447,6 +447,55 @@ def test_a_damaged_frame_of_a_run_that_nobody_goes_on_with_hinders_no_append(
     assert all_ids(store, topic="other") == made
     assert problems(store) == []
     store.close()
+
+
+@pytest.mark.parametrize("way", ["removed", "expired", "superseded"])
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_run_of_which_a_frame_is_damaged_stays_as_a_whole(
+    store_dir: str, way: str, which: int
+) -> None:
+    run = leave_run(store_dir, ended=True, ttl="time:1000" if way == "expired" else "last:1")
+    damage_frame(store_dir, run[which])
+    before = rows_of_frames(store_dir)
+    clock = Clock()
+    store = Store(store_dir, exclusive=True, clock=clock)
+    if way == "removed":
+        with pytest.raises(Damaged, match=r"on run\.r is damaged"):
+            remove(store, run[0])
+    elif way == "expired":
+        clock.now += 5000
+        assert store.run(SweepWork()) == 0
+    else:
+        remove(store, add(store, "run.r", ttl="last:1"))
+    assert rows_of_frames(store_dir) == before
+    found = problems(store)
+    assert found and not any("no first frame" in each for each in found)
+    store.close()
+    clock.now = NOON
+    list(repair.run(store_dir))
+    store = Store(store_dir, clock=clock)
+    left = [each for each in run if each != run[which]]
+    if which == 1:
+        left.pop()  # the end: without that piece it is not whole
+    assert [each for each in all_ids(store) if each in run] == left
+    assert problems(store) == []
+    store.close()
+
+
+def test_a_frame_that_is_listed_under_a_foreign_run_is_not_removed_with_it(store_dir: str) -> None:
+    run = leave_run(store_dir, ended=True)
+    store = Store(store_dir, clock=Clock())
+    chunked.append(store, Append("other"), [b"1", b"2"])
+    store.close()
+    with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
+        db.execute("UPDATE piece SET run = 1 WHERE run = 2")
+        db.commit()
+    before = rows_of_frames(store_dir)
+    store = Store(store_dir, clock=Clock())
+    with pytest.raises(Damaged):
+        remove(store, run[0])
+    store.close()
+    assert rows_of_frames(store_dir) == before
 
 
 def test_a_copy_that_is_whole_is_not_replaced_by_what_is_damaged(

@@ -49,7 +49,7 @@ ARCHITECTURE = {
     "pieces":      "errors ids frame records schema rows scan (writer)",
     "alike":       "sums schema",
     "writer":      "errors fault ids frame records sums sqlite schema rows | scan alike",
-    "removal":     "errors ids frame records schema rows (writer)",
+    "removal":     "errors ids frame records schema rows | pieces (writer)",
     "wal":         "errors records schema",
     "connections": "errors sqlite schema | wal",
     "index":       "errors frame schema rows scan connections | pieces",

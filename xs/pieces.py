@@ -244,5 +244,4 @@ def end_writing(writer: Writer, run: Run, ends: int) -> None:
     writer.execute("UPDATE run SET writer = NULL WHERE number = ?", (run.number,))
     count_pieces(writer, run)
     if ends == BROKEN and run.key is not None:
-        number = writer.number(run.topic)
-        writer.execute("DELETE FROM answered WHERE topic = ? AND key = ?", (number, run.key))
+        writer.forget_answer(run.topic, run.key)

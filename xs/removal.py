@@ -7,7 +7,7 @@ from __future__ import annotations
 from xs import frame, ids
 from xs.errors import Damaged
 from xs.records import NamedTuple
-from xs.rows import damage, id_at, line_at, row_of
+from xs.rows import LINE, damage, held, id_at, line_at, row_of
 from xs.schema import LARGE_JSON, ORDER_BITS
 
 TYPE_CHECKING = False
@@ -67,14 +67,22 @@ def _remove(writer: Writer, row: int) -> Removed:
     ).fetchone()
     if expires != frame.expiry(frame.ttl_of(line), row >> ORDER_BITS):
         raise damage(writer.connection, row)
+    value = ids.parse(frame.id_of(line))
+    name = frame.topic_of(line)
     run = None
     if frame.may_begin_run(line):
-        run = writer.execute("SELECT number FROM run WHERE row = ?", (row,)).fetchone()
-    files = _files_of_run(writer, run[0]) if run is not None else []
-    if row == writer.newest_row:
-        writer.outlive(ids.parse(frame.id_of(line)))
+        run = writer.execute(
+            "SELECT number, writer IS NOT NULL, key FROM run WHERE row = ?", (row,)
+        ).fetchone()
+    newest = row
+    files: list[tuple[int, bytes]] = []
+    if run is not None:
+        last, files = _pieces_of(writer, run[0], value)
+        newest = max(row, last)
+    # Nothing that is damaged goes: what is read is read before the first change.
+    if newest == writer.newest_row:
+        writer.outlive(value if newest == row else id_at(writer.connection, newest, "piece"))
     writer.execute("DELETE FROM frame WHERE row = ?", (row,))
-    name = frame.topic_of(line)
     if "." in name:
         for prefix in writer.prefixes(name):
             writer.execute("DELETE FROM below WHERE prefix = ? AND row = ?", (prefix, row))
@@ -85,27 +93,39 @@ def _remove(writer: Writer, row: int) -> Removed:
         writer.execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
     if run is None:
         return Removed(line, digest)
-    _remove_pieces(writer, run[0], name, files)
+    number, is_being_written, key = run
+    if is_being_written and key is not None:
+        # The content was never whole: as when it breaks off, the key is free again.
+        writer.forget_answer(name, key)
+    _remove_pieces(writer, number, name, files)
     return Removed(line, digest, [each for _, each in files])
 
 
-def _files_of_run(writer: Writer, number: int) -> list[tuple[int, bytes]]:
-    """Rows and digests of the files that the pieces of a run name."""
+def _pieces_of(writer: Writer, number: int, first: int) -> tuple[int, list[tuple[int, bytes]]]:
+    """The last row of a run's pieces (-1: none), and row and digest of each file that they name.
+
+    Raises `Damaged` unless all of them are what was stored.
+    """
+    from xs.pieces import continues  # here: few frames begin a run
+
+    last = -1
     files = []
-    for (row,) in writer.execute(
-        "SELECT row FROM piece WHERE run = ? AND digest IS NULL", (number,)
-    ).fetchall():
-        digest = _digest_in(line_at(writer.connection, "piece", row))
+    as_we_write_it = f'"chunk":"{ids.text(first)}"'.encode()
+    for ends, listed, row, *stored in writer.execute(
+        f"SELECT f.ends, f.digest, {LINE} FROM piece f WHERE f.run = ?", (number,)
+    ):
+        line = held(writer.connection, row, *stored)
+        if as_we_write_it not in line and not continues(line, ends, first):
+            raise damage(writer.connection, row)
+        digest = _digest_in(line) if listed is None else None
         if digest is not None:
             files.append((row, digest))
-    return files
+        last = max(last, row)
+    return last, files
 
 
 def _remove_pieces(writer: Writer, number: int, topic: str, files: list[tuple[int, bytes]]) -> None:
     """Removes the rest of a run."""
-    newest = writer.execute("SELECT max(row) FROM piece WHERE run = ?", (number,)).fetchone()[0]
-    if newest is not None and newest == writer.newest_row:
-        writer.outlive(id_at(writer.connection, newest, "piece"))
     for row, digest in files:
         writer.execute("DELETE FROM file WHERE digest = ? AND row = ?", (digest, row))
     of_run = "row IN (SELECT row FROM piece WHERE run = ?)"

@@ -480,6 +480,11 @@ class Writer:
         kept = (number, key, sum_of_answer(key, json.encode()), json)
         self.execute("INSERT INTO answered VALUES (?, ?, ?, ?)", kept)
 
+    def forget_answer(self, topic: str, key: str) -> None:
+        """The key is free again: what it has made broke off, or went, before it was whole."""
+        number = self.number(topic)
+        self.execute("DELETE FROM answered WHERE topic = ? AND key = ?", (number, key))
+
     def keep_script(self, script: Script) -> None:
         """Remembers how far a script is."""
         self.execute("INSERT OR REPLACE INTO script VALUES (?, ?, ?, ?, ?, ?)", script)
