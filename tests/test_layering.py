@@ -178,10 +178,10 @@ THE_ONES_WITH_SQL += ("wal", "connections", "index", "check", "snapshot", "salva
 STANDARD_LIBRARY = frozenset(
     """
     __future__ _collections _functools _json _sha2 _sha256 _signal _socket _sqlite3 _thread
-    binascii bisect codecs collections contextlib datetime decimal difflib errno faulthandler
-    fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os plistlib pwd
-    re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl stat struct
-    subprocess sys tempfile threading time traceback types typing zlib
+    _weakref binascii bisect codecs collections contextlib datetime decimal difflib errno
+    faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os
+    plistlib pwd re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl
+    stat struct subprocess sys tempfile threading time traceback types typing zlib
     """.split()  # noqa: SIM905
 )
 

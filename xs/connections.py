@@ -48,6 +48,8 @@ _kept_open: dict[tuple[int, int], int] = {}  # its file, once it was looked at b
 _opening = allocate_lock()  # guards both, and the next; taken last
 # Of each folder that was ever opened: held while its log is looked at, on a disk that may be slow.
 _looking: dict[tuple[int, int], LockType] = {}
+# What a child of this process can't close, nor open anew (`Connections.leave_to_parent`).
+_left_to_parent: dict[tuple[int, int] | None, Connections] = {}
 
 
 class Unfinished(NotAStore):
@@ -73,10 +75,11 @@ class Connections:
         self._read_only = read_only
         self._exclusive = exclusive
         self._watches: list[sqlite3.Connection] = []  # of `data_version`
+        self._looking: set[sqlite3.Connection] = set()  # those of them that are in use
         self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
         self._in_use = 1  # connections of reads under way, the writer's, and until `close` one more
-        self._closed = False
+        self._closed = ""  # why it is
         self._mode = "ro" if read_only else "rw"
         self._write_connection: sqlite3.Connection | None = None
         # Before it is opened: if it is replaced meanwhile, that is noticed.
@@ -104,7 +107,7 @@ class Connections:
         with self._readers_lock:
             if self._closed:
                 return
-            self._closed = True
+            self._closed = "the store is closing"
             readers, self._readers = self._readers, []
         for connection in (*readers, *self._watches):
             connection.close()
@@ -117,6 +120,29 @@ class Connections:
                     self._put_back()
         finally:
             self._put_back()
+
+    def leave_to_parent(self, *, is_writing: bool) -> None:
+        """In a process that was just forked: nothing of this is used any more.
+
+        SQLite keeps its locks (fcntl(2), which a child does not inherit) in the process's memory,
+        for all connections to a file in common. With one that was inherited it would take the
+        parent's for its own, and any other connection of the child to that file would lock nothing.
+        So they are closed while the parent still has its own, and can't be taken for gone: at once.
+        That can't be done with one that a thread was using, as that thread is not here to end it.
+        """
+        self._readers_lock = allocate_lock()  # a thread of the parent's may have had it
+        self._closed = "the store was opened before a fork: begin again what was begun before it"
+        opened = [*self._readers, *self._watches]
+        is_reading = self._in_use - 1
+        if self._write_connection is not None:
+            opened.append(self._write_connection)
+            is_reading -= 1
+        place, self._place = self._place, None  # which this process has left
+        if is_reading or is_writing or self._looking:
+            _left_to_parent[place] = self
+            return
+        for connection in opened:
+            connection.close()
 
     def take(self) -> sqlite3.Connection:
         """A connection to read from: one that is idle, or a new one."""
@@ -137,7 +163,7 @@ class Connections:
     def _take(self) -> sqlite3.Connection:
         with self._readers_lock:
             if self._closed:
-                raise Unavailable("the store is closing")
+                raise Unavailable(self._closed)
             self._in_use += 1
             if self._readers:
                 return self._readers.pop()
@@ -181,8 +207,14 @@ class Connections:
         self._watches.append(connection)
 
         def version() -> int:
-            with translated():
-                return int(connection.execute("PRAGMA data_version").fetchone()[0])
+            if self._closed:
+                raise Unavailable(self._closed)
+            self._looking.add(connection)
+            try:
+                with translated():
+                    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+            finally:
+                self._looking.discard(connection)
 
         return version
 
@@ -325,6 +357,11 @@ def _enter(folder: str) -> tuple[int, int] | None:
     except OSError:
         return None  # opening it will say what is wrong
     place = found.st_dev, found.st_ino
+    if place in _left_to_parent:
+        raise Unavailable(
+            f"the store at {folder} was in use when this process was forked, and can't be opened "
+            "in it: fork while nothing is under way, or start a process anew"
+        )
     with _opening:
         looking = _looking.setdefault(place, allocate_lock())
     with looking:
@@ -336,6 +373,16 @@ def _enter(folder: str) -> tuple[int, int] | None:
         with _opening:
             _opened[place] = _opened.get(place, 0) + 1
     return place
+
+
+def forget_opened() -> None:
+    """In a process that was just forked: what its parent has open is not open here."""
+    global _opening
+    _opening = allocate_lock()
+    _looking.clear()
+    _opened.clear()
+    while _kept_open:
+        os.close(_kept_open.popitem()[1])
 
 
 def _leave(place: tuple[int, int] | None) -> None:

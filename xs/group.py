@@ -42,6 +42,11 @@ class GroupCommit:
         self._thread: threads.Thread | None = None
         self._closing = self._closed = False
 
+    @property
+    def is_leading(self) -> bool:
+        """Whether some thread is committing, or about to."""
+        return self._leading
+
     def run(self, work: Work) -> Any:
         """Does `work`, waits until it is durable, and gives its result or raises its error."""
         work.waiter = waiter = allocate_lock()

@@ -39,6 +39,8 @@ class Local:
     """
 
     def __init__(self, folder: str, *, create: bool = False) -> None:
+        self._folder = folder
+        self._create = create
         self._store = _Files(folder, create=create)
 
     def request(
@@ -49,6 +51,8 @@ class Local:
         body: bytes | Iterable[bytes] | None = None,
     ) -> Response:
         """The answer that a server would give. Errors of the request are answers, as there."""
+        if self._store.is_parents:  # this process was forked
+            self._store = _Files(self._folder, create=self._create)
         if method != "POST":
             self._store.open()  # a reader makes no store
         path, _, query = target.partition("?")

@@ -102,6 +102,11 @@ class Lock:
         self._is_held = False
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
+    def leave_to_parent(self) -> None:
+        """In a process that was forked: the lock, which both would have, is the parent's alone."""
+        self._is_held = False
+        self.close()
+
     def close(self) -> None:
         """Gives the lock back, if it is held."""
         if self._is_held:

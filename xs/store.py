@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import os
 import time
+from _weakref import ref
 
 from xs import frame, ids
-from xs.connections import Connections, Unfinished, has_index
+from xs.connections import Connections, Unfinished, forget_opened, has_index
 from xs.errors import NotAStore, NotFound, Unavailable
 from xs.place import why_not_written
 
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from xs.work import Work
 
 LOOK_SECONDS = 0.05  # between two looks for other processes' commits, when there is no server
+
+
+_open: set[ref[Store]] = set()  # that this process has, for its children to leave to it
 
 
 def _clock() -> int:
@@ -114,6 +118,8 @@ class Store:
     batch takes the lock, and reads see what other processes have committed. `run`, `submit` and
     `submit_all` are those of `group` (see there), with no call in between.
     """
+
+    is_parents = False  # in a process that was forked: it is of no use here
 
     if TYPE_CHECKING:
         index: Index
@@ -189,6 +195,7 @@ class Store:
             if self._lock is not None:
                 self._lock.close()
             raise
+        _open.add(ref(self, _open.discard))
 
     def _make(self, *, create: bool) -> None:
         """Makes what a store consists of, under its lock, which a server then keeps."""
@@ -345,9 +352,20 @@ class Store:
             works.append(AppendWork(last))
         self.group.end_with(works)
 
+    def leave_to_parent(self) -> None:
+        """In a process that was just forked: closes here what the parent goes on with."""
+        self.is_parents = self._closed = True
+        group = vars(self).get("group")
+        self.database.leave_to_parent(is_writing=group is not None and group.is_leading)
+        if self._lock is not None:
+            self._lock.leave_to_parent()
+
     def close(self) -> None:
         """Finishes what was submitted, then closes. What is submitted later is refused."""
+        if self.is_parents:
+            return
         self._closed = True
+        _open.discard(ref(self))
         parts = vars(self)
         if "group" in parts and not self.group.close():
             return
@@ -359,6 +377,17 @@ class Store:
         self.database.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def _leave_to_parent() -> None:
+    forget_opened()
+    while _open:
+        store = _open.pop()()
+        if store is not None:
+            store.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _in_memory(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:

@@ -48,6 +48,7 @@ class _Connection:
         "_is_last",
         "_outgoing",
         "_pending",
+        "_process",
         "_timeout",
         "_who",
         "buffer",
@@ -63,6 +64,7 @@ class _Connection:
         self._is_last = False  # whether `_pending` ends the request
         self._pending = memoryview(b"")
         self._again: tuple[type[Exception], ...] = (BlockingIOError,)
+        self._process = os.getpid()
 
     def use_tls(self, wrapped: ssl.SSLSocket) -> None:
         import ssl
@@ -71,7 +73,12 @@ class _Connection:
         self._again = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
     def is_open(self) -> bool:
-        """Whether a connection that was kept may be used again: not closed, nothing unasked for."""
+        """Whether a connection that was kept may be used again: not closed, nothing unasked for.
+
+        Not in another process, which was forked: each would be given the other's answers.
+        """
+        if self._process != os.getpid():
+            return False
         try:
             self.sock.setblocking(False)
             self.sock.recv(1)  # b"" at its end; and what nobody asked for makes it unusable too
