@@ -7,7 +7,9 @@ files; which frames name them is the index's knowledge.
 The order of a placement, each step needed by the next (docs/guarantees.md):
 write the temporary file → fsync it → rename it to its name → fsync the folder it is in.
 A crash before the rename leaves a temporary file, which the next server removes; a crash after it
-leaves a file that no frame names, which `gc` removes.
+leaves a file that no frame names, which `gc` removes. Who writes a temporary file has it locked, by
+flock(2), which the kernel gives back however that ends: a body may be silent for hours, and is not
+taken for left over.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "cas"  # in a store's directory
 BLOCK = 256 * 1024  # bytes read or written at a time
 VERIFIED_WHOLE_MAX = 1024 * 1024  # bytes: content up to this is verified before its first byte goes
-STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long is left over
+STALE_SECONDS = 3600  # a temporary file that nobody writes to, or has for so long, is left over
 
 _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
@@ -220,7 +222,11 @@ class Cas:
         removed = 0
         for name in _names(self._folder):
             path = os.path.join(self._folder, name)
-            if _is_arriving(name) and _age(path) > STALE_SECONDS:
+            if (
+                _is_arriving(name)
+                and _age(path) > STALE_SECONDS  # who has just made it may not have it locked yet
+                and not _is_locked(path)
+            ):
                 _unlink(path)
                 removed += 1
         return removed
@@ -254,6 +260,7 @@ class Cas:
                         fault.at("content.block-written")
                 fault.at("content.before-fsync")
                 with on_disk():
+                    os.utime(file)  # from here on it is kept by its age, until it has its name
                     sync(file)
             finally:
                 os.close(file)
@@ -300,7 +307,27 @@ class Held:
 
 
 def _new_file(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _is_locked(path: str) -> bool:
+    """Whether the writer of a temporary file lives."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        import errno
+
+        # A link, or none any more, is nobody's. For want of descriptors nobody can tell.
+        return error.errno not in (errno.ELOOP, errno.ENOENT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _is_arriving(name: str) -> bool:
