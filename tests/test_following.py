@@ -8,15 +8,18 @@ import queue
 import re
 import resource
 import selectors
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Server, start_server
+from conftest import DEADLINE, Server, environment, start_server
 from stores import (
     NOON,
     Clock,
@@ -421,6 +424,54 @@ def test_a_follower_of_the_files_moves_to_a_server_and_back(store_dir: str) -> N
                 made.append(other.append("a", f"files {turn}").id)
             assert next(frames).id == made[-2]
             assert next(frames).id == made[-1]
+
+
+def test_a_follower_of_the_files_that_is_never_idle_moves_to_a_server(store_dir: str) -> None:
+    with xs.open(store_dir) as client:
+        client.append("a", "files")
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "xs", "cat", store_dir, "--follow"],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert follower.stdout is not None
+    given: list[bytes] = []
+    while not given or b"xs.threshold" not in given[-1]:
+        given.append(follower.stdout.readline())
+    follower.send_signal(signal.SIGSTOP)  # until there are new frames whenever it looks
+    server = start_server(store_dir)
+    is_over = threading.Event()
+    made: list[str] = []
+
+    def write() -> None:
+        with xs.open(store_dir) as client:
+            while not is_over.wait(0.002):
+                made.append(client.append("a").id)
+                client.append("e", ttl="ephemeral")  # which the files don't have
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(made) < 10:
+        is_over.wait(0.01)
+    follower.send_signal(signal.SIGCONT)
+    watchdog = threading.Timer(DEADLINE, follower.kill)
+    watchdog.start()
+    while b'"topic":"e"' not in given[-1]:
+        given.append(follower.stdout.readline())
+        assert given[-1], "it never moved"
+    is_over.set()
+    writer.join()
+    while made[-1] not in map(frame.id_of, given[-3:]):
+        given.append(follower.stdout.readline())
+        assert given[-1]
+    watchdog.cancel()
+    follower.kill()
+    follower.communicate()
+    server.stop()
+    seen = [frame.id_of(line) for line in given]
+    assert seen[3:] == sorted(set(seen[3:]))
+    assert set(made) <= set(seen)
+    assert sum(b"xs.threshold" in line for line in given) == 1
 
 
 def test_last_with_follow_on_the_files_moves_to_a_server(store_dir: str) -> None:

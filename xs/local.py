@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
 _LOOK_SECONDS = 0.01
+_SOCKET_SECONDS = 0.1  # at most between a follower's looks for a server, whatever it is given
 
 
 class Local:
@@ -235,10 +236,17 @@ class _Following:
         self._reader = reader
 
     def blocks(self) -> Iterator[bytes]:
-        for block in self._reader.follow():
+        reader = self._reader
+        looked = 0.0
+        for block in reader.follow():
             if block:
                 yield block
-                continue
+                # Not before the threshold, which is for who has given the history to give.
+                if not reader.has_passed_history or reader.is_finished:
+                    continue
+                if time.monotonic() - looked < _SOCKET_SECONDS:
+                    continue
+            looked = time.monotonic()
             transport = _server(self._store.folder)
             if transport is not None:
                 yield from self._from_server(transport)

@@ -67,6 +67,7 @@ class Reader:
         self.patterns = options.patterns
         self.chunks = not options.no_chunks
         self.left = _UNLIMITED if options.limit is None else options.limit
+        self.has_passed_history = False  # `follow` has given it, and the threshold
         self.wants_threshold = threshold and options.follow and not options.new
         # What is stored up to here is history; what comes after it is live.
         self._now = store.newest()
@@ -218,6 +219,7 @@ class Reader:
             return
         if self.wants_threshold:
             yield self.threshold()
+        self.has_passed_history = True
         while not self.is_finished:
             missed = self.missed()
             if missed is not None:
