@@ -218,6 +218,30 @@ def test_an_exported_folder_is_not_followed_out_of_itself(
 # A store's directory that was made by somebody else
 
 
+@pytest.mark.parametrize("words", [["serve"], ["append", "t"], ["cat"], ["check", "--repair"]])
+def test_a_database_that_is_a_link_is_refused_and_left(
+    store_dir: str, tmp_path: Path, words: list[str]
+) -> None:
+    """SQLite's log would lie beside what it leads to, where nobody looks whether it is whole."""
+    store = Store(store_dir, create=True)
+    store.append(Append("t"))
+    store.close()
+    elsewhere = tmp_path / "elsewhere.db"
+    os.rename(f"{store_dir}/xs.db", elsewhere)
+    os.symlink(elsewhere, f"{store_dir}/xs.db")
+    before = elsewhere.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "xs", words[0], store_dir, *words[1:]],
+        input=b"x",
+        env=environment(),
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode in (1, 4) and b"xs.db is a link" in done.stderr
+    assert elsewhere.read_bytes() == before and os.path.islink(f"{store_dir}/xs.db")
+    assert not os.path.exists(f"{elsewhere}-wal")
+
+
 @pytest.mark.parametrize("by", ["a command", "a server"])
 def test_a_lock_that_is_a_link_empties_no_file(store_dir: str, tmp_path: Path, by: str) -> None:
     store = Store(store_dir, create=True)

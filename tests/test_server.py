@@ -19,6 +19,8 @@ import pytest
 from conftest import DEADLINE, RunXs, Server, answers, environment, start_server
 from wire import Wire, request
 
+import xs
+from xs.transport import HttpTransport
 from xs.version import VERSION
 
 NDJSON = "application/x-ndjson"
@@ -130,6 +132,22 @@ def test_the_socket_of_a_killed_server_is_replaced(store_dir: str, run_xs: RunXs
     second = start_server(store_dir)
     assert end(second) == 0
     assert [f["topic"] for f in stream(run_xs, store_dir)] == ["xs.start", "xs.start", "xs.stop"]
+
+
+def test_a_server_that_stops_leaves_the_socket_of_one_that_has_come_in_its_place(
+    server: Server,
+) -> None:
+    os.unlink(os.path.join(server.directory, "lock"))  # as somebody may who takes it for left over
+    second = start_server(server.directory)
+    assert second.process.stdout is not None
+    assert second.process.stdout.readline()  # it serves, and the socket is its own
+    assert end(server) == 0
+    with xs.open(server.directory) as store:
+        assert isinstance(store._transport, HttpTransport)
+        made = store.append("a", "x")
+        assert [each.id for each in store.cat(topic="a")] == [made.id]
+    assert end(second) == 0
+    assert not os.path.exists(os.path.join(server.directory, "sock"))
 
 
 def test_a_second_server_says_who_has_the_store(server: Server, run_xs: RunXs) -> None:

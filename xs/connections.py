@@ -40,6 +40,7 @@ WRITER_CACHE_KB = 8192
 READER_CACHE_KB = 1024
 CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py: + 10 %)
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
+_TYPE_BITS, _LINK = 0o170000, 0o120000  # S_IFMT, S_IFLNK; `stat` is not needed for more
 _OPEN_BYTES = 65_536  # that SQLite may need on the disk to open a store, if only for reading
 
 # How often this process has the index of a store's folder open, by device and inode of the folder.
@@ -422,13 +423,19 @@ def _read_all(file: int) -> None:
 
 
 def _file_at(path: str) -> tuple[int, int] | None:
-    """Which file lies at that path; None if there is none."""
+    """Which file lies at that path; None if there is none. Raises `NotAStore` for a link.
+
+    SQLite keeps the log beside what a link leads to, where nobody would look for it: not the check
+    of a log, nor a repair.
+    """
     try:
         found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Unavailable(f"{path} can't be looked at: {error.strerror}") from None
+    if found.st_mode & _TYPE_BITS == _LINK:
+        raise NotAStore(f"not a store: {path} is a link: link to the store's whole directory")
     return found.st_dev, found.st_ino
 
 

@@ -85,6 +85,7 @@ class Mount:
         self._servers: list[Server] = []
         self._gateway: Gateway | None = None
         self._scripts: Scripts | None = None
+        self._socket_file: tuple[int, int] | None = None
         self._is_announced = self._has_scripts = self._has_gateway = False
         self.store = Store(self.folder, exclusive=True, create=create)
         self._delivery = Delivery(self.store)
@@ -97,6 +98,7 @@ class Mount:
                 self.store, self._delivery, self._crowd, self._scripts, self._visitors
             )
             sock = self._sockets.listen_unix(self.socket_path)
+            self._socket_file = _file_at(self.socket_path)
             # Who may call one that was handed down is for who made it to say.
             self._add(sock, None, is_for_owner=not self._sockets.is_handed(self.socket_path))
             for path in self._sockets.unix:
@@ -226,8 +228,18 @@ class Mount:
     def _remove_socket(self) -> None:
         if self._sockets.is_handed(self.socket_path):
             return  # who has handed it down goes on with it
+        if _file_at(self.socket_path) != self._socket_file:
+            return  # another server's, which took the store when its lock's file was deleted
         with contextlib.suppress(OSError):  # somebody has tidied up already
             os.unlink(self.socket_path)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def as_meta(value: object) -> str:
