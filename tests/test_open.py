@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import RunXs
+from conftest import RunXs, start_server
 
 import xs
 from xs.content import INLINE_MAX
@@ -43,6 +43,37 @@ def test_a_store_whose_empty_folder_of_contents_is_lost_makes_it_anew(store_dir:
         frame = store.append("notes", b"x" * (INLINE_MAX + 1))
         assert store.content(frame) == b"x" * (INLINE_MAX + 1)
     assert os.stat(f"{store_dir}/cas").st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_a_relative_path_is_from_where_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_served: bool
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        with xs.open(f"{folder}/store") as store:
+            store.append("notes", "first")
+    server = start_server(f"{here}/store") if is_served else None
+    monkeypatch.chdir(here)
+    with xs.open("store") as store, xs.open("./new/../fresh") as fresh:
+        monkeypatch.chdir(there)
+        large = b"x" * (INLINE_MAX + 1)
+        for content in (b"small", large):
+            frame = store.append("notes", content)
+            assert store.content(frame) == content
+        store._transport.close()  # those to a server that were kept
+        if is_served:
+            assert len(list(store.cat(topic="notes"))) == 3
+        fresh.append("notes", large)
+    if server is not None:
+        server.stop()
+    assert os.listdir(there) == ["store"] and (here / "fresh" / "xs.db").exists()
+    for folder, count in ((here, 3), (there, 1)):
+        with xs.open(f"{folder}/store") as store:
+            assert len(list(store.cat(topic="notes"))) == count
+            problems = store._transport.request("POST", "/check").read()
+            assert b'"problems":0' in problems
 
 
 def test_reading_makes_no_store(store_dir: str) -> None:

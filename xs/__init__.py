@@ -26,14 +26,15 @@ def open(address: str | PathLike[str], *, timeout: float | None = None) -> Clien
 
     It is a directory, HOST:PORT or a URL, or the path of a server's socket.
     `timeout` is in seconds, for each wait on a server (None: no limit). A directory that holds no
-    store yet becomes one with the first append. Raises `XsError` when nothing can be reached there.
+    store yet becomes one with the first append. A relative path is one from the directory that the
+    process is in now, wherever it goes. Raises `XsError` when nothing can be reached there.
     """
     from os import fspath
 
-    from xs.address import open_transport
+    from xs.address import absolute, open_transport
     from xs.client import Client
 
-    return Client(open_transport(fspath(address), timeout=timeout, create=True))
+    return Client(open_transport(absolute(fspath(address)), timeout=timeout, create=True))
 
 
 def __getattr__(name: str) -> object:

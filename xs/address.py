@@ -46,6 +46,24 @@ def split(
     return rest[0], rest[1:]
 
 
+def absolute(addr: str) -> str:
+    """The same address; if it is a path, it stays the same wherever the process goes.
+
+    What is opened by it is opened bit by bit: files when they are needed, sockets again.
+    """
+    if not addr or addr.startswith("~") or "\0" in addr or _is_host(addr):
+        return addr
+    try:
+        return os.path.abspath(addr)
+    except FileNotFoundError:  # the directory that the process is in was removed
+        return addr
+
+
+def _is_host(addr: str) -> bool:
+    scheme, mark, _ = addr.partition("://")
+    return bool(mark and scheme.isalpha()) or ("/" not in addr and ":" in addr)
+
+
 def open_transport(addr: str, *, timeout: float | None = None, create: bool = False) -> Transport:
     """Something that takes requests for the store at `addr`.
 
@@ -64,14 +82,7 @@ def open_transport(addr: str, *, timeout: float | None = None, create: bool = Fa
         )
     if "\0" in addr:
         raise errors.Invalid("an address has no NUL character in it")
-    scheme, mark, rest = addr.partition("://")
-    if mark and scheme.isalpha():
-        if scheme.lower() not in _PORTS:
-            raise errors.Invalid(
-                f"{addr}: xs speaks http:// and https://; a directory of that name is ./{addr}"
-            )
-        addr = f"{scheme.lower()}://{rest}"
-    if (mark and scheme.isalpha()) or ("/" not in addr and ":" in addr):
+    if _is_host(addr):
         connect, token = parse_host(addr)
         return _open_host(connect, token or os.environ.get("XS_TOKEN") or None, timeout)
     return _open_path(addr, timeout, create)
@@ -88,6 +99,11 @@ def parse_host(addr: str) -> tuple[Address, str | None]:
     scheme, mark, rest = addr.partition("://")
     if not mark:
         scheme, rest = "", addr
+    scheme = scheme.lower()
+    if mark and scheme not in _PORTS:
+        raise errors.Invalid(
+            f"{addr}: xs speaks http:// and https://; a directory of that name is ./{addr}"
+        )
     rest = rest[:-1] if mark and rest.endswith("/") else rest
     token, at, host_port = rest.rpartition("@")
     if at and not token:
