@@ -77,21 +77,32 @@ def name_of(topic: str, meta: Any) -> str:
 
 
 class KeepWork(Work):
-    """Keeps how far a generator is, with a frame that tells of it, if there is one."""
+    """Keeps how far generators are, with a frame that tells of it, if there is one."""
 
-    __slots__ = ("script", "told")
+    __slots__ = ("scripts", "told")
 
     is_whole = True  # the frame with what it tells of, or neither
 
-    def __init__(self, script: Script, told: Optional[Append] = None) -> None:
+    def __init__(self, scripts: list[Script], told: Optional[Append] = None) -> None:
         super().__init__()
-        self.script = script
+        self.scripts = scripts
         self.told = told
 
     def apply(self, commit: Commit) -> None:
         if self.told is not None:
             commit.append(self.told)
-        commit.writer.keep_script(self.script)
+        for script in self.scripts:
+            commit.writer.keep_script(script)
+
+
+def terminated(script: Script, newest: int) -> KeepWork:
+    """Keeps that a generator is out for good, and the newest spawn of its name, if that is another.
+
+    So it stays out though the frame that says so may go.
+    """
+    spawn = ids.text(newest)
+    out = Script(script.kind, script.name, spawn, False, spawn)
+    return KeepWork([script._replace(active=False), out])
 
 
 class Generator(Runner):
@@ -135,13 +146,14 @@ class Generator(Runner):
             return  # it was removed meanwhile: nobody wants it any more
         kept = self.kept(source)
         if kept is not None and not kept.active:
-            return  # terminated, though the frame that said so is gone
+            return  # terminated, or replaced, though the frame that said so is gone
         if not self.is_stored(source):
             # After a restart it would be gone, and the one before it would be back.
             self._tell_error(source, "a spawn must be stored: give it another ttl than ephemeral")
             return
         if self.source is not None:
             self._take_out("replaced")
+        self._keep_newest(source)
         try:
             found, text = self.read_source(source)
             duplex = parse_spawn(found.topic, found.meta).duplex
@@ -163,6 +175,17 @@ class Generator(Runner):
         self._has_run = False
         self._meta = f'{{"source_id":"{ids.text(source)}"}}'
         self._reset()
+
+    def _keep_newest(self, source: int) -> None:
+        """From now on those before it stay out, whatever becomes of the frames that say so."""
+        mine = ids.text(source)
+        known = self.store.index.scripts(self.kind, self.name)
+        older = [each for each in known if each.active and each.source != mine]
+        changed = [each._replace(active=False) for each in older]
+        if all(each.source != mine for each in known):
+            changed.append(Script(self.kind, self.name, mine, True, mine))
+        if changed:
+            self.persist(KeepWork(changed))
 
     def take_out(self, frame_id: int) -> None:
         if self.source is not None and frame_id > self.source:
@@ -215,7 +238,8 @@ class Generator(Runner):
         if tail:
             told["stderr"] = tail
         stop = Append(f"{self.name}.stop", meta=runner.json_text(told))
-        self.persist(KeepWork(self._script(active=False), stop) if for_good else BatchWork([stop]))
+        out = [self._script(active=False)]
+        self.persist(KeepWork(out, stop) if for_good else BatchWork([stop]))
 
     def _finish_process(self) -> str:
         """As `end_process`, and takes what it has yielded by then."""
@@ -433,7 +457,7 @@ class Generator(Runner):
                 break
         if not contents:
             return _NO_INPUT
-        self.persist(KeepWork(self._script()))
+        self.persist(KeepWork([self._script()]))
         return itertools.chain.from_iterable(contents)
 
     def _next_sends(self) -> list[bytes]:

@@ -19,7 +19,7 @@ from xs import frame, ids, threads, times
 from xs.errors import Unavailable, XsError
 from xs.evaluation import Evaluation
 from xs.frame import Entry
-from xs.generators import Generator, name_of
+from xs.generators import Generator, name_of, terminated
 from xs.handlers import Handler
 from xs.log import WARNING, log_of
 from xs.process import Processes
@@ -158,8 +158,14 @@ class Scripts:
                     known = place[found.puts]
                     if known is None or found.id > known.id:
                         place[found.puts] = found
+        running = {each.name: each for each in self._store.index.active_scripts(Generator.kind)}
         for key, (out, put) in sorted(newest.items()):
-            if put is None or (key[0] == Generator.kind and out is not None and out.id > put.id):
+            if put is None:
+                continue
+            if key[0] == Generator.kind and out is not None and out.id > put.id:
+                if key[1] in running:  # it was told so when no server ran
+                    with contextlib.suppress(XsError):  # a full disk: the next start does it
+                        self._store.run(terminated(running[key[1]], put.id))
                 continue
             self._folded.append((key, put))
             if out is not None and out.id > put.id:
