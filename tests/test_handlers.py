@@ -720,6 +720,34 @@ FORGED: list[Callable[[str], tuple[Any, ...]]] = [
 ]  # fmt: skip
 
 
+def test_what_is_appended_outside_of_the_closure_joins_what_the_next_frame_causes(
+    stream: Stream, tmp_path: Path
+) -> None:
+    script = f"""
+        'before' | .append outside
+        {{|frame|
+            if $frame.meta.n == 1 {{
+                job spawn {{
+                    while not ('{tmp_path}/go' | path exists) {{ sleep 1ms }}
+                    'job' | .append outside
+                    touch '{tmp_path}/done'
+                }}
+            }}
+            $frame.meta.n
+        }}"""
+    stream.register("name", script, topic="in")
+    assert stream.frames("outside") == []
+    values = [stream.add("in", meta={"n": n}) for n in range(2)]
+    stream.wait_for("name", 2)
+    (tmp_path / "go").touch()
+    stream.wait((tmp_path / "done").exists, "the job has appended")
+    assert stream.contents("outside") == ["before"]
+    values.append(stream.add("in", meta={"n": 2}))
+    stream.wait_for("name", 3)
+    assert stream.contents("outside") == ["before", "job"]
+    assert stream.causes("outside") == [values[0], values[2]]
+
+
 def test_frames_that_look_like_the_runtimes_own_do_not_fool_it(stream: Stream) -> None:
     closure = "{|frame, n| {state: ($n + 1), out: $frame.id} }"
     source = stream.register("count", closure, stateful=True, initial_state=0)
