@@ -11,7 +11,7 @@ import pytest
 from conftest import DEADLINE
 from stores import Gate, add, add_all, in_one_batch, remove
 
-from xs import frame
+from xs import frame, ids
 from xs.answers import (
     KEPT_BYTES,
     KEPT_FRAMES,
@@ -28,6 +28,7 @@ from xs.bus import RING_FRAMES
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, small
 from xs.errors import Damaged, Invalid
+from xs.runsteps import begin_run, extend_run
 from xs.store import Store
 from xs.work import AppendWork, Work
 
@@ -135,6 +136,34 @@ def test_what_is_nobody_s_answer_disturbs_nobody(store: Store, answers: Answers)
         waiter.next(0.05)
     store.append(answer(waiter, b"yes"))
     assert all_of(store, waiter) == [b"yes"]
+
+
+@pytest.mark.parametrize("read", ["at once", "late", "from the index"])
+def test_what_continues_a_run_is_not_the_answer_to_who_caused_it(
+    store: Store, answers: Answers, read: str
+) -> None:
+    """A piece names in `frame_id` what caused it; whose it is, its run's first frame says."""
+    waiter = ask(store, answers)
+    count = 0
+    if read != "at once":
+        count = KEPT_FRAMES + 50
+        add_all(store, run_of(waiter, count + 1)[:-1])
+
+    class Continued(Work):
+        def apply(self, commit: Commit) -> None:
+            begun = Append("http.response", small(b"a"), '{"request_id":"another","more":true}')
+            line, _ = begin_run(commit, begun, "script-x.http.response")
+            first, cause = ids.parse(frame.id_of(line)), f'"frame_id":"{waiter.frame_id}"'
+            extend_run(commit, first, "script-x.http.response", [small(b"no")], cause)
+
+    store.run(Continued())
+    store.append(answer(waiter, b"yes"))
+    other = ask(store, answers)
+    store.append(answer(other))
+    other.next(DEADLINE)  # what was before it was handed out, too
+    if read == "from the index":
+        add_all(store, [Append("a")] * (2 * RING_FRAMES))
+    assert all_of(store, waiter) == [*(b"%d" % n for n in range(count)), b"yes"]
 
 
 def test_request_ids_are_unlike_each_other(store: Store, answers: Answers) -> None:

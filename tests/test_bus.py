@@ -158,3 +158,16 @@ def test_from_the_floor_on_all_is_in_the_ring() -> None:
         bus.publish([entry(value) for value in range(start, start + 1000)])
     assert bus.floor > 10
     assert ids_after(bus, bus.floor) and ids_after(bus, bus.floor - 1) is None
+
+
+def test_who_waits_for_a_run_can_be_woken_with_nothing_of_it() -> None:
+    bus = Bus(0)
+    bus.publish([entry(1), entry(2, first=9)])
+    found: list[bool] = []
+    waits = threading.Thread(target=lambda: found.append(bus.wait_for_run(1, 2, DEADLINE)))
+    waits.start()
+    while waits.is_alive():
+        bus.wake_run(1)
+        bus.wake_run(9)
+    assert found == [False] and not bus._run_changed
+    assert bus.wait_for_run(9, 1, DEADLINE)

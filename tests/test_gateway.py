@@ -35,6 +35,7 @@ from web import (
 from wire import Wire, chunked, request
 
 import xs
+from xs import ids
 from xs.content import INLINE_MAX
 from xs.frame import Frame
 from xs.gateway import Limits, Options
@@ -484,6 +485,199 @@ def test_a_run_for_http_1_0_ends_with_its_connection(shared: WebServer) -> None:
         paced.give("b", more=True)
         paced.give("c")
         assert wire.rest() == b"abc"
+
+
+class Written:
+    """A request that is answered by a chunked content, which the test writes block by block."""
+
+    def __init__(self, server: WebServer) -> None:
+        self._client = xs.open(server.directory)
+        self._asked: queue.Queue[Frame] = queue.Queue()
+        self._blocks: queue.Queue[Optional[bytes]] = queue.Queue()
+        self.path = told(server, lambda _, frame: self._asked.put(frame))
+        self.asked: Frame
+
+    def begin(self, **meta: Any) -> None:
+        self.asked = self._asked.get(timeout=DEADLINE)
+        meta["request_id"] = self.asked.meta["request_id"]
+        self._thread = threading.Thread(target=self._append, args=(meta,), daemon=True)
+        self._thread.start()
+
+    def _append(self, meta: dict[str, Any]) -> None:
+        with contextlib.suppress(xs.XsError, RuntimeError):
+            self._client.append("http.response", self._given(), meta=meta, chunked=True)
+
+    def _given(self) -> Iterator[bytes]:
+        while True:
+            block = self._blocks.get(timeout=DEADLINE)
+            if block is None:
+                return
+            if not block:
+                raise RuntimeError("the writer breaks off")
+            yield block
+
+    def write(self, block: bytes) -> None:
+        self._blocks.put(block)
+
+    def end(self) -> None:
+        self._blocks.put(None)
+
+    def break_off(self) -> None:
+        self._blocks.put(b"")
+
+
+def test_an_answer_may_be_a_chunked_content_and_is_sent_as_it_is_written(shared: WebServer) -> None:
+    gone = Handler(shared.directory, nothing, "http.disconnect")
+    written = Written(shared)
+    with Wire(shared.web[0]) as wire:
+        wire.send(request("GET", written.path))
+        written.begin(status=201, headers={"content-type": "text/plain"})
+        for block in (b"one", b"two", b"three"):
+            written.write(block)
+            if block == b"one":
+                status, fields = wire.head()
+                assert (status, fields["content-type"]) == (201, "text/plain")
+                assert fields["transfer-encoding"] == "chunked" and "content-length" not in fields
+            assert wire.chunk() == block
+        written.end()
+        assert wire.chunk() == b""
+        # The connection goes on, and nobody was kept from the rest.
+        wire.send(request("GET", answered_with(shared, "x", more=True)))
+        assert wire.head()[0] == 200 and wire.chunk() == b"x"
+    assert gone.next().meta["request_id"] != written.asked.meta["request_id"]
+
+
+def test_a_chunked_content_of_any_size_is_an_answer_also_when_it_is_whole_already(
+    shared: WebServer,
+) -> None:
+    def at_once(client: xs.Client, frame: Frame) -> None:
+        meta = {"frame_id": frame.id, "x": "y"}
+        client.append("http.response", iter([large[:7], large[7:]]), meta=meta, chunked=True)
+
+    large = os.urandom(3_000_000)
+    with Wire(shared.web[0]) as wire:
+        assert wire.ask("GET", told(shared, at_once)).body == large
+        large = b""
+        assert wire.ask("GET", told(shared, at_once)).body == b""
+    with Wire(shared.web[0]) as wire:
+        large = b"abc"
+        wire.send(f"GET {told(shared, at_once)} HTTP/1.0\r\n\r\n".encode())
+        assert wire.head()[1]["connection"] == "close"
+        assert wire.rest() == b"abc"
+
+
+def test_a_chunked_content_may_end_an_answer_that_other_frames_have_begun(
+    shared: WebServer,
+) -> None:
+    def mixed(client: xs.Client, frame: Frame) -> None:
+        respond(client, frame, "a page of ", more=True)
+        meta = {"request_id": frame.meta["request_id"]}
+        client.append("http.response", iter([b"one", b" and two"]), meta=meta, chunked=True)
+        respond(client, frame, "too late")
+
+    with Wire(shared.web[0]) as wire:
+        assert wire.ask("GET", told(shared, mixed)).body == b"a page of one and two"
+        assert wire.ask("GET", "/after").body == b"GET /after "
+
+
+def test_a_chunked_content_is_an_answer_also_where_it_was_imported(shared: WebServer) -> None:
+    def imported(client: xs.Client, frame: Frame) -> None:
+        hashes = [client.cas_post("one"), client.cas_post(" and two")]
+        names = [ids.text(ids.parse(frame.id) + n) for n in (1, 2)]
+        whole = {"chunk": names[0], "more": False}
+        metas = [{"request_id": frame.meta["request_id"], "more": True}, whole]
+        lines = [
+            {"topic": "http.response", "id": id, "hash": hash, "meta": meta, "ttl": "forever"}
+            for id, hash, meta in zip(names, hashes, metas)
+        ]
+        assert client.import_(lines)["imported"] == 2
+
+    with Wire(shared.web[0]) as wire:
+        assert wire.ask("GET", told(shared, imported)).body == b"one and two"
+
+
+@pytest.mark.parametrize("how", ["broken off", "removed"])
+def test_a_chunked_content_that_is_never_whole_breaks_the_answer_off(
+    shared: WebServer, how: str
+) -> None:
+    gone = Handler(shared.directory, nothing, "http.disconnect")
+    written = Written(shared)
+    with Wire(shared.web[0]) as wire:
+        wire.send(request("GET", written.path))
+        written.begin()
+        written.write(b"one")
+        assert wire.head()[0] == 200 and wire.chunk() == b"one"
+        if how == "removed":
+            with xs.open(shared.directory) as client:
+                assert client.remove(last(shared, "http.response"))
+        else:
+            written.break_off()
+        with pytest.raises(EOFError):
+            wire.chunk()
+        written.end()
+    assert gone.next().meta == {"request_id": written.asked.meta["request_id"]}
+    assert "breaks off: the content 0" in shared.log()
+
+
+def test_a_client_that_goes_amid_a_chunked_content_is_noted(shared: WebServer) -> None:
+    gone = Handler(shared.directory, nothing, "http.disconnect")
+    for where in (shared.web[0], shared.port(1)):
+        written = Written(shared)
+        with Wire(where) as wire:
+            wire.send(request("GET", written.path))
+            written.begin()
+            written.write(b"one")
+            assert wire.head()[0] == 200 and wire.chunk() == b"one"
+        assert gone.next().meta == {"request_id": written.asked.meta["request_id"]}
+        written.end()
+
+
+def test_a_chunked_content_breaks_off_when_the_server_stops(store_dir: str, tmp_path: Path) -> None:
+    server = start_web(store_dir, "--http", str(tmp_path / "web"))
+    server.handler = Handler(store_dir, Routes(server))  # type: ignore[attr-defined]
+    written = Written(server)
+    with Wire(server.web[0]) as wire:
+        wire.send(request("GET", written.path))
+        written.begin()
+        written.write(b"one")
+        assert wire.head()[0] == 200 and wire.chunk() == b"one"
+        server.process.terminate()
+        with pytest.raises(EOFError):
+            wire.chunk()
+    server.process.communicate(timeout=DEADLINE)
+    assert server.process.returncode == 0
+    written.end()
+    ends = [each.topic for each in frames(store_dir)[-3:]]
+    assert ends == ["http.disconnect", "http.response", "xs.stop"]
+
+
+def test_what_a_handler_answers_in_parts_is_its_first_request_s_whoever_causes_the_rest(
+    server: WebServer,
+) -> None:
+    parts = program(
+        """
+        for given in frames():
+            path = given["frame"]["meta"]["path"]
+            if path == "/whole":
+                out = [{"topic": "http.response", "content": "a", "more": True}]
+                out += [{"topic": "http.response", "content": "b", "more": False}]
+            else:
+                own = {"topic": "http.response", "content": "own"}
+                out = [{"topic": "http.response", "content": path, "more": path != "/end"}]
+                out += [own] if path != "/begin" else []
+            answer({"out": out})
+        """
+    )
+    register(server, "parts", parts)
+    with Wire(server.web[0]) as first, Wire(server.web[0]) as other:
+        assert first.ask("GET", "/whole").body == b"ab"
+        first.send(request("GET", "/begin"))
+        assert first.head()[0] == 200 and first.chunk() == b"/begin"
+        for path in ("/middle", "/end"):
+            assert other.ask("GET", path).body == b"own"
+            assert first.chunk() == path.encode()
+        assert first.chunk() == b""
+        assert first.ask("GET", "/whole").body == b"ab", "the connection goes on"
 
 
 @pytest.mark.parametrize("ttl", ["forever", "ephemeral"])

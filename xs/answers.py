@@ -40,7 +40,8 @@ _FRAME_BYTES = 500
 _RESPONSES = frozenset((RESPONSE,))
 
 if TYPE_CHECKING:
-    _Parts = tuple[bytes, Union[bytes, None], Union[Stored, None]]  # line, content, stored
+    # Of a frame: line, content, stored, begins.
+    _Parts = tuple[bytes, Union[bytes, None], Union[Stored, None], Union[bool, None]]
 
 
 class Busy(Unavailable):
@@ -63,6 +64,7 @@ class Found(NamedTuple):
     """A frame of an answer, with its content if that has been found along with it.
 
     Of an ephemeral frame it always has been (`content`), of a stored one mostly (`stored`).
+    `begins`: whether it is the first of a run; None where only the index knows.
     """
 
     id: int
@@ -70,6 +72,7 @@ class Found(NamedTuple):
     meta: dict[str, Any]
     content: Optional[bytes]
     stored: Optional[Stored]
+    begins: Optional[bool]
 
     @property
     def size(self) -> int:
@@ -95,12 +98,14 @@ class Waiter:
         "frame_id",
         "has_begun",
         "request_id",
+        "run",
     )
 
     def __init__(self, answers: Answers, request_id: str) -> None:
         self.request_id = request_id
         self.frame_id: Optional[str] = None  # of the request's frame, once it has one
         self.has_begun = False  # whether it was given a frame
+        self.run: Optional[int] = None  # what its thread reads in place of frames (`reads`)
         self._answers = answers
         self._ready = threading.Lock()  # released when there may be something to look at
         self._ready.acquire()
@@ -153,6 +158,16 @@ class Waiter:
                 raise self._error
         return None if self._rest is None else self._rest.next()
 
+    def reads(self, first: int) -> None:
+        """Its thread reads the run whose first frame has this id, and is woken there by `fail`."""
+        self.run = first
+
+    def check(self) -> None:
+        """Raises what `fail` was given, if it was called."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+
     def named(self, frame_id: str) -> None:
         """The request's frame has this id. A transaction that is done again gives it another."""
         self._answers.named(self, frame_id)
@@ -174,6 +189,8 @@ class Waiter:
             if self._error is None or isinstance(error, Gone):
                 self._error = error
         self._wake()
+        if self.run is not None:
+            self._answers.wake_run(self.run)
 
     def _wake(self) -> None:
         try:
@@ -309,6 +326,9 @@ class Answers:
         if waiter.request_id not in self._by_request:  # it was forgotten before, or just now
             self._by_frame.pop(frame_id, None)
 
+    def wake_run(self, first: int) -> None:
+        self._bus.wake_run(first)
+
     # Whose answer it is
 
     def _wake(self) -> None:
@@ -341,17 +361,17 @@ class Answers:
             while position < floor:
                 rows, position = self._rows(position, floor)
                 for stored in rows:
-                    self._offer(stored.line, None, stored)
+                    self._offer((stored.line, None, stored, None))
         if not entries:
             return
         self._position = entries[-1].id
         if not self._by_request:
             return
         now = self._store.clock()
-        found = [each for each in entries if each.topic == RESPONSE and each.is_live(now)]
+        found = [each for each in entries if _is_answer(each) and each.is_live(now)]
         contents = self._contents(found)
         for each in found:
-            self._offer(each.line, each.content, contents.get(each.line))
+            self._offer((each.line, each.content, contents.get(each.line), each.begins))
 
     def _contents(self, entries: list[Entry]) -> dict[bytes, Stored]:
         """Stored frames with their content, by their lines: in one go, not by each who waits.
@@ -370,9 +390,9 @@ class Answers:
                     found.update((stored.line, stored) for stored in rows)
         return found
 
-    def _offer(self, line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> None:
+    def _offer(self, parts: _Parts) -> None:
         if self._by_request:
-            found = _found(line, content, stored)
+            found = _found(parts)
             waiter = None if found is None else self._waiter_for(found.meta)
             if waiter is not None and found is not None:
                 waiter.offer(found)
@@ -392,7 +412,7 @@ class Answers:
         entries = self._bus.after(position)
         if entries is None:
             rows, position = self._rows(position, until)
-            return self._own(waiter, [(row.line, None, row) for row in rows]), position
+            return self._own(waiter, [(row.line, None, row, None) for row in rows]), position
         now = self._store.clock()
         names = _names(waiter)
         found: list[Entry] = []
@@ -405,19 +425,19 @@ class Answers:
                 until = position
                 break
             position = entry.id
-            if entry.topic == RESPONSE and entry.is_live(now) and _has_any(entry.line, names):
+            if _is_answer(entry) and entry.is_live(now) and _has_any(entry.line, names):
                 found.append(entry)
                 size += entry.size
         contents = self._contents(found)
-        lines = [(each.line, each.content, contents.get(each.line)) for each in found]
-        return self._own(waiter, lines), until
+        parts = [(e.line, e.content, contents.get(e.line), e.begins) for e in found]
+        return self._own(waiter, parts), until
 
-    def _own(self, waiter: Waiter, lines: Iterable[_Parts]) -> list[Found]:
+    def _own(self, waiter: Waiter, frames: Iterable[_Parts]) -> list[Found]:
         names = _names(waiter)
         own = []
-        for line, content, stored in lines:
-            if _has_any(line, names):
-                found = _found(line, content, stored)
+        for parts in frames:
+            if _has_any(parts[0], names):
+                found = _found(parts)
                 if found is not None and self._waiter_for(found.meta) is waiter:
                     own.append(found)
         return own
@@ -425,8 +445,16 @@ class Answers:
     def _rows(self, position: int, until: int) -> tuple[list[Stored], int]:
         """Stored answers up to `until`, some at a time, and the position after them."""
         index, now = self._store.index, self._store.clock()
-        rows = index.rows(position, until, _RESPONSES, KEPT_FRAMES, now)
+        rows = index.rows(position, until, _RESPONSES, KEPT_FRAMES, now, chunks=False)
         return rows, ids.parse(frame.id_of(rows[-1].line)) if rows else until
+
+
+def _is_answer(entry: Entry) -> bool:
+    """Whether it may be a frame of an answer by its own ids.
+
+    One that continues a run is its first frame's, whoever caused it, and read with that.
+    """
+    return entry.topic == RESPONSE and entry.first is None
 
 
 def _names(waiter: Waiter) -> list[bytes]:
@@ -439,9 +467,10 @@ def _has_any(line: bytes, names: list[bytes]) -> bool:
     return any(name in lower for name in names)
 
 
-def _found(line: bytes, content: Optional[bytes], stored: Optional[Stored]) -> Optional[Found]:
+def _found(parts: _Parts) -> Optional[Found]:
     """An answer's frame; None if its meta can't be that of one."""
+    line, content, stored, begins = parts
     fields = frame.Frame.from_json(line)
     if not isinstance(fields.meta, dict):
         return None
-    return Found(ids.parse(fields.id), fields.hash, fields.meta, content, stored)
+    return Found(ids.parse(fields.id), fields.hash, fields.meta, content, stored, begins)

@@ -117,7 +117,7 @@ class Bus:
         """Waits for a frame above `position` that continues a run; False after `timeout` seconds.
 
         True as well when there may have been one, and when the bus closes. Only those who wait for
-        that very run are woken, however much else goes on.
+        that very run are woken, however much else goes on; `wake_run` does, and then it is False.
         """
 
         def may_have_come() -> bool:
@@ -132,13 +132,19 @@ class Bus:
             changed, count = self._run_changed.get(first, (threading.Condition(self._lock), 0))
             self._run_changed[first] = (changed, count + 1)
             try:
-                return changed.wait(timeout)
+                return changed.wait(timeout) and may_have_come()
             finally:
                 count = self._run_changed[first][1] - 1
                 if count:
                     self._run_changed[first] = (changed, count)
                 else:
                     del self._run_changed[first]
+
+    def wake_run(self, first: int) -> None:
+        """Lets those who wait for the rest of a run look around."""
+        with self._lock:
+            if first in self._run_changed:
+                self._run_changed[first][0].notify_all()
 
     def wait_until(self, is_true: Callable[[], bool], timeout: Callable[[], float | None]) -> None:
         """Waits until `is_true`, looked at whenever something happens here, or `timeout` seconds.

@@ -263,11 +263,12 @@ def content(store: Store, value: int) -> tuple[int | None, Iterator[bytes]]:
         return store.content_of(value)  # an ephemeral frame's, if there is one
     size, blocks = store.stored_content(stored)
     if frame.may_begin_run(stored.line) and store.index.begins_run(value):
-        return None, _run_content(store, value, blocks)
+        return None, run_content(store, value, blocks)
     return size, blocks
 
 
-def _run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
+def run_content(store: Store, first: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of a run by its first frame's id, after those of that frame; as in `content`."""
     yield from blocks
     name = f"the content {ids.text(first)}"
     position = first

@@ -80,7 +80,7 @@ class Entry(NamedTuple):
     """A frame on its way to who follows live. `line` is its JSON without a newline.
 
     `digest` and `content` are there for an ephemeral frame only; `first`, the id of a run's first
-    frame, for one that continues it.
+    frame, for one that continues it; of the first frame itself `begins` is true.
     """
 
     id: int
@@ -90,6 +90,7 @@ class Entry(NamedTuple):
     digest: Optional[bytes] = None
     content: Optional[bytes] = None
     first: Optional[int] = None
+    begins: bool = False
 
     def is_live(self, now: int) -> bool:
         """Whether it may still be delivered: not expired, and not removed (then it has no line)."""
@@ -105,7 +106,7 @@ def entries_of(topic: str, values: list[int], lines: list[bytes]) -> list[Entry]
     from itertools import repeat
 
     none = repeat(None)
-    fields = zip(values, repeat(topic), lines, none, none, none, none)
+    fields = zip(values, repeat(topic), lines, none, none, none, none, repeat(False))
     return [*map(tuple.__new__, repeat(Entry), fields)]
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from xs import exchange, frame, http1, ids
+from xs import chunked, exchange, frame, http1, ids
 from xs.activation import Sockets
 from xs.address import parse_host
 from xs.answers import Answers, Found, Gone, Lost, RequestWork, Stopped, Waiter
@@ -285,7 +285,7 @@ class Connection(Handler):
                 error = TooLarge(f"the request's body is too large for this server: {error}")
             return self._say(head, error.status, str(error))
         try:
-            part, framed, blocks = self._framed(head, found)
+            part, framed, blocks = self._framed(head, found, waiter)
         except (NotHttp, XsError) as error:
             self._has_more = found.meta.get("more") is True
             self._log(head, found, f"is not sent: {error}")
@@ -297,17 +297,38 @@ class Connection(Handler):
         return self._send(head, found, framed, blocks, waiter)
 
     def _framed(
-        self, head: http1.RequestHead, found: Found
+        self, head: http1.RequestHead, found: Found, waiter: Waiter
     ) -> tuple[exchange.Part, exchange.Framed, Iterator[bytes]]:
         """What an answer's first frame makes of it. Raises `NotHttp`, `XsError`."""
         part = exchange.part_of(found.meta, found.hash)
         response = exchange.response_of(found.meta)
-        size, blocks = self.gateway.open(found, part)
+        size, blocks = self._content(found, part, waiter)
         keep = head.keep_alive and not self._ending
-        framed = exchange.framed(response, size, head, time.time(), more=part.more, keep=keep)
-        first = next(blocks, b"")  # what is damaged shows here, unless it is large
+        framed = exchange.framed(response, size or 0, head, time.time(), more=part.more, keep=keep)
+        if size is not None:
+            blocks = _chained(next(blocks, b""), blocks)  # damage shows here, unless it is large
         self._note(head, response.status)
-        return part, framed, _chained(first, blocks)
+        return part, framed, blocks
+
+    def _content(
+        self, found: Found, part: exchange.Part, waiter: Waiter
+    ) -> tuple[Optional[int], Iterator[bytes]]:
+        """As `Gateway.open`; the waiter knows of it if it is a run. Raises `XsError`."""
+        size, blocks = self.gateway.open(found, part)
+        if size is None:
+            waiter.reads(found.id)
+            blocks = self._as_it_comes(waiter, blocks)
+        return size, blocks
+
+    def _as_it_comes(self, waiter: Waiter, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """The blocks of a run, without empty ones, while there is somebody to read them."""
+        for block in blocks:
+            if self._is_gone:
+                raise Gone
+            if block:
+                yield block
+            else:  # nothing has come for a while
+                waiter.check()
 
     def _send(
         self,
@@ -320,17 +341,22 @@ class Connection(Handler):
         start = framed.head
         try:
             while True:
+                if start and waiter.run is not None:  # its first piece may be a long time coming
+                    self._write(start)
+                    start = b""
                 for block in blocks:
                     self._write(start + (http1.chunk(block) if framed.is_chunked else block))
                     start = b""
                 if start:
                     self._write(start)
                     start = b""
+                if waiter.run is not None:  # `more` was said of the run, which has ended
+                    self._has_more = False
                 if not self._has_more:
                     break
                 found = waiter.next()
                 part = exchange.part_of(found.meta, found.hash)
-                _, blocks = self.gateway.open(found, part)
+                _, blocks = self._content(found, part, waiter)
                 self._has_more = part.more
         except Stopped:
             return self._break_off(framed)
@@ -649,10 +675,25 @@ class Gateway:
             work.discard()
             work.finish()
 
-    def open(self, found: Found, part: exchange.Part) -> tuple[int, Iterator[bytes]]:
-        """Size and blocks of the content that an answer's frame brings. Raises `XsError`."""
+    def open(self, found: Found, part: exchange.Part) -> tuple[Optional[int], Iterator[bytes]]:
+        """Size and blocks of the content that an answer's frame brings. Raises `XsError`.
+
+        If the frame is the first of a run, they are those of `chunked.content`: the size is None.
+        """
         if part.hash is not None:
             return self.store.content(part.hash)
+        size, blocks = self._own(found)
+        if part.more and self._begins_run(found):
+            return None, chunked.run_content(self.store, found.id, blocks)
+        return size, blocks
+
+    def _begins_run(self, found: Found) -> bool:
+        """Whether `more` was said of its content; mostly it is said of the answer."""
+        if found.begins is not None:
+            return found.begins
+        return self.store.index.run(found.id, found.id, self.store.clock()) is not None
+
+    def _own(self, found: Found) -> tuple[int, Iterator[bytes]]:
         if found.hash is None:
             return 0, iter(())
         if found.content is not None:

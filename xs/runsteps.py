@@ -127,6 +127,7 @@ def begin_run(commit: Commit, append: Append, writer: str) -> tuple[bytes, bool]
     if answered is None:
         line = commit.append(append)
         pieces.make_run(commit.writer, commit.writer.newest_row, writer, append.key)
+        commit.entries[-1] = commit.entries[-1]._replace(begins=True)
         return line, True
     run = None
     if frame.may_begin_run(answered):
