@@ -1474,12 +1474,14 @@ def test_what_can_t_be_is_said_in_one_line_and_nothing_is_left(
     tmp_path: Path, run_xs: RunXs, options: list[str], says: str
 ) -> None:
     (tmp_path / "file").write_text("not a certificate")
+    is_within = "DIR/store/sock" in options
     options = [word.replace("DIR", str(tmp_path)) for word in options]
     done = run_xs(["serve", str(tmp_path / "store"), *options])
     assert done.returncode != 0 and done.stdout == b""
     text = done.stderr.decode()
     assert says in text and text.count("\n") == 1
     assert not (tmp_path / "store" / "sock").exists()
+    assert (tmp_path / "store").exists() == is_within, "no store is made for what can't be"
     assert (tmp_path / "file").read_text() == "not a certificate"
 
 
@@ -1489,6 +1491,7 @@ def test_an_address_that_is_taken_is_refused(
     for address in (shared.web[0], shared.web[1].partition("//")[2]):
         done = run_xs(["serve", str(tmp_path / "store"), "--http", address])
         assert done.returncode == 5 and b"can't listen on" in done.stderr
+        assert not (tmp_path / "store").exists()
 
 
 def test_a_killed_server_is_replaced_and_the_stream_has_what_was_asked(

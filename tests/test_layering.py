@@ -116,8 +116,8 @@ ARCHITECTURE = {
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
     "gateway":     "errors ids frame http1 log content commit work store chunked sockets "
                    "activation address listener hangups exchange answers",
-    "mount":       "errors log meta commit store scripts activation access tokens crowd "
-                   "delivery listener httpd version | gateway",
+    "mount":       "errors log meta connections commit store scripts activation access tokens "
+                   "crowd delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame times log schema commit work store httpd mount",
     "notify":      "threads log",
     "signals":     "threads",

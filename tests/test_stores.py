@@ -753,8 +753,29 @@ def test_an_address_that_is_taken_is_an_error(root: Root, tmp_path: Path) -> Non
         address = f":{taken.getsockname()[1]}"
         reply = root.ask("add", {"path": str(tmp_path / "a"), "http": address})
         assert "can't listen on" in reply.reason
-        assert is_free(tmp_path / "a") and not os.path.exists(tmp_path / "a" / "sock")
+        assert not os.path.exists(tmp_path / "a"), "nothing has changed"
+        (tmp_path / "b").mkdir()
+        reply = root.ask("add", {"path": str(tmp_path / "b"), "http": str(tmp_path / "no" / "web")})
+        assert "can't listen on" in reply.reason and not os.listdir(tmp_path / "b")
     assert root.add(tmp_path / "a", http=address)["http"].endswith(address)
+    root.ask("remove", {"path": str(tmp_path / "a")})
+    with socket.socket() as taken:  # that a store which was there is not served either
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(address[1:])))
+        taken.listen()
+        reply = root.ask("add", {"path": str(tmp_path / "a"), "http": address})
+        assert "can't listen on" in reply.reason
+        assert is_free(tmp_path / "a") and not os.path.exists(tmp_path / "a" / "sock")
+
+
+def test_its_gateway_may_have_its_socket_in_the_store_that_is_yet_to_be_made(
+    root: Root, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "a" / "web")
+    assert root.add(tmp_path / "a", http=path)["http"] == path
+    assert stat.S_ISSOCK(os.stat(path).st_mode)
+    root.ask("remove", {"path": str(tmp_path / "a")})
+    assert not os.path.exists(path)
 
 
 @pytest.mark.parametrize("folder", ["cas", "run", "cas/ab", "run/x/y"])

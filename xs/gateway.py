@@ -569,11 +569,17 @@ class Door(Listener):
 
 
 class Gateway:
-    """The front doors of one store, and who waits behind them."""
+    """The front doors of one store, and who waits behind them.
+
+    It can `listen` before there is a store: who comes by then waits until it starts.
+    """
+
+    store: Store  # this and the next two from the start on
+    answers: Answers
+    hangups: Hangups
 
     def __init__(
         self,
-        store: Store,
         options: Options,
         log: Callable[[str], None],
         room: int,
@@ -584,12 +590,9 @@ class Gateway:
 
         `sockets` has those that were handed down to this process. Raises `Usage` for what can't be.
         """
-        self.store = store
         self.options = options
         self.log = log_of(log)
         self.connections = Connections(room, within)
-        self.answers = Answers(store, options.most)
-        self.hangups: Hangups  # from the start on
         self._tls = None if options.certificate is None else _tls(options.certificate, options.key)
         self._doors: list[Door] = []
         self._sockets = sockets or Sockets()
@@ -623,7 +626,9 @@ class Gateway:
         scheme = "https" if is_tls else "http"
         return f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
 
-    def start(self) -> None:
+    def start(self, store: Store) -> None:
+        self.store = store
+        self.answers = Answers(store, self.options.most)
         self.hangups = Hangups()
         self.hangups.start()
         self.answers.start()

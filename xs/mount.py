@@ -1,6 +1,7 @@
 """A store that is served: its lock, its socket, its delivery, its scripts, its gateway.
 
 The order of starting: lock and open the store, listen, append `xs.start`, accept, start scripts.
+Where the store is yet to be made, it is listened for the web before that.
 The order of stopping: answer who waits at the gateway, accept no more, end the scripts, append
 `xs.stop` as the last frame, give followers what is still theirs and end them, answer the requests
 under way, close the store, give the lock back.
@@ -20,6 +21,7 @@ from xs import meta
 from xs.access import Access, access
 from xs.activation import Sockets
 from xs.commit import Append
+from xs.connections import has_index
 from xs.crowd import Crowd
 from xs.delivery import Delivery
 from xs.errors import Full, NotAStore, Unavailable
@@ -66,8 +68,9 @@ class Mount:
         scripts: bool = True,
         create: bool = True,
         sockets: Sockets | None = None,
+        web: Web | None = None,
     ) -> None:
-        """Takes the store in `folder`, and listens on its socket.
+        """Takes the store in `folder`, and listens on its socket, and where it answers the `web`.
 
         `create`: it is made if there is none. `sockets` has those that were handed down for it.
         Raises `XsError`, and leaves nothing open then.
@@ -76,7 +79,6 @@ class Mount:
         self.socket_path = os.path.join(self.folder, SOCKET)
         self.exposed: list[str] = []
         self.web: list[str] = []
-        self._room = room
         self._connections = Connections(room.most, room.api)
         self._visitors = Connections(room.most)
         self._log = log
@@ -87,7 +89,20 @@ class Mount:
         self._scripts: Scripts | None = None
         self._socket_file: tuple[int, int] | None = None
         self._is_announced = self._has_scripts = self._has_gateway = False
-        self.store = Store(self.folder, exclusive=True, create=create)
+        addresses = [] if web is None else web.addresses
+        try:
+            if web is not None:
+                self._gateway = _gateway(web.options, log, room, self._sockets)
+            if create and not has_index(self.folder):
+                # Nothing is made for an address that can't be had. A store that is there is opened
+                # first: it may be another server's, and the addresses with it.
+                self._answer_web([each for each in addresses if not self._has_within(each)])
+                addresses = [each for each in addresses if self._has_within(each)]
+            self.store = Store(self.folder, exclusive=True, create=create)
+        except BaseException:
+            if self._gateway is not None:
+                self._gateway.abandon()
+            raise
         self._delivery = Delivery(self.store)
         self._crowd = Crowd(self.store)
         try:
@@ -103,6 +118,8 @@ class Mount:
             self._add(sock, None, is_for_owner=not self._sockets.is_handed(self.socket_path))
             for path in self._sockets.unix:
                 self._add(self._sockets.listen_unix(path), None)
+            self._answer_web(addresses)
+            self._answer_web(self._sockets.web)  # what is left of those that were handed down
         except BaseException as error:
             self.abandon()
             if isinstance(error, OSError):
@@ -147,18 +164,15 @@ class Mount:
             raise
         self._servers.append(server)
 
-    def open_gateway(self, web: Web) -> None:
-        """Answers the web on these addresses, and on sockets that were handed down for that."""
-        from xs.gateway import Gateway
+    def _answer_web(self, addresses: list[str]) -> None:
+        """Listens on these addresses of the gateway. Raises `XsError`."""
+        if self._gateway is not None:
+            self.web += [self._gateway.listen(address) for address in addresses]
 
-        room = self._room
-        self._gateway = Gateway(
-            self.store, web.options, self._log, room.most, room.web, self._sockets
-        )
-        for address in web.addresses:
-            self.web.append(self._gateway.listen(address))
-        for address in self._sockets.web:
-            self.web.append(self._gateway.listen(address))
+    def _has_within(self, address: str) -> bool:
+        """Whether an address of the gateway is a path in the store's own folder."""
+        is_path = "/" in address and "://" not in address
+        return is_path and os.path.realpath(address).startswith(f"{os.path.realpath(self.folder)}/")
 
     def start(self) -> None:
         """Serves it. Raises `XsError`, and leaves nothing open then."""
@@ -188,7 +202,7 @@ class Mount:
             self._scripts.start()
             self._has_scripts = True
         if self._gateway is not None:
-            self._gateway.start()
+            self._gateway.start(self.store)
             self._has_gateway = True
 
     def abandon(self) -> None:
@@ -240,6 +254,12 @@ def _file_at(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _gateway(options: Options, log: Callable[[str], None], room: Room, sockets: Sockets) -> Gateway:
+    from xs.gateway import Gateway  # here: most stores have none
+
+    return Gateway(options, log, room.most, room.web, sockets)
 
 
 def as_meta(value: object) -> str:

@@ -61,7 +61,7 @@ class Running:
         for host, port in sockets.exposed:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             _check_is_private(address, host, port, insecure=insecure)
-        self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets)
+        self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets, web=web)
         try:
             self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
             self.root.lead_to(self.stores)
@@ -69,8 +69,6 @@ class Running:
                 self.root.expose(host, port, hosts)
             for host, port in sockets.exposed:
                 self.root.expose(host, port, hosts)
-            if web is not None:
-                self.root.open_gateway(web)
         except BaseException:
             self.root.abandon()
             raise
@@ -93,21 +91,19 @@ class Running:
         self.root.stop(max(0.0, deadline - time.monotonic()))
 
     def _mount(self, asked: Asked, create: bool) -> Mount:
+        web = None
+        if asked.http is not None:
+            from xs.gateway import Options  # here: most servers have none
+
+            web = Web([asked.http], self._options or Options())
         mount = Mount(
             asked.path,
             self._room,
             _log.for_store(asked.name),
             scripts=self._scripts,
             create=create,
+            web=web,
         )
-        try:
-            if asked.http is not None:
-                from xs.gateway import Options  # here: most servers have none
-
-                mount.open_gateway(Web([asked.http], self._options or Options()))
-        except BaseException:
-            mount.abandon()
-            raise
         mount.start()
         return mount
 
