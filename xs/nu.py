@@ -1,8 +1,8 @@
 """Nushell: finding it, and the commands that run a script or keep a closure running.
 
 What runs in Nushell itself is beside this module: `run_script.nu` and `run_handler.nu`, with the
-commands of `xs.nu`. They mark their lines on standard output, because a script's own `print` goes
-there too. Knows no topics.
+commands of `xs.nu`. They are placed in a folder with the script, and mark their lines on standard
+output, because a script's own `print` goes there too. Knows no topics.
 """
 
 from __future__ import annotations
@@ -31,10 +31,21 @@ BYTE_STREAM = b"byte stream"  # … and this follows as it is
 MARK = "XS_MARK"
 
 
+def _runner(name: str) -> bytes:
+    """What runs in Nushell, with the path of the module that it uses."""
+    with open(os.path.join(_HERE, name), "rb") as file:
+        text = file.read()
+    module = os.path.join(_HERE, "xs.nu").replace("\\", "\\\\").replace('"', '\\"')
+    return text.replace(b"use xs.nu *", f'use "{module}" *'.encode("utf-8", "surrogateescape"), 1)
+
+
+_RUN_SCRIPT, _RUN_HANDLER = _runner("run_script.nu"), _runner("run_handler.nu")
+
+
 def script(text: bytes, input_: str) -> Command:
     """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
     input_at = None if input_ == "none" else INPUT
-    return _command("run_script.nu", input_, {"script.nu": text}, input_at)
+    return _command(_RUN_SCRIPT, input_, {"script.nu": text}, input_at)
 
 
 def handler(text: bytes, *, stateful: bool) -> Command:
@@ -43,7 +54,7 @@ def handler(text: bytes, *, stateful: bool) -> Command:
     typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
-    return _command("run_handler.nu", kind, files, INPUT)
+    return _command(_RUN_HANDLER, kind, files, INPUT)
 
 
 def content_of(said: bytes) -> bytes:
@@ -58,7 +69,7 @@ def content_of(said: bytes) -> bytes:
 
 
 def _command(
-    runner: str,
+    runner: bytes,
     argument: str,
     files: dict[str, bytes],
     input_at: Optional[int],
@@ -66,7 +77,10 @@ def _command(
     mark = os.urandom(16).hex()
     path, version = _find()
     pipefail = ["--experimental-options", "[pipefail]"] if version < _PIPEFAIL else []
-    words = [path, "-n", *pipefail, "-I", "{folder}", os.path.join(_HERE, runner), argument]
+    words = [path, "-n", *pipefail, "{folder}/main.nu", argument]
+    # Beside the script, which it finds by the name alone: an include path can't have a colon, and
+    # of a link Nushell takes the place that it leads to.
+    files = {**files, "main.nu": runner}
     return Command(words, files, {MARK: mark}, input_at, mark.encode())
 
 

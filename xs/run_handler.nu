@@ -1,5 +1,5 @@
-# Keeps the closure of script.nu running: an input a line on file descriptor 3, an answer a line on
-# standard output (docs/scripts.md tells the protocol).
+# Keeps the closure of the script.nu beside it running: an input a line on file descriptor 3, an
+# answer a line on standard output (docs/scripts.md tells the protocol).
 #
 # Each line of ours begins with a mark that no script can guess, since a script's own `print` goes
 # to standard output too. The first says that the closure is one and waits.

@@ -1,4 +1,4 @@
-# Runs script.nu, found by the include path, and writes what it yields, value by value.
+# Runs the script.nu beside it, and writes what it yields, value by value.
 #
 # Its input comes on file descriptor 3: nothing, bytes, or a frame as JSON. On standard output each
 # line of ours begins with a mark that no script can guess, since a script's own `print` goes there
