@@ -22,6 +22,7 @@ if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is ins
     sys.path.insert(0, str(ROOT))
 
 from xs.server import Running  # noqa: E402  # of this checkout
+from xs.transport import connect_unix  # noqa: E402
 
 # Under nohup, and in the background of a script, they are ignored, and so they would be in every
 # process that is started here.
@@ -89,14 +90,12 @@ def start_server(directory: str, *options: str, **changes: str) -> Server:
 
 def answers(path: str) -> bool:
     """Whether a server answers `GET /version` on that socket."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(DEADLINE)
-        try:
-            sock.connect(path)
+    try:
+        with contextlib.closing(connect_unix(path, DEADLINE)) as sock:
             sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return sock.recv(12) == b"HTTP/1.1 200"
-        except OSError:
-            return False
+    except OSError:
+        return False
 
 
 def open_files(pid: int, directory: str) -> int:

@@ -336,6 +336,28 @@ def test_scripts_know_their_store(shared: Server) -> None:
     assert post(shared, "/eval", "$env.XS_ADDR")[2].decode() == shared.directory
 
 
+ODD = ["a:b", "a b", "[x]*?", "q\"'`", "{folder} $env (p)", "b\\n|;&#%20", "line\nline", "~", "ü"]
+
+
+@pytest.mark.parametrize("name", [*ODD, "x" * 110], ids=[*map(repr, ODD), "long"])
+def test_scripts_run_wherever_their_store_is(tmp_path: Path, name: str) -> None:
+    running = start_server(str(tmp_path / name / "store"))
+    try:
+        with xs.open(running.directory) as store:
+            assert store.eval('"x" | .append notes | get topic') == "notes"
+            program = f'#!/bin/sh\n{sys.executable} -m xs last "$XS_ADDR" notes\n'
+            assert b'"topic":"notes"' in store.eval(program)
+            store.append(
+                "h.register", "{|frame| $frame.topic | .append out }", meta={"topic": "in"}
+            )
+            list(store.cat(topic="h.registered", follow=True, limit=1))
+            store.append("in")
+            *_, out = store.cat(topic="out", follow=True, limit=1)
+            assert store.content(out.id) == b"in"
+    finally:
+        running.stop()
+
+
 def test_a_script_has_no_input_of_its_own(shared: Server) -> None:
     assert post(shared, "/eval", "^cat | str length")[2] == b"0"
 

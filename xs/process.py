@@ -23,7 +23,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from xs import threads
 from xs.errors import Invalid, NotAStore
@@ -277,6 +277,28 @@ class Processes:
         os.close(self._watched)
         os.close(self._lock)
         self._watched = self._lock = -1  # whoever comes too late gets an error
+
+
+@contextlib.contextmanager
+def short_name(folder: str) -> Iterator[str]:
+    """Another name for a folder while it is held, as short as the address of a socket has to be.
+
+    Any process of the same user may follow it. Raises `OSError`.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/{os.getpid()}/fd/{descriptor}"
+        if os.path.exists(short) and os.path.samefile(short, folder):  # Linux
+            yield short
+            return
+    finally:
+        os.close(descriptor)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        link = os.path.join(place, "d")
+        os.symlink(folder, link)
+        yield link
 
 
 def command_of(text: bytes) -> Command:

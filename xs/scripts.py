@@ -22,7 +22,7 @@ from xs.frame import Entry
 from xs.generators import Generator, name_of, terminated
 from xs.handlers import Handler
 from xs.log import WARNING, log_of
-from xs.process import Processes
+from xs.process import Processes, short_name
 from xs.runner import RESTART_SECONDS, Context, Order, Runner
 from xs.store import Store
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Optional
 
 FOLDER = "run"
+FOLDER_BYTES = 98  # of the store's path; a longer one's socket has none that every system takes
 SCRIPTS_MAX = 500  # in service or being started, in one store; above it: an order is refused
 EVALUATIONS_MAX = 64  # scripts run for requests at once, in one store; above it: 503
 _LONGEST_SUFFIX = len(".unregistered")
@@ -47,7 +48,11 @@ class Scripts:
     def __init__(self, store: Store, log: Callable[[str], None]) -> None:
         self._store = store
         self._log = log_of(log)
-        variables = {**os.environ, "XS_ADDR": os.path.abspath(store.folder)}
+        self._held = contextlib.ExitStack()  # what is given back at the end
+        folder = os.path.abspath(store.folder)
+        if len(os.fsencode(folder)) > FOLDER_BYTES:
+            folder = self._held.enter_context(short_name(folder))
+        variables = {**os.environ, "XS_ADDR": folder}
         self.processes = Processes(os.path.join(store.folder, FOLDER), variables)
         self._context = Context(store, self.processes, log, self._is_gone)
         self._lock = threading.Lock()  # guards the next; no other lock is taken under it
@@ -77,11 +82,13 @@ class Scripts:
         for each in runners:
             each.join()
         self.processes.close()
+        self._held.close()
 
     def abandon(self) -> None:
         """Gives back what it has, when it was never started."""
         self._store.bus.unwatch(self._watch)
         self.processes.close()
+        self._held.close()
 
     def status(self) -> list[dict[str, Any]]:
         """What is in service, in order of names (`GET /ps`)."""
