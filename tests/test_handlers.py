@@ -74,6 +74,8 @@ OUTPUTS: list[tuple[str, list[Any]]] = [
     ("[0x[01 fe] 0x[02]]", [b"\x01\xfe", "\x02"]),
     ("{a: 0x[01], b: [0x[02]]}", ['{"a":[1],"b":[[2]]}']),
     ("2024-01-02T03:04:05Z | format date '%F'", ["2024-01-02"]),
+    ("[1..3 5sec]", ["[1,2,3]", "5000000000"]),
+    ("{ttl: 1sec, other: 1}", ['{"ttl":1000000000,"other":1}']),
     ("^echo from outside", ["from outside"]),
     ("if true { return early }; late", ["early"]),
     ("$frame.meta.n + 1", ["8"]),
@@ -107,6 +109,10 @@ DIRECTED: list[tuple[str, str, Any, str, Any]] = [
     ("{content: c, meta: {k: 1, m: null}}", "{name}", {"k": 1, "m": None}, "forever", "c"),
     ("{content: c, ttl: 'last:3'}", "{name}", {}, "last:3", "c"),
     ("{content: c, ttl: 3600000}", "{name}", {}, "time:3600000", "c"),
+    ("{content: c, ttl: 1day}", "{name}", {}, "time:86400000", "c"),
+    ("{content: null, ttl: 1day}", "{name}", {}, "time:86400000", None),
+    ("{content: 0x[fe ff], ttl: 1day}", "{name}", {}, "time:86400000", b"\xfe\xff"),
+    ("{content: 1..3}", "{name}", {}, "forever", "[1,2,3]"),
     ("{content: c, ttl: null, meta: null, topic: null}", "{name}", {}, "forever", "c"),
     ("{content: null, topic: {name}.other}", "{name}.other", {}, "forever", None),
     ("{content: ''}", "{name}", {}, "forever", None),
@@ -118,6 +124,28 @@ DIRECTED: list[tuple[str, str, Any, str, Any]] = [
     ("{content: c, other: 1}", "{name}", {}, "forever", '{"content":"c","other":1}'),
     ("{topic: {name}.other}", "{name}", {}, "forever", '{"topic":"{name}.other"}'),
 ]
+
+
+def test_an_output_that_json_has_no_type_for_is_as_an_append_has_it(shared: Stream) -> None:
+    values = ["2024-01-02T03:04:05Z", "('a*' | into glob)", "$.a.b", "1..3"]
+    for value in values:
+        name = f"untyped{next(numbers)}"
+        closure = f"""{{|frame| let value = {value}
+            $value | .append {name}.appended
+            [{{content: $value}} $value]
+        }}"""
+        shared.register(name, closure, topic=f"in.{name}")
+        shared.add(f"in.{name}")
+        (appended,) = shared.wait_for(f"{name}.appended", 1)
+        assert [each.content for each in shared.wait_for(name, 2)] == [appended.content] * 2
+
+
+def test_a_time_alone_is_json_as_it_is_in_a_list(shared: Stream) -> None:
+    name = f"time{next(numbers)}"
+    shared.register(name, "{|frame| 2024-01-02T03:04:05Z }", topic=f"in.{name}")
+    shared.add(f"in.{name}")
+    (found,) = shared.wait_for(name, 1)
+    assert json.loads(found.content).startswith("2024-01-02")
 
 
 @pytest.mark.parametrize(

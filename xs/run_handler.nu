@@ -27,13 +27,14 @@ def xs-gathered [first: any] {
   })
 }
 
-# Output as JSON has it: bytes go as base64.
+# Output as JSON has it, where it has no type for something: bytes go as base64, a `ttl` as
+# milliseconds; of other content its JSON is the text.
+const NOT_IN_JSON = "binary|any|range|duration|date|glob|cell-path" # in the name of a type
+
 def xs-plain [value: any] {
   match ($value | describe --detailed | get type) {
-    "binary" => {content_base64: ($value | encode base64)}
-    "record" => (xs-plain-record $value)
     "list" | "table" | "range" => ($value | each {|item| xs-plain-item $item })
-    _ => $value
+    _ => (xs-plain-item $value)
   }
 }
 
@@ -41,13 +42,26 @@ def xs-plain-item [value: any] {
   match ($value | describe --detailed | get type) {
     "binary" => {content_base64: ($value | encode base64)}
     "record" => (xs-plain-record $value)
+    "datetime" | "range" | "glob" | "cell-path" => {content: ($value | to json --raw)}
     _ => $value
   }
 }
 
 def xs-plain-record [value: record] {
-  if ($value.content? | describe) != "binary" { return $value }
-  $value | reject content | insert content_base64 ($value.content | encode base64)
+  # One that says where it goes.
+  if content not-in $value or ($value | reject --optional topic meta ttl content more) != {} {
+    return $value
+  }
+  let value = if ($value.ttl? | describe) != "duration" { $value } else {
+    $value | update ttl ($value.ttl // 1ms)
+  }
+  match ($value.content | describe --detailed | get type) {
+    "binary" => ($value | reject content | insert content_base64 ($value.content | encode base64))
+    "datetime" | "range" | "glob" | "cell-path" => {
+      $value | update content ($value.content | to json --raw)
+    }
+    _ => $value
+  }
 }
 
 # A frame as a closure is given it: bytes that came as base64 are bytes again.
@@ -90,9 +104,7 @@ def xs-stateless [closure: closure] {
       } else if $out == null {
         $"($env.XS_MARK)null\n"
       } else {
-        # A type's name tells whether there may be bytes within, or what has another form in JSON.
-        let kind = ($out | describe)
-        if "binary" in $kind or "any" in $kind or "range" in $kind { xs-line $out "" null } else {
+        if ($out | describe) =~ $NOT_IN_JSON { xs-line $out "" null } else {
           let text = ($out | to json --raw)
           $"($env.XS_MARK){\"out\":($text)}\n"
         }
