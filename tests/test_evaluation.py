@@ -111,6 +111,7 @@ YIELDS = [
     ("1..3 | wrap a | to csv", 200, "text/plain", b"a\n1\n2\n3\n"),
     ("1..3 | each {|n| print noise; $n} | str join", 200, "text/plain", b"123"),
     ("0x[]", 200, "application/octet-stream", b""),
+    ("\ufeff5", 200, "text/plain", b"5"),
     ("^true", 204, "", b""),
 ]
 

@@ -896,6 +896,12 @@ def test_what_is_no_closure_is_found_before_anything_of_it_runs(
     assert not trace.exists()
 
 
+def test_a_byte_order_mark_before_a_closure_is_none_of_it(shared: Stream) -> None:
+    shared.register("marked", "\ufeff{|frame| 'seen' }", topic="in.marked")
+    shared.add("in.marked")
+    assert shared.wait_for("marked", 1)[0].content == "seen"
+
+
 def test_what_turns_out_to_be_no_closure_is_refused(shared: Stream) -> None:
     assert "not a closure but a int" in shared.refused("variable", "let x: any = 5; $x")
 

@@ -29,6 +29,7 @@ TEXT, BINARY = b"string (stream)", b"binary (stream)"
 BYTE_STREAM = b"byte stream"  # … and this follows as it is
 
 MARK = "XS_MARK"
+_BOM = b"\xef\xbb\xbf"
 
 
 def _runner(name: str) -> bytes:
@@ -45,16 +46,23 @@ _RUN_SCRIPT, _RUN_HANDLER = _runner("run_script.nu"), _runner("run_handler.nu")
 def script(text: bytes, input_: str) -> Command:
     """Runs a script; `input_` is "none", "bytes" or "frame". Raises `NoNushell`."""
     input_at = None if input_ == "none" else INPUT
-    return _command(_RUN_SCRIPT, input_, {"script.nu": text}, input_at)
+    return _command(_RUN_SCRIPT, input_, {"script.nu": _bare(text)}, input_at)
 
 
 def handler(text: bytes, *, stateful: bool) -> Command:
     """Keeps a closure running. Raises `NoNushell`."""
-    # A place for a closure and nothing else: what is none is found before any of it runs.
+    text = _bare(text)
+    # A place for a closure and nothing else: what Nushell knows to be none is found before any of
+    # it runs. What an external command yields, for one, it can't know.
     typed = b"def handler []: nothing -> closure {\n" + text + b"\n}\n"
     files = {"script.nu": text, "typed.nu": typed}
     kind = "stateful" if stateful else "stateless"
     return _command(_RUN_HANDLER, kind, files, INPUT)
+
+
+def _bare(text: bytes) -> bytes:
+    """Without a byte order mark, which Nushell takes for the beginning of a command's name."""
+    return text[len(_BOM) :] if text.startswith(_BOM) else text
 
 
 def content_of(said: bytes) -> bytes:
