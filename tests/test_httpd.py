@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -617,6 +618,34 @@ def test_a_client_that_reads_late_gets_all_its_answers_in_order(server: Server) 
             newest = frame_id
         assert wire.is_ended()
         sender.join(DEADLINE)
+
+
+@pytest.mark.parametrize("way", ["tcp, without a token", "unix"])
+def test_who_takes_no_answers_is_left_and_who_reads_a_body_slowly_is_not(
+    store_dir: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(Limits, "written_seconds", 0.2)
+    running = Running(store_dir, [":0"], [])
+    try:
+        with Wire(store_dir) as content, Wire(store_dir) as stream, Wire(store_dir) as live:
+            data = os.urandom(3_000_000)
+            made = json.loads(live.ask("POST", "/append/t", data).body)
+            live.send(request("GET", "/?follow&with-content&topic=t"))
+            content.send(request("GET", f"/content/{made['id']}"))
+            stream.send(request("GET", "/?with-content&topic=t"))
+            assert [wire.head()[0] for wire in (live, content, stream)] == [200] * 3
+            port = int(running.root.exposed[0].rpartition(":")[2])
+            with Wire(store_dir if way == "unix" else port) as deaf, pytest.raises(ConnectionError):
+                while True:
+                    deaf.send(request("GET", "/last") * 100)
+            # By now the three have taken nothing for longer than that.
+            assert content.exactly(len(data)) == data
+            whole = base64.b64encode(data).decode()
+            assert json.loads(stream.chunk())["content_base64"] == whole
+            assert json.loads(live.chunk())["content_base64"] == whole
+            assert json.loads(live.chunk())["topic"] == "xs.threshold"
+    finally:
+        running.stop()
 
 
 def test_half_closed_clients_get_every_answer(server: Server) -> None:

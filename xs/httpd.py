@@ -45,6 +45,7 @@ class Limits:
     head_bytes_tcp = 65_536  # the same on a TCP address, while the token is not in it
     head_seconds = 30.0  # from a head's first byte to its last: 408
     idle_seconds = 600.0  # without a request: the connection is closed
+    written_seconds = 600.0  # for a client to take some of an answer that is in memory: closed
     answers_waiting = 128  # appends on one connection that are not answered yet
     drained_bytes = 262_144  # of a body that nobody wants, before the connection is closed instead
     linger_seconds = 2.0  # for a client that still sends while it is being refused
@@ -423,21 +424,23 @@ class Connection(Handler):
         try:
             for block in blocks:
                 if block:
-                    self._out.write(start, *(http1.chunk_parts(block) if chunked else (block,)))
+                    self._out.write_body(
+                        start, *(http1.chunk_parts(block) if chunked else (block,))
+                    )
                     start = b""
                     del block  # before the next one is made
                 elif start:  # nothing comes for a while: that it will is an answer already
-                    self._out.write(start)
+                    self._out.write_body(start)
                     start = b""
                 elif is_gone(self.sock):
                     raise BrokenPipeError
         except XsError as error:
             # The head is out: a body that breaks off is all that can still be said.
             if start:
-                self._out.write(start)
+                self._out.write_body(start)
             self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
             return False
-        self._out.write(start + (http1.LAST_CHUNK if chunked else b""))
+        self._out.write_body(start + (http1.LAST_CHUNK if chunked else b""))
         return True
 
     def _answer_later(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> None:
@@ -497,17 +500,17 @@ class Connection(Handler):
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
         # Before the first frame: who sees the head knows that nothing from now on is missed.
-        self._out.write(http1.response_head(found.status, fields))
+        self._out.write_body(http1.response_head(found.status, fields))
         if head.method == "HEAD":
             return
         follower = Follower(self, reader)
         try:
             for block in reader.history():
-                self._out.write(*follower.parts(block))
+                self._out.write_body(*follower.parts(block))
                 del block  # before the next one is made
             if reader.left > 0:
                 if reader.wants_threshold:
-                    self._out.write(follower.framed(reader.threshold()))
+                    self._out.write_body(follower.framed(reader.threshold()))
                 self._handed_on = self._catch_up(follower)
             else:
                 self._end_body()
@@ -525,13 +528,13 @@ class Connection(Handler):
             missed = reader.missed()
             if missed is not None:
                 for block in missed:
-                    self._out.write(*follower.parts(block))
+                    self._out.write_body(*follower.parts(block))
                     del block  # before the next one is made
                 continue
             coming = reader.coming()
             if coming is not None:
                 if coming:
-                    self._out.write(*follower.parts(coming))
+                    self._out.write_body(*follower.parts(coming))
                     del coming
                 continue
             if self._served.delivery.park(follower):
@@ -543,7 +546,7 @@ class Connection(Handler):
 
     def _end_body(self) -> None:
         if self.chunked:
-            self._out.write(http1.LAST_CHUNK)
+            self._out.write_body(http1.LAST_CHUNK)
 
     def resume(self, follower: Follower) -> None:
         """A parked follower could not take what was sent: it gets a thread again."""
@@ -566,7 +569,7 @@ class Connection(Handler):
     def _write_unsent(self, follower: Follower) -> None:
         """Writes what the delivery could not, and lets go of it."""
         unsent, follower.unsent = follower.unsent, b""
-        self._out.write(unsent)
+        self._out.write_body(unsent)
 
     def end_following(self) -> None:
         """A parked follower has all that it will get."""
@@ -695,6 +698,7 @@ class Server(Listener):
         # Time limits are the kernel's: Python's own would cost a second system call for each read.
         sock.setblocking(True)
         set_timeout(sock, Limits.idle_seconds)
+        set_timeout(sock, Limits.written_seconds, socket.SO_SNDTIMEO)
         super().prepare(sock)
 
     @property

@@ -56,15 +56,35 @@ class Outbox:
     def write(self, *parts: bytes | memoryview) -> None:
         """Writes all of it. Nothing else does meanwhile: everything is settled.
 
+        A client that takes nothing for as long as the socket has a limit for is as good as gone.
         To make one of a long part and short ones is to copy it (bench/replay.py, one topic: 6 %),
         which nobody who is slow to read may make us do.
         """
         sent = self._sock.sendmsg(parts)
         if sent < sum(map(len, parts)):
-            for part in parts:
-                if sent < len(part):
-                    self._sock.sendall(memoryview(part)[sent:])
-                sent = max(0, sent - len(part))
+            self._write_rest(parts, sent, is_patient=False)
+
+    def write_body(self, *parts: bytes | memoryview) -> None:
+        """The same of a body that is made as it is read: its reader may be as slow as it likes."""
+        try:
+            sent = self._sock.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        if sent < sum(map(len, parts)):
+            self._write_rest(parts, sent, is_patient=True)
+
+    def _write_rest(
+        self, parts: tuple[bytes | memoryview, ...], sent: int, *, is_patient: bool
+    ) -> None:
+        for part in parts:
+            rest = memoryview(part)[sent:]
+            sent = max(0, sent - len(part))
+            while rest:
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    if not is_patient:
+                        raise
 
     def give_up(self) -> None:
         """The client is gone: no answer is written any more."""
