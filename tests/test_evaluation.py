@@ -243,8 +243,10 @@ def begin(server: Server, script: str) -> socket.socket:
     ],
     ids=["silent", "streaming", "stubborn", "complaining", "printing", "program"],
 )
-def test_a_client_that_goes_away_ends_the_script(server: Server, script: str) -> None:
-    begin(server, script).close()
+@pytest.mark.parametrize("ahead", [b"", b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_that_goes_away_ends_the_script(server: Server, script: str, ahead: bytes) -> None:
+    with begin(server, script) as sock:
+        sock.sendall(ahead)
     wait_until(lambda: not processes_of(server), "the script goes on")
 
 

@@ -1021,6 +1021,23 @@ def test_followers_that_keep_pace_badly_are_never_cut_off(server: Server) -> Non
         wire.sock.close()
 
 
+def test_a_reader_of_what_is_still_written_that_has_asked_for_more_may_go_away(
+    server: Server,
+) -> None:
+    with Wire(server.directory) as writer:
+        writer.send(request("POST", "/append/t?chunked", transfer_encoding="chunked"))
+        writer.send(b"5\r\nhello\r\n")
+        until(lambda: bool(frames(server, "t")))
+        (first,) = frames(server, "t")
+        before = status_of(server, "Threads")
+        for _ in range(5):
+            with Wire(server.directory) as reader:
+                reader.send(request("GET", f"/content/{first['id']}"))
+                assert reader.head()[0] == 200 and reader.chunk() == b"hello"
+                reader.send(request("GET", "/version"))
+        until(lambda: status_of(server, "Threads") <= before)
+
+
 @pytest.mark.parametrize("half_closed", [False, True])
 def test_a_follower_that_vanishes_is_noticed_without_an_append(
     server: Server, half_closed: bool

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 from xs import threads
+from xs.sockets import is_gone
 
 _EVENTS = 256  # looked at in one go
 
@@ -77,21 +78,13 @@ class Hangups:
 
 
 def has_gone(sock: socket.socket) -> bool:
-    """Whether the client has closed its end, as far as the system tells.
-
-    On a Unix socket one that only sends no more (`nc -N -U`) is still there. Over TCP the two can't
-    be told apart, and hardly anybody does that.
-    """
-    ended = getattr(select, "POLLRDHUP", None)
-    if ended is None:
+    """Whether the client has closed its end, as far as the system tells."""
+    if not hasattr(select, "POLLRDHUP"):
         return True  # kqueue(2) has told so
-    wanted = 0 if sock.family == socket.AF_UNIX else ended
-    poll = select.poll()
     try:
-        poll.register(sock, wanted)
+        return is_gone(sock)
     except (OSError, ValueError):
         return False  # it was closed here
-    return any(event & (select.POLLHUP | select.POLLERR | wanted) for _, event in poll.poll(0))
 
 
 if sys.platform == "linux":

@@ -35,10 +35,25 @@ def is_half_closed(sock: socket.socket) -> bool:
 
 
 def is_gone(sock: socket.socket) -> bool:
-    """Whether a client that waits for an answer has gone away."""
+    """Whether a client that waits for an answer has gone away, whatever it has sent before.
+
+    On a Unix socket one that only sends no more (`nc -N -U`) is still there. Over TCP the two can't
+    be told apart, and hardly anybody does that. Raises `ValueError` if it was closed here.
+    """
+    ended = getattr(select, "POLLRDHUP", None)
+    if ended is None:
+        return _has_read_the_end(sock)
+    wanted = 0 if sock.family == socket.AF_UNIX else ended
+    poll = select.poll()
+    poll.register(sock, wanted)
+    return any(event & (select.POLLHUP | select.POLLERR | wanted) for _, event in poll.poll(0))
+
+
+def _has_read_the_end(sock: socket.socket) -> bool:
+    """The same where poll(2) does not tell: not of one that has sent its next request already."""
     try:
         if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-            return False  # it has sent its next request already
+            return False
     except BlockingIOError:
         return False
     except OSError:
