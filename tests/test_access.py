@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional, Union
 
 import pytest
 from conftest import DEADLINE, RunXs, Server, environment, start_server
-from scripting import wait_until
+from scripting import is_gone, wait_until
 from wire import Wire, request
 
 import xs
@@ -596,6 +596,27 @@ def test_who_follows_another_store_by_a_token_of_the_root_s_is_broken_off(
         assert breaks_off(visitor)
         made = exposed.ask("POST", "/store/further/append/t")[1]
         assert owner.block() == made
+
+
+@pytest.mark.parametrize("way", ["/eval", "/pipe"])
+def test_a_script_that_is_run_for_a_token_that_is_removed_is_ended_and_not_answered(
+    exposed: Exposed, tmp_path: Path, way: str
+) -> None:
+    folder = exposed.server.directory
+    status, made = exposed.ask("POST", "/append/input")
+    assert status == 200
+    target = way if way == "/eval" else f"{way}/{json.loads(made)['id']}"
+    script = (
+        f"#!/bin/sh\necho $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 100\n"
+    )
+    token = add_token(folder, "runs", "--admin")
+    with Wire(exposed.port) as wire:
+        wire.send(request("POST", target, script.encode(), authorization=f"Bearer {token}"))
+        wait_until((tmp_path / "pid").exists, "the script has begun")
+        pid = int((tmp_path / "pid").read_text())
+        remove_token(folder, "runs")
+        assert wire.is_ended()
+        wait_until(lambda: is_gone(pid), "the script has ended")
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,9 @@ def begin(server: Server, script: str) -> socket.socket:
     ],
     ids=["silent", "streaming", "stubborn", "complaining", "printing", "program"],
 )
-@pytest.mark.parametrize("ahead", [b"", b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize(
+    "ahead", [b"", b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["", "asked"]
+)
 def test_a_client_that_goes_away_ends_the_script(server: Server, script: str, ahead: bytes) -> None:
     with begin(server, script) as sock:
         sock.sendall(ahead)

@@ -54,7 +54,8 @@ class Request:
     `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
     `scripts` are those of the server that is asked; None if it has none, or there is no server.
     `stores` are the other stores of that server, if it is the root store that is asked, else None.
-    `is_wanted` tells whether the client is still there.
+    `is_wanted` tells whether the client is still there. `will_run` is called before a script is run
+    for it: the client may lose the right to that while it waits.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class Request:
         "rights",
         "scripts",
         "stores",
+        "will_run",
     )
 
     def __init__(
@@ -80,6 +82,7 @@ class Request:
         self.scripts: Scripts | None = None
         self.stores: Any = None
         self.is_wanted: Callable[[], bool] = lambda: True
+        self.will_run: Callable[[], None] = lambda: None
         self.rights: Rights | None = None  # the owner's: everything
 
     def get(self, name: str) -> str | None:
@@ -554,6 +557,7 @@ def _evaluate(request: Request, line: bytes | None) -> Answer:
             raise TooLarge(f"the script is too long: at most {SCRIPT_BYTES} bytes")
     if not text.strip():
         raise Invalid("the body is empty: it is to be a script")
+    request.will_run()
     evaluation = scripts.evaluate(text, line, request.is_wanted)
     kind = _EVALUATED[evaluation.kind]
     if kind is None:

@@ -291,8 +291,8 @@ class Connection(Handler):
         self._appends = self._appends + 1 if is_one else 0
         if self.server.log.is_debug and found.work is None:
             self._note(head, found.status)
-        if self._grant is not None and (found.reader is not None or found.blocks is not None):
-            self.server.grants.guard(self, self._grant)
+        if found.reader is not None or found.blocks is not None:
+            self._guard()
         keep = head.keep_alive and not self._ending
         if not body.is_read and found.blocks is None:
             keep = self._drain_body(body) and keep
@@ -338,6 +338,7 @@ class Connection(Handler):
         if not self._visits:
             request.stores = self.server.others
         request.is_wanted = lambda: not is_gone(self.sock) and not self._ending
+        request.will_run = self._guard
         try:
             found = api.answer(self._served.store, request)
             if is_last:
@@ -364,6 +365,11 @@ class Connection(Handler):
             broken = BrokenBody("the token was removed, or changed, while the body came")
             broken.status = 401
             raise broken
+
+    def _guard(self) -> None:
+        """From now on the response breaks off when the token that it hangs on is good no more."""
+        if self._grant is not None:
+            self.server.grants.guard(self, self._grant)
 
     def _note(self, head: http1.RequestHead, status: int) -> None:
         self.server.log(f"{self._who}: {head.method} {head.target}: {status}", DEBUG)
