@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from conftest import DEADLINE, open_files
 from roots import Root, until
 from wire import Wire, request
 
-from xs import threads
+from xs import chunked, threads
 from xs.crowd import Crowd
 from xs.httpd import Limits
 from xs.server import Running
@@ -90,6 +91,35 @@ def test_whatever_else_is_asked_is_answered_and_then_it_appends_again(running: R
         for _ in range(2):
             assert wire.ask("POST", "/append/a").status == 200
         until(lambda: crowd_of(running).count == 3)
+    close(wires)
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "status"),
+    [("?chunk%65d", {}, 200), ("", {"xs_run": "whole nobody"}, 400)],
+)
+def test_a_content_in_parts_is_not_taken_in_by_the_thread_that_is_for_all(
+    running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+    fields: dict[str, str],
+    status: int,
+) -> None:
+    """It takes a commit for each of its frames, which are to be waited for by who asked for it."""
+    by: list[str] = []
+
+    def seen(act: Callable[..., object]) -> Callable[..., object]:
+        def acts(*given: object, **named: object) -> object:
+            by.append(threads.running[threading.get_ident()][0])
+            return act(*given, **named)
+
+        return acts
+
+    for name in ("append", "go_on"):
+        monkeypatch.setattr(chunked, name, seen(getattr(chunked, name)))
+    wires = gather(running, 3)
+    assert wires[0].ask("POST", f"/append/parts{query}", b"x", **fields).status == status
+    assert by and "xs-crowd" not in by
     close(wires)
 
 

@@ -651,6 +651,8 @@ def _is_small_append(head: http1.RequestHead, there: int) -> bool:
         and head.length is not None
         and head.length <= min(there, INLINE_MAX)
         and head.keep_alive
+        and "%" not in head.query
+        and head.get("xs-run") is None
     )
 
 
