@@ -167,6 +167,29 @@ def test_levels_are_of_who_is_to_act(store_dir: str) -> None:
     assert said.count("\n") == 1
 
 
+def test_strangers_can_not_fill_the_log(store_dir: str) -> None:
+    server = start_server(store_dir, "--expose", ":0")
+    with Wire(store_dir) as wire:
+        started = json.loads(wire.ask("GET", "/last/xs.start").body)
+    with Wire(int(started["meta"]["expose"][0].rpartition(":")[2])) as stranger:
+        for _ in range(50):
+            assert stranger.ask("GET", "/" + "A" * 16_000).status == 401
+            assert stranger.ask("GET", "/", host="elsewhere").status == 421
+    said = ended(server)
+    assert said.count("\n") <= 2 and len(said) < 1000
+
+
+def test_what_anybody_can_cause_is_logged_now_and_then_with_how_often_it_was() -> None:
+    said: list[str] = []
+    warn = log.Seldom(log.log_of(said.append), 0.2)
+    warn("one")
+    count = 0
+    while len(said) < 2:
+        warn("two")
+        count += 1
+    assert said == ["one", f"two ({count - 1} more like that were left out before)"]
+
+
 def test_debug_has_each_request_with_its_status(store_dir: str) -> None:
     server = start_server(store_dir, "--log", "debug")
     with Wire(store_dir) as wire:

@@ -21,7 +21,7 @@ from xs.delivery import Delivery, Follower
 from xs.errors import BrokenBody, XsError
 from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
-from xs.log import DEBUG, WARNING
+from xs.log import DEBUG, WARNING, Seldom
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
 from xs.rights import EVERYTHING, Rights
@@ -56,6 +56,7 @@ _RECEIVE = 256 * 1024
 _RECEIVE_HEAD = 16 * 1024
 _LOOKS = 20  # for the next request before the thread sleeps: some 40 microseconds
 _STEADY = 2  # appends of a client that are taken for the first of many
+_LOGGED = 128  # characters of a path: who has no token yet can send long ones, without end
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
@@ -276,7 +277,8 @@ class Connection(Handler):
             rights = rights_of(head, self.server.access)
         except XsError as refused:
             found = api.error_answer(refused)
-            self.server.log(f"{self._who}: {head.method} {head.path}: {refused}", WARNING)
+            path = head.path[:_LOGGED]
+            self.server.warn_of_stranger(f"{self._who}: {head.method} {path}: {refused}")
         else:
             if rights is not EVERYTHING:
                 self._grant = Grant(token_of(head) or "", rights)
@@ -345,7 +347,7 @@ class Connection(Handler):
                 self._last_append = api.append_in(found)
             return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
-            self.server.log.defect(f"{head.method} {head.path}", error)
+            self.server.log.defect(f"{head.method} {head.path[:_LOGGED]}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
 
     # For the body (see `body.Source`)
@@ -444,7 +446,7 @@ class Connection(Handler):
             # The head is out: a body that breaks off is all that can still be said.
             if start:
                 self._out.write_body(start)
-            self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
+            self.server.log(f"{head.method} {head.path[:_LOGGED]}: broke off: {error}", WARNING)
             return False
         self._out.write_body(start + (http1.LAST_CHUNK if chunked else b""))
         return True
@@ -521,7 +523,7 @@ class Connection(Handler):
             else:
                 self._end_body()
         except XsError as error:
-            self.server.log(f"{head.method} {head.path}: broke off: {error}", WARNING)
+            self.server.log(f"{head.method} {head.path[:_LOGGED]}: broke off: {error}", WARNING)
 
     def _catch_up(self, follower: Follower) -> bool:
         """Writes what the follower has missed, until it is parked (True), or finished (False).
@@ -647,12 +649,13 @@ def _is_small_append(head: http1.RequestHead, there: int) -> bool:
     return (
         head.method == "POST"
         and head.path.startswith("/append/")
+        # Content in parts takes a thread until it is whole, whatever the words that ask for it.
         and "chunked" not in head.query
+        and "%" not in head.query
+        and head.get("xs-run") is None
         and head.length is not None
         and head.length <= min(there, INLINE_MAX)
         and head.keep_alive
-        and "%" not in head.query
-        and head.get("xs-run") is None
     )
 
 
@@ -684,6 +687,7 @@ class Server(Listener):
         self.access = access
         self.is_for_owner = is_for_owner
         self.grants = Grants(access, self.wake)
+        self.warn_of_stranger = Seldom(self.log)
 
     def closed(self, connection: Any) -> None:
         self.grants.unguard(connection)

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from xs import http1, threads
-from xs.log import WARNING, log_of
+from xs.log import Seldom, log_of
 from xs.sockets import accept
 
 _TOO_MANY = http1.response_head(
     503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
 )
-_REFUSED_SECONDS = 10.0  # between two lines in the log about those who are refused
 
 
 class Connection(Protocol):
@@ -89,7 +88,7 @@ class Listener(socketserver.TCPServer):
         self.socket = sock
         self.log = log_of(log)
         self._connections = connections
-        self._refused_at = -_REFUSED_SECONDS
+        self._warn_of_refusal = Seldom(self.log)
         self._has_started = False
         self._thread = threads.Thread(self._accept, "xs-accept", insists=True)
         # A client that has gone by the time it is accepted must not hold up those behind it, nor
@@ -211,10 +210,7 @@ class Listener(socketserver.TCPServer):
         except (OSError, MemoryError):
             pass  # it did not wait for the refusal, or there is no memory to tell it
         request.close()
-        now = time.monotonic()
-        if now - self._refused_at >= _REFUSED_SECONDS:
-            self._refused_at = now
-            self.log(why, WARNING)
+        self._warn_of_refusal(why)
 
     def shutdown_request(self, request: Any) -> None:
         """Nothing: a connection closes its socket itself, or has handed it on."""

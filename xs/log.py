@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ERROR, WARNING, INFO, DEBUG = range(4)
 LEVELS = ("error", "warning", "info", "debug")
 _PRIORITIES = (3, 4, 6, 7)  # the same for syslog(3)
+SELDOM_SECONDS = 10.0  # between two lines about what anybody can cause, as often as he likes
 _PATIENCE_MS = 1000  # for whoever reads the log; then events are lost until it goes on
 _SHORTAGE = "the process has no memory left, or no room for another thread"
 _PIECE = 4096  # a pipe that can be written to takes so many bytes at once (pipe(7), PIPE_BUF)
@@ -196,6 +197,32 @@ class Log:
                 self.defect(name, args.exc_value)
 
         threading.excepthook = caught
+
+
+class Seldom:
+    """Warnings of one kind, of which anybody can cause any number: one in `SELDOM_SECONDS`.
+
+    It tells how many were left out since the one before it.
+    """
+
+    def __init__(self, log: Log, seconds: float = SELDOM_SECONDS) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._lock = threading.Lock()  # guards the next two; taken last
+        self._due = 0.0
+        self._left_out = 0
+
+    def __call__(self, text: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._due:
+                self._left_out += 1
+                return
+            self._due = now + self._seconds
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            text += f" ({left_out} more like that were left out before)"
+        self._log(text, WARNING)
 
 
 class Lines(Log):
