@@ -151,6 +151,10 @@ def test_the_token_is_taken(value: str) -> None:
         "Bearer s3cret s3cret",
         "Bearer  ",
         "Bearer\ts3cret",
+        "Bearer \xa0s3cret",
+        "Bearer s3cret\x85",
+        "Bearer s3cret\r\nauthorization: Bearer s3cret",
+        "Bearer s3cret\r\nauthorization: Bearer another",
     ],
 )
 def test_without_the_token_a_request_is_refused(value: str) -> None:

@@ -782,6 +782,9 @@ def test_the_stream_can_be_server_sent_events(xs: Api) -> None:
         b"id: %s\ndata: %s\n\n" % (f["id"].encode(), line) for f, line in zip((a, b), raw)
     )
     assert xs.get("/", accept="application/json, */*").kind == NDJSON
+    for weight in ("0", "0.0", "0.000"):  # it is not wanted
+        assert xs.get("/", accept=f"*/*, text/event-stream; Q={weight}").kind == NDJSON
+    assert xs.get("/", accept="text/event-stream;q=0.001").kind == "text/event-stream"
 
 
 def test_content_in_an_event_never_breaks_its_line(xs: Api) -> None:

@@ -83,9 +83,13 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
 
 
 def token_of(head: RequestHead) -> Optional[str]:
-    """The token that a request brings, right or wrong; None if it brings none."""
-    scheme, _, token = (head.get("authorization") or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    """The token that a request brings, right or wrong; None if it brings none, or several.
+
+    Of several another program on the way may have looked at another one.
+    """
+    values = head.get_all("authorization")
+    scheme, _, token = (values[0] if len(values) == 1 else "").partition(" ")
+    return token.strip(" ") if scheme.lower() == "bearer" else None
 
 
 def _host(authority: str) -> str:

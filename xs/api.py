@@ -272,7 +272,12 @@ def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -
 
 def _accepts_events(request: Request) -> bool:
     accept = ",".join([value for name, value in request.fields if name == "accept"])
-    return any(part.split(";")[0].strip().lower() == EVENTS for part in accept.split(","))
+    for part in accept.lower().split(","):
+        kind, *parameters = [each.strip() for each in part.split(";")]
+        # RFC 9110 §12.4.2: with a weight of 0 it is not wanted.
+        if kind == EVENTS and not any(p[:2] == "q=" and not p[2:].strip("0.") for p in parameters):
+            return True
+    return False
 
 
 def _get(store: Store, request: Request, rest: str) -> Answer:
