@@ -103,8 +103,10 @@ def test_a_head_says_all_that_was_sent():
     assert (head.keep_alive, head.expects_continue) == (True, False)
     assert head.fields[1] == ("xs-meta", "{}")
     assert head.get("accept") == "a"
+    assert head.get_all("accept") == ["a", "b"]
     assert head.get("missing") is None
     assert head.get("missing", "x") == "x"
+    assert head.get_all("missing") == []
     assert buffer == b"helloGET"
 
 

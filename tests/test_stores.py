@@ -746,6 +746,23 @@ def test_a_request_that_makes_no_sense_is_an_error(
     assert list(root.stores()) == ["next"]
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_request_in_chunks_is_one_request(
+    root: Root, tmp_path: Path, run_xs: RunXs, later: bool
+) -> None:
+    if later:
+        root.stop()
+    meta = json.dumps({"path": str(tmp_path / "a")})
+    words = ["append", root.directory, "xs.store.add", "--chunked", "--meta", meta]
+    done = run_xs(words, stdin=b"x" * 40_000)
+    assert done.returncode == 0, done.stderr
+    if later:
+        root.start()
+    wait_frames(root.directory, "xs.store.added")
+    root.remove(tmp_path / "a")  # whatever else was asked before is answered by now
+    assert frames(root.directory, "xs.store.error") == []
+
+
 def test_an_address_that_is_taken_is_an_error(root: Root, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -130,6 +130,10 @@ class _Head:
                 return value
         return default
 
+    def get_all(self, name: str) -> list[str]:
+        """All values of the field `name` (in lower case), in order."""
+        return [value for field, value in self.fields if field == name]
+
 
 class RequestHead(_Head):
     """A request without its body, as `read_request_head` gives it.

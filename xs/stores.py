@@ -296,7 +296,7 @@ class Stores:
             lines = self._lines(TOPICS, self._position, newest)
         else:
             newest = entries[-1].id if entries else self._position
-            lines = [entry.line for entry in entries if entry.topic in TOPICS and entry.line]
+            lines = [entry.line for entry in entries if _is_request(entry)]
         self._take(lines, newest)
         return lines
 
@@ -304,7 +304,9 @@ class Stores:
         """Stored frames of these topics; there are few of them."""
         found: list[bytes] = []
         while True:
-            page, count = self._root.index.page(after, until, topics, 1000, self._root.clock())
+            page, count = self._root.index.page(
+                after, until, topics, 1000, self._root.clock(), chunks=False
+            )
             if not count:
                 return found
             found += page.split(b"\n")[:-1]
@@ -571,3 +573,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"it can't be served: {error.strerror}"
     return f"{type(error).__name__}: {text}"
+
+
+def _is_request(entry: frame.Entry) -> bool:
+    """Whether a frame is one, and was not removed. What continues a content is part of another."""
+    return entry.topic in TOPICS and entry.first is None and bool(entry.line)
