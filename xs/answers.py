@@ -159,7 +159,10 @@ class Waiter:
         return None if self._rest is None else self._rest.next()
 
     def reads(self, first: int) -> None:
-        """Its thread reads the run whose first frame has this id, and is woken there by `fail`."""
+        """Its thread reads the run whose first frame has this id, and is woken there by `fail`.
+
+        If that comes just before it waits, it finds out when it next looks around by itself.
+        """
         self.run = first
 
     def check(self) -> None:
