@@ -176,6 +176,20 @@ def test_a_text_without_end_is_a_failure(
     assert service.frames("g.recv") == []
 
 
+def test_what_has_come_of_a_text_when_its_script_is_ended_is_stored(
+    service: Service, tmp_path: Path
+) -> None:
+    """It is one value all the same."""
+    seen = tmp_path / "seen"
+    service.append(
+        "g.spawn", f"1.. | each {{|n| if $n == 3 {{ touch {seen}; sleep 1hr }}; 'x' }} | str join"
+    )
+    wait_until(seen.exists, "two pieces")
+    service.append("g.terminate")
+    service.wait("g.stop")
+    assert [each.content for each in service.frames("g.recv")] == [b"xx"]
+
+
 def test_values_come_before_the_script_ends(service: Service) -> None:
     service.append("g.spawn", "[1 2 3] | each {|n| if $n == 3 { sleep 1hr }; $n}")
     assert service.values("g", 2) == [b"1", b"2"]
