@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DEADLINE, ROOT, environment
@@ -479,6 +480,80 @@ def test_imports_go_into_the_middle_of_a_crowded_millisecond(store: Store, count
     place = expected.index(ids.text(middle))
     assert all_ids(store, after=middle - 1, limit=2) == expected[place : place + 2]
     assert problems(store) == []
+
+
+def steps_of_writing(store: Store, act: Callable[[], Any]) -> int:
+    """How much work SQLite has with what `act` writes, in hundreds of its instructions."""
+    counted = [0]
+
+    def count() -> None:
+        counted[0] += 1
+
+    import_all(store, [])
+    writer = store.committer._writer
+    assert writer is not None
+    writer.connection.set_progress_handler(count, 100)
+    try:
+        act()
+    finally:
+        writer.connection.set_progress_handler(None, 0)  # type: ignore[arg-type]
+    return counted[0]
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_millisecond_that_is_imported_backwards_costs_little_more_than_forwards(
+    store: Store, batch: int, behind: int
+) -> None:
+    """Also where `behind` of its frames are there already, at its beginning."""
+
+    def work_of(ms: int, *, backwards: bool) -> int:
+        values = [ids.first_of(ms) + (n << 40) for n in range(1001)]
+        import_all(store, [imported(value) for value in values[:behind]])
+        rest = values[behind:]
+        order = rest[::-1] if backwards else rest
+
+        def act() -> None:
+            for start in range(0, len(order), batch):
+                results = import_all(
+                    store, [imported(value) for value in order[start : start + batch]]
+                )
+                assert [frame.id_of(each) for each in results] == [
+                    ids.text(value) for value in order[start : start + batch]
+                ]
+
+        steps = steps_of_writing(store, act)
+        found = all_ids(store, after=ids.first_of(ms) - 1, until=ids.last_of(ms))
+        assert found == [ids.text(value) for value in values]
+        return steps
+
+    add(store)  # so that both are below it
+    forwards = work_of(NOON - 10, backwards=False)
+    assert work_of(NOON - 20, backwards=True) < 4 * forwards + 1000
+    assert problems(store) == []
+
+
+def test_frames_of_the_first_millisecond_of_all_find_their_place(store: Store) -> None:
+    for value in (1, 0, 7, 5, 3):
+        (line,) = import_all(store, [imported(value, "a.b")])
+        assert isinstance(line, bytes), line
+    assert all_ids(store) == all_ids(store, topic="a.*") == [ids.text(n) for n in (0, 1, 3, 5, 7)]
+    assert problems(store) == []
+
+
+def test_lines_of_an_import_are_answered_in_their_order_whatever_their_ids_are(
+    store: Store,
+) -> None:
+    base = ids.first_of(NOON - 10)
+    refused = Invalid("no frame")
+    first, again = imported(base + 5, "a"), imported(base + 5, "b")
+    given = [imported(base + 9), refused, first, again, imported(base + 1), first]
+    results = import_all(store, given)  # type: ignore[arg-type]
+    assert results[1] is refused and isinstance(results[3], Conflict)
+    assert [frame.id_of(results[n]) for n in (0, 2, 4, 5)] == [
+        ids.text(base + n) for n in (9, 5, 1, 5)
+    ]
+    assert lines(store) == [results[4], results[2], results[0]]
 
 
 def test_a_full_millisecond_refuses_imports_and_moves_appends_on(store: Store) -> None:

@@ -32,7 +32,12 @@ class Imported(NamedTuple):
 
 
 class ImportWork(Work):
-    """Stores frames as they are; the result is a list of lines and errors, one for each."""
+    """Stores frames as they are; the result is a list of lines and errors, one for each.
+
+    They are stored in order of id, whatever order they come in: those of one millisecond then find
+    room behind each other, and what continues a content comes behind that. Of two with the same id
+    the first one counts.
+    """
 
     __slots__ = ("frames",)
 
@@ -41,20 +46,20 @@ class ImportWork(Work):
         self.frames = frames
 
     def apply(self, commit: Commit) -> list[Union[bytes, XsError]]:
-        results: list[Union[bytes, XsError]] = []
-        for each in self.frames:
+        found: list[Union[bytes, XsError]] = [
+            each if isinstance(each, XsError) else b"" for each in self.frames
+        ]
+        to_store = [(n, each) for n, each in enumerate(self.frames) if isinstance(each, Imported)]
+        for n, new in sorted(to_store, key=lambda each: each[1].id):
             try:
-                if isinstance(each, XsError):
-                    raise each
-                results.append(import_frame(commit, each))
+                found[n] = import_frame(commit, new)
                 fault.at("import.frame-added")
             except XsError as error:
                 if is_of_sqlite(error):
                     raise
-                if isinstance(each, Imported):
-                    commit.give_up(each.content)
-                results.append(error)
-        return results
+                commit.give_up(new.content)
+                found[n] = error
+        return found
 
     def discard(self) -> None:
         for each in self.frames:

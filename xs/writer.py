@@ -88,6 +88,7 @@ class Writer:
         self._expiring: list[Any] = []
         self._below: list[Any] = []
         self.newest_row = -1
+        self._placed = -1  # the last row that was found among others
         self._bucket = 0
         self._bucket_left = 0
         self._fresh = False
@@ -266,12 +267,30 @@ class Writer:
     def row_among(self, value: int) -> int | None:
         """The row for a frame at its id's place among the others; None if its millisecond is full.
 
-        The id must not be stored yet. Frames of that millisecond move up if they have to.
+        The id must not be stored yet. Frames of that millisecond move if they have to. Raises
+        `Damaged` where they are out of order.
         """
         self.flush()
+        before, after = self._around(value)
+        if after - before < 2:
+            if not self._make_room(value >> 80 << ORDER_BITS, before):
+                return None
+            before, after = self._around(value)
+            if after - before < 2:
+                raise Damaged(
+                    f"the index is damaged: the frames around the id {ids.text(value)} are out of "
+                    "order (xs check says which)"
+                )
+        # Mostly one comes behind the last one that did; or else, one by one, before it.
+        row = after - 1 if after == self._placed else before + 1
+        self._placed = row
+        self.newest_row = max(self.newest_row, row)
+        return row
+
+    def _around(self, value: int) -> tuple[int, int]:
+        """The rows between which an id has its place, or those next to its millisecond's."""
         base = value >> 80 << ORDER_BITS
-        before = base - 1
-        after: int | None = None
+        before, after = base - 1, base + ORDER_MAX + 1
         for table in TABLES_OF_FRAMES:
             # Up to its floor there may be holes: what counts is the last frame there.
             place = floor(self.connection, value, table)
@@ -283,41 +302,38 @@ class Writer:
             ).fetchone()
             if last is not None:
                 before = max(before, last)
-            if following is not None and (after is None or following < after):
-                after = following
-        row = before + 1
-        if (after is not None and after <= row) or row > base | ORDER_MAX:
-            return self.row_among(value) if self._renumber(base, before) else None
-        self.newest_row = max(self.newest_row, row)
-        return row
+            if following is not None:
+                after = min(after, following)
+        return before, after
 
-    def _renumber(self, base: int, before: int) -> bool:
+    def _make_room(self, base: int, before: int) -> bool:
         """Moves the frames of a millisecond so that there is room after `before`; False if full.
 
-        They are spread evenly over its orders, or, where so many leave no gaps, to both ends.
+        A quarter of what is free comes there, as more are likely to follow; the rest is spread
+        evenly. So what is imported backwards, one by one, moves them a few times and not each time.
         """
         found = self.execute(
             "SELECT row FROM frame WHERE row BETWEEN :base AND :end UNION ALL "
             "SELECT row FROM piece WHERE row BETWEEN :base AND :end ORDER BY row",
             {"base": base, "end": base | ORDER_MAX},
         ).fetchall()
-        if len(found) > ORDER_MAX:
+        free = ORDER_MAX + 1 - len(found)
+        if free < 1:
             return False
-        gap = (ORDER_MAX + 1) // (len(found) + 1)
+        room = max(1, free // 4)
         to: dict[int, int] = {}
         for n, (row,) in enumerate(found):
-            if gap > 1:
-                to[row] = base + gap * n + gap // 2
-            else:
-                to[row] = base + n + (0 if row <= before else ORDER_MAX + 1 - len(found))
+            spread = (free - room) * (n + 1) // (len(found) + 1)
+            to[row] = base + n + spread + (room if row > before else 0)
+        self._placed = to.get(self._placed, -1)
         self.connection.create_function("moved", 1, to.get)
         for table in TABLES_WITH_ROWS:
-            # Out of the way first, so that no step meets a row that has yet to move.
+            # Out of the way first, below 0, so that no step meets a row that has yet to move.
             self.execute(
-                f"UPDATE {table} SET row = -row WHERE row BETWEEN ? AND ?",
+                f"UPDATE {table} SET row = ~row WHERE row BETWEEN ? AND ?",
                 (base, base | ORDER_MAX),
             )
-            self.execute(f"UPDATE {table} SET row = moved(-row) WHERE row < 0")
+            self.execute(f"UPDATE {table} SET row = moved(~row) WHERE row < 0")
         self._reload()
         return True
 
