@@ -25,15 +25,19 @@ from xs.schema import (
     FILENAME,
     FORMAT,
     check_tables,
+    is_unchanged,
     migrate,
     translated,
     uri,
+    when_still,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
+
+    from xs.schema import Still
 
 READERS_MAX = 4  # idle connections kept; each costs some 170 KB
 WRITER_CACHE_KB = 8192
@@ -79,6 +83,8 @@ class Connections:
         self._looking: set[sqlite3.Connection] = set()  # those of them that are in use
         self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
+        # Of connections without locks: as what they were opened.
+        self._still: dict[sqlite3.Connection, Still] = {}
         self._in_use = 1  # connections of reads under way, the writer's, and until `close` one more
         self._closed = ""  # why it is
         self._mode = "ro" if read_only else "rw"
@@ -166,8 +172,12 @@ class Connections:
             if self._closed:
                 raise Unavailable(self._closed)
             self._in_use += 1
-            if self._readers:
-                return self._readers.pop()
+            connection = self._readers.pop() if self._readers else None
+        if connection is not None:
+            if not self._still or self._is_as_opened(connection):
+                return connection
+            del self._still[connection]
+            connection.close()
         try:
             return self._connect_again()
         except BaseException:
@@ -183,14 +193,32 @@ class Connections:
             raise
         return connection
 
+    def _is_as_opened(self, connection: sqlite3.Connection) -> bool:
+        """Whether nobody has come to write since a connection was opened without locks."""
+        still = self._still.get(connection)
+        return still is None or when_still(self._path) == still
+
     def give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
-        """A connection that is idle again is kept, if it can be used and there are few."""
+        """A connection that is idle again is kept, if it can be used and there are few.
+
+        Raises `Unavailable` if what was read from it is not what was there at one moment.
+        """
+        is_torn = bool(self._still) and not is_unchanged(self._path, self._still.get(connection))
+        self._give_back(connection, usable=usable and not is_torn)
+        if is_torn:
+            raise Unavailable(
+                f"the store at {os.path.dirname(self._path)} was written to while it was read "
+                "without a lock, as it may not be written to here: try again"
+            )
+
+    def _give_back(self, connection: sqlite3.Connection, *, usable: bool) -> None:
         with self._readers_lock:
             usable = usable and not connection.in_transaction
             if usable and not self._closed and len(self._readers) < READERS_MAX:
                 self._readers.append(connection)
                 self._in_use -= 1
                 return
+        self._still.pop(connection, None)
         connection.close()
         self._put_back()
 
@@ -274,13 +302,17 @@ class Connections:
             return connection
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        return sqlite.connect(
-            uri(self._path, mode),
+        still = when_still(self._path) if mode == "ro" else None
+        connection = sqlite.connect(
+            uri(self._path, mode, still),
             uri=True,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
         )
+        if still is not None:
+            self._still[connection] = still
+        return connection
 
     def _check_format(self, connection: sqlite3.Connection, *, create: bool) -> None:
         with translated():

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from xs import sums
 from xs.records import NamedTuple
-from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri
+from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri, when_still
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class Salvage:
         self.gaps: list[tuple[int, int]] = []  # between two rows: what could not be read, by then
         path = os.path.join(folder, FILENAME)
         with translated():
-            self._connection = sqlite3.connect(uri(path, "ro"), uri=True, isolation_level=None)
+            self._connection = sqlite3.connect(
+                uri(path, "ro", when_still(path)), uri=True, isolation_level=None
+            )
             try:
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -19,7 +19,7 @@ from typing import NamedTuple, Optional
 from xs import fault, frame, ids
 from xs.connections import BUSY_MS, Connections
 from xs.content import small
-from xs.errors import Damaged, Invalid
+from xs.errors import Damaged, Invalid, Unavailable
 from xs.index import Index
 from xs.schema import (
     FILENAME,
@@ -28,8 +28,10 @@ from xs.schema import (
     Script,
     add_sum_of,
     described,
+    is_unchanged,
     translated,
     uri,
+    when_still,
 )
 
 PART = FILENAME + ".part"  # a first copy that is not whole yet
@@ -46,6 +48,8 @@ class Snapshot:
         self._source = source
         self._copy = os.path.join(copy, FILENAME)
         self._part = os.path.join(copy, PART)
+        self._original = os.path.join(source, FILENAME)
+        self._still = when_still(self._original)
         self._is_first = not os.path.exists(self._copy)
         # Neither is its main database, so that one may be read-only and the other not.
         self._connection = sqlite3.connect(":memory:", uri=True, isolation_level=None)
@@ -53,8 +57,7 @@ class Snapshot:
             with translated():
                 execute = self._connection.execute
                 execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-                path = os.path.join(source, FILENAME)
-                execute("ATTACH ? AS store", (uri(path, "ro"),))
+                execute("ATTACH ? AS store", (uri(self._original, "ro", self._still),))
                 if not self._is_first:
                     execute("ATTACH ? AS copy", (uri(self._copy, "rw"),))
                     _write_through(self._connection, "copy.")
@@ -94,6 +97,7 @@ class Snapshot:
                     self._bring_up(table)
                     fault.at("backup.table-done")
                 _sign(self._connection, "copy.", self._source)
+                self._check_unchanged()
                 fault.at("backup.before-commit")
                 self._connection.execute("COMMIT")
                 fault.at("backup.committed")
@@ -101,6 +105,10 @@ class Snapshot:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _check_unchanged(self) -> None:
+        if not is_unchanged(self._original, self._still):
+            raise Unavailable(f"{self._source} was written to meanwhile: back it up again")
 
     def _check_sums(self) -> None:
         add_sum_of(self._connection)
@@ -162,6 +170,7 @@ class Snapshot:
             target.close()  # folds its log back, if it has one
         if os.path.exists(self._part + "-wal"):
             raise Damaged(f"{self._part} could not be closed in good order: try again")
+        self._check_unchanged()
         fault.at("backup.before-rename")
         os.rename(self._part, self._copy)
 

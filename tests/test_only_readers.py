@@ -1,0 +1,165 @@
+"""Who may read a store's files, and not write them, reads them while their owner goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import pytest
+from conftest import DEADLINE, RunXs, environment
+
+import xs
+from xs import ids
+from xs.index import PAGE_ROWS
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+# Everything is loaded before, as nobody may not read where it lies.
+_BEGIN = """
+import errno, importlib, json, os, pkgutil, pwd, sys
+import xs
+for each in pkgutil.iter_modules(xs.__path__):
+    if each.name != "__main__":
+        importlib.import_module(f"xs.{each.name}")
+from xs.errors import Unavailable
+os.setgid(65534)
+os.setuid(65534)
+store = xs.open(sys.argv[1])
+def tell(*what):
+    print(*what, flush=True)
+"""
+NOON = 1_700_000_000_000
+
+
+@pytest.fixture
+def shared() -> Iterator[str]:
+    """A store with a page and more of frames, which everybody may read; nobody has it open."""
+    folder = tempfile.mkdtemp(dir="/tmp")  # every folder of pytest's is the user's alone
+    os.chmod(folder, 0o755)
+    made = os.path.join(folder, "store")
+    with xs.open(made) as store:
+        store.append("a", "first")
+    os.chmod(made, 0o755)
+    os.chmod(f"{made}/cas", 0o755)
+    os.chmod(f"{made}/xs.db", 0o644)
+    yield made
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def nobody(script: str, folder: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BEGIN + script, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+    )
+    watchdog = threading.Timer(DEADLINE, process.kill)
+    watchdog.start()
+    try:
+        yield process
+        process.communicate()
+        assert process.returncode == 0
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def import_many(folder: str, run_xs: RunXs, count: int, order: int) -> list[str]:
+    """Stores so many frames, each of a time of its own, by a command; their ids."""
+    made = [ids.text(ids.first_of(NOON + n * 10 + order) + 5) for n in range(count)]
+    lines = [json.dumps({"topic": "a", "id": each, "meta": "x" * 100}) for each in made]
+    done = run_xs(["import", folder, "-"], stdin="\n".join(lines))
+    assert json.loads(done.stdout)["imported"] == count
+    return made
+
+
+def test_a_follower_sees_what_the_owner_appends_later(shared: str, run_xs: RunXs) -> None:
+    script = """
+for frame in store.cat(follow=True):
+    tell(frame.id if frame.topic == "a" else frame.topic)
+    if frame.meta == "last":
+        break
+"""
+    with nobody(script, shared) as follower:
+        heard(follower)
+        assert heard(follower) == "xs.threshold"
+        for meta in ('"one"', '"two"', '"last"'):
+            out = run_xs(["append", shared, "a", "--meta", meta]).stdout
+            assert heard(follower) == json.loads(out)["id"]
+    with xs.open(shared) as store:
+        assert len(list(store.cat())) == 4
+
+
+def test_frames_that_come_amid_a_read_neither_repeat_nor_hide_others(
+    shared: str, run_xs: RunXs
+) -> None:
+    count = 3 * PAGE_ROWS
+    old = import_many(shared, run_xs, count, order=0)
+    script = """
+frames = store.cat(topic="a")
+tell(next(frames).id)
+sys.stdin.readline()
+for frame in frames:
+    tell(frame.id)
+"""
+    with nobody(script, shared) as reader:
+        seen = [heard(reader)]
+        import_many(shared, run_xs, count, order=5)
+        go_on(reader)
+        assert reader.stdout is not None
+        seen += reader.stdout.read().split()
+    assert seen == sorted(set(seen))
+    assert set(old) <= set(seen)
+
+
+def test_what_was_read_while_the_file_changed_is_not_given(shared: str, run_xs: RunXs) -> None:
+    import_many(shared, run_xs, 10, order=0)
+    script = """
+index = store._transport._store.index
+try:
+    with index.reading() as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        tell("reading")
+        sys.stdin.readline()
+except Unavailable as error:
+    assert "was written to while it was read" in str(error), error
+    tell("refused")
+tell(len(list(store.cat())))
+"""
+    with nobody(script, shared) as reader:
+        assert heard(reader) == "reading"
+        import_many(shared, run_xs, 1000, order=5)
+        go_on(reader)
+        assert heard(reader) == "refused"
+        assert heard(reader) == "1011"
+
+
+def test_a_store_is_read_while_its_owner_has_it_open(shared: str) -> None:
+    with xs.open(shared) as owner:
+        assert owner.first() is not None  # there is a log, with nothing in it
+        with nobody("tell(len(list(store.cat())))", shared) as reader:
+            assert heard(reader) == "1"
+        owner.append("a", "second")
+        with nobody("tell(len(list(store.cat())))", shared) as reader:
+            assert heard(reader) == "2"
