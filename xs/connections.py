@@ -25,11 +25,9 @@ from xs.schema import (
     FILENAME,
     FORMAT,
     check_tables,
-    is_unchanged,
     migrate,
     translated,
     uri,
-    when_still,
 )
 
 TYPE_CHECKING = False
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
-    from xs.schema import Still
+    from xs.still import Still
 
 READERS_MAX = 4  # idle connections kept; each costs some 170 KB
 WRITER_CACHE_KB = 8192
@@ -195,6 +193,8 @@ class Connections:
 
     def _is_as_opened(self, connection: sqlite3.Connection) -> bool:
         """Whether nobody has come to write since a connection was opened without locks."""
+        from xs.still import when_still
+
         still = self._still.get(connection)
         return still is None or when_still(self._path) == still
 
@@ -203,7 +203,11 @@ class Connections:
 
         Raises `Unavailable` if what was read from it is not what was there at one moment.
         """
-        is_torn = bool(self._still) and not is_unchanged(self._path, self._still.get(connection))
+        is_torn = False
+        if self._still:
+            from xs.still import is_unchanged
+
+            is_torn = not is_unchanged(self._path, self._still.get(connection))
         self._give_back(connection, usable=usable and not is_torn)
         if is_torn:
             raise Unavailable(
@@ -302,9 +306,13 @@ class Connections:
             return connection
 
     def _open(self, mode: str) -> sqlite3.Connection:
-        still = when_still(self._path) if mode == "ro" else None
+        still = None
+        if mode == "ro":
+            from xs.still import when_still  # here: who may write has no need of it
+
+            still = when_still(self._path)
         connection = sqlite.connect(
-            uri(self._path, mode, still),
+            uri(self._path, mode, locks=still is None),
             uri=True,
             isolation_level=None,
             check_same_thread=False,

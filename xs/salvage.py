@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from xs import sums
 from xs.records import NamedTuple
-from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri, when_still
+from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri
+from xs.still import when_still
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Salvage:
         path = os.path.join(folder, FILENAME)
         with translated():
             self._connection = sqlite3.connect(
-                uri(path, "ro", when_still(path)), uri=True, isolation_level=None
+                uri(path, "ro", locks=when_still(path) is None), uri=True, isolation_level=None
             )
             try:
                 self._connection.execute("BEGIN")

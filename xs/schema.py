@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     import sqlite3
     from typing import Optional
 
-    Still = tuple[int, int, int]  # a file's inode, size and time
-
 FILENAME = "xs.db"
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
 FORMAT = 5
 
-_TICK_NS = 50_000_000  # longer than the steps in which a file's time goes on
-_STILL_TRIES = 20
 _USE_LOG_SECONDS = 10.0  # for others who are just looking at a store that is being made
 
 ORDER_BITS = 15  # of a row: the order of a frame within its millisecond
@@ -210,55 +206,13 @@ class StoredPiece(NamedTuple):
     ends: int
 
 
-def uri(path: str, mode: str, still: Still | None = None) -> str:
+def uri(path: str, mode: str, *, locks: bool = True) -> str:
     """The address of a database for SQLite, to be opened in `mode`: ro, rw or rwc.
 
-    `still`: as it was found by `when_still`, to be read without locks.
+    Without `locks` it is for who sees to it himself that nobody writes meanwhile (`still`).
     """
     name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    return f"file:{name}?mode={mode}{'' if still is None else '&immutable=1'}"
-
-
-def when_still(path: str) -> Still | None:
-    """What tells that a database has been written to; None: SQLite sees to that by itself.
-
-    For who may only read. Where nobody has it open there is no shared memory for SQLite's locks,
-    and who may not write to the folder can't make any. Such a reader goes without locks, and has to
-    look himself: whether the file `is_unchanged`, whenever he has read something, and before that
-    whether this gives the same as before, as the file stays as it is while others write to its log.
-    """
-    if os.access(os.path.dirname(path) or ".", os.W_OK):
-        return None
-    for _ in range(_STILL_TRIES):
-        found = _still(path)  # before the look at the log: what is folded back later is noticed
-        if _size(path + "-wal") > 0 or (_size(path + "-wal") == 0 and _size(path + "-shm") > 0):
-            return None
-        # A file that is written to twice within a tick of the system's clock does not show it.
-        if found is None or not 0 <= time.time_ns() - found[2] < _TICK_NS:
-            break
-        time.sleep(_TICK_NS / 1e9)
-    return found
-
-
-def is_unchanged(path: str, still: Still | None) -> bool:
-    """Whether what was read of a database that is `still` is what was there at one moment."""
-    return still is None or _still(path) == still
-
-
-def _still(path: str) -> Still | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _size(path: str) -> int:
-    """Bytes of a file; -1 if there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+    return f"file:{name}?mode={mode}{'' if locks else '&immutable=1'}"
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -28,11 +28,10 @@ from xs.schema import (
     Script,
     add_sum_of,
     described,
-    is_unchanged,
     translated,
     uri,
-    when_still,
 )
+from xs.still import is_unchanged, when_still
 
 PART = FILENAME + ".part"  # a first copy that is not whole yet
 _KIND = "backup"
@@ -57,7 +56,9 @@ class Snapshot:
             with translated():
                 execute = self._connection.execute
                 execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-                execute("ATTACH ? AS store", (uri(self._original, "ro", self._still),))
+                execute(
+                    "ATTACH ? AS store", (uri(self._original, "ro", locks=self._still is None),)
+                )
                 if not self._is_first:
                     execute("ATTACH ? AS copy", (uri(self._copy, "rw"),))
                     _write_through(self._connection, "copy.")
