@@ -156,7 +156,10 @@ class Bus:
                 self._changed.wait(timeout())
 
     def skip_to(self, mark: int) -> None:
-        """History was imported up to `mark`: who has not passed it reads the index."""
+        """History was imported up to `mark`: who has not passed it reads the index.
+
+        So ephemeral frames up to there are given to nobody who has not got them by now.
+        """
         with self._lock:
             if mark > self._floor:
                 self._floor = mark
