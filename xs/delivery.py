@@ -303,7 +303,7 @@ class Delivery:
             if not chunks:
                 found = [entry for entry in found if entry.first is None]
             data: bytes | None = None  # what all who want the same get …
-            end = newest  # … and how far that goes
+            end, is_all = newest, True  # … how far that goes, and whether it is all
             for follower in list(group.followers):
                 reader = follower.reader
                 try:
@@ -312,40 +312,49 @@ class Delivery:
                             block, count = write_entries(form, self._store, found, LIVE_BYTES)
                             if count < len(found):
                                 end = found[count - 1].id if count else self._position
+                                is_all = False
                             data = follower.framed(block) if block else b""
-                        own, passed = data, end
                     else:
-                        mine = [entry for entry in found if entry.id > reader.position]
-                        block = reader.live(mine, LIVE_BYTES)
-                        own = follower.framed(block) if block else b""
-                        is_all = not mine or reader.position >= mine[-1].id
-                        passed = newest if is_all else reader.position
+                        self._send_own(follower, found, newest)
+                        continue
                 except (XsError, OSError, MemoryError):
                     # Content that can't be read, or for which there is no memory: the body breaks
                     # off. Its client can come back, and nobody else waits until it goes well.
                     self._take_out(follower, follower.connection.drop)
                     continue
-                self._send(follower, own, passed, is_all=passed == newest)
-                if follower.is_parked and not follower.is_simple and reader.is_finished:
-                    self._take_out(follower, follower.connection.end_following)
+                self._send(follower, data, end, is_all)
         self._position = newest
 
-    def _send(self, follower: Follower, data: bytes, position: int, *, is_all: bool = True) -> None:
+    def _send_own(self, follower: Follower, found: list[Entry], newest: int) -> None:
+        """The same to one who has a bound of its own, or some of it already."""
+        reader = follower.reader
+        mine = [entry for entry in found if entry.id > reader.position]
+        block = reader.live(mine, LIVE_BYTES)
+        is_all = not mine or reader.position >= mine[-1].id
+        data = follower.framed(block) if block else b""
+        self._send(follower, data, newest if is_all else reader.position, is_all)
+        if follower.is_parked and not follower.is_simple and reader.is_finished:
+            self._take_out(follower, follower.connection.end_following)
+
+    def _send(self, follower: Follower, data: bytes, position: int, is_all: bool) -> None:
         """Sends without blocking; the follower has passed `position` then.
 
-        Who can't take all of it goes back to a thread of its own, and so does whom this is not all
-        for.
+        Who can't take all of it goes back to a thread of its own, and so does he for whom this is
+        not all.
         """
-        reader = follower.reader
+        sent = 0
         try:
-            sent = follower.connection.sock.send(data, socket.MSG_DONTWAIT) if data else 0
+            if data:
+                sent = follower.connection.sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            sent = 0
+            pass
         except (OSError, MemoryError):  # without memory it may have been sent, nobody knows how far
             self._take_out(follower, follower.connection.drop)
             return
-        if position > reader.position:
-            reader.position = position  # if memory gets short now, it is not sent this again
+        if position > follower.reader.position:
+            follower.reader.position = (
+                position  # if memory gets short now, it is not sent this again
+            )
         if sent == len(data) and is_all:
             return
         try:
@@ -403,7 +412,7 @@ class Delivery:
                 follower.due = now + _LOOK_AT_UNTIL
             else:
                 reader.position = max(reader.position, self._position)
-                self._send(follower, follower.framed(reader.pulse()), self._position)
+                self._send(follower, follower.framed(reader.pulse()), self._position, True)
                 # In step with the first one; what was missed meanwhile is not made up for.
                 missed = int((now - due) * 1000 // pulse)
                 follower.due = due + (missed + 1) * pulse / 1000

@@ -246,24 +246,29 @@ def write(
 
     b"" if it would be given a content of more than `content_max` bytes.
     """
-    added: tuple[bytes, ...] = ()
+    content: tuple[bytes, ...] = ()
     if form.content:
-        content = _content_of(store, line, stored, content_max)
-        if content is None:
+        found = _content_of(store, line, stored, content_max)
+        if found is None:
             return b""
-        added = content
+        content = found
+    end = "}\n"
     if form.timestamp:
         stamp = times.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
-        added += (b',"timestamp":"%b"' % stamp.encode(),)
+        end = f',"timestamp":"{stamp}"}}\n'
     # All of it is put together once: content may be large.
-    parts = (line[:-1], *added, b"}") if added else (line,)
     if form.sse:
-        return b"".join((b"id: ", frame.id_of(line).encode(), b"\ndata: ", *parts, b"\n\n"))
-    return b"".join((*parts, b"\n"))
+        id_ = frame.id_of(line).encode()
+        return b"".join((b"id: ", id_, b"\ndata: ", line[:-1], *content, end.encode(), b"\n"))
+    if not content:
+        return line[:-1] + end.encode()
+    return b"".join((line[:-1], *content, end.encode()))
 
 
 def portion(entries: list[Entry]) -> list[Entry]:
     """The first of these entries, up to one with which they have `LIVE_BYTES`."""
+    if len(entries) < 2:
+        return entries
     size = 0
     for count, entry in enumerate(entries, 1):
         size += len(entry.line)
