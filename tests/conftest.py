@@ -214,7 +214,7 @@ class Peer:
 
     def answer(self, body: bytes = b"", status: int = 200, *fields: str) -> None:
         """A whole answer with its length."""
-        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *fields]
+        lines = [f"HTTP/1.1 {status} X", "xs-version: 1", f"Content-Length: {len(body)}", *fields]
         self.send("\r\n".join([*lines, "", ""]).encode() + body)
 
 

@@ -24,7 +24,7 @@ from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, trans
 from xs.request import split_lines
 
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 ID = "0" * 25
 

@@ -19,7 +19,7 @@ from xs import errors, request
 from xs.client import Client
 from xs.transport import HttpTransport
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
 
 
@@ -138,10 +138,10 @@ def test_what_could_split_a_request_is_refused(scripted, target, fields):
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\nX-A: b\r\n\r\nhello world",
+        b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nContent-Length: 11\r\nX-A: b\r\n\r\nhello world",
         CHUNKED[:-2] + b"X-A: b\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX-A: b\r\n\r\nhello world",
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 11\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nX-A: b\r\n\r\nhello world",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nxs-version: 1\r\nX-A: b\r\nContent-Length: 11\r\n\r\n"
         b"hello world",
     ],
     ids=["length", "chunked", "until close", "interim"],
@@ -178,7 +178,7 @@ def test_blocks_of_an_answer_are_delivered_as_they_arrive(scripted):
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nContent-Length: 11\r\n\r\nhello",
         CHUNKED + b"5\r\nhello\r\n",
         CHUNKED + b"5\r\nhello\r\nxyz\r\n",
     ],
@@ -199,7 +199,7 @@ def test_a_body_that_breaks_off_is_an_error_after_what_came(scripted, answer):
 def test_a_head_that_breaks_off_is_an_error(scripted):
     def script(peer):
         peer.head()
-        peer.send(b"HTTP/1.1 200 OK\r\nConte")
+        peer.send(b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nConte")
 
     with pytest.raises(errors.BrokenBody):
         to(scripted(script)).request("GET", "/")

@@ -314,6 +314,25 @@ def test_a_web_site_is_told_from_a_store(run_xs: RunXs, status: int) -> None:
             thread.join()
 
 
+@pytest.mark.parametrize("status", [200, 204])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson", "text/plain"])
+def test_another_program_that_says_yes_to_everything_is_told_from_a_store(
+    run_xs: RunXs, status: int, kind: str
+) -> None:
+    other = type("Other", (Site,), {"status": status, "kind": kind})
+    with http.server.HTTPServer(("127.0.0.1", 0), other) as site:
+        thread = threading.Thread(target=site.serve_forever, args=(0.02,))
+        thread.start()
+        where = f"127.0.0.1:{site.server_port}"
+        try:
+            for arguments in (["cat", where], ["append", where, "t"], ["last", where]):
+                said = refused(run_xs, *arguments)
+                assert f"no xs server is at {where}: what answers there is another program" in said
+        finally:
+            site.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     "hello", [b"SSH-2.0-OpenSSH_9\r\n", b"\x15\x03\x01\x00\x02\x02\x16", b"+OK"]
 )

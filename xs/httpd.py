@@ -28,6 +28,7 @@ from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
+from xs.version import VERSION
 from xs.work import Work
 
 api.load()
@@ -409,7 +410,7 @@ class Connection(Handler):
         if found.blocks is None:
             self._out.write(_whole(head, found, keep))
             return True
-        fields = list(found.fields)
+        fields = _signed(found)
         chunked = found.length is None and head.minor == 1
         if found.length is not None:
             fields.append(("content-length", str(found.length)))
@@ -504,7 +505,7 @@ class Connection(Handler):
 
     def _follow(self, head: http1.RequestHead, found: api.Answer, reader: Reader) -> None:
         self.chunked = head.minor == 1
-        fields = [*found.fields, ("cache-control", "no-store"), _CLOSE]
+        fields = [*_signed(found), ("cache-control", "no-store"), _CLOSE]
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
         # Before the first frame: who sees the head knows that nothing from now on is missed.
@@ -623,8 +624,14 @@ class Connection(Handler):
 
 
 _CLOSE = ("connection", "close")
+_SIGN = ("xs-version", VERSION)  # by which a client of ours knows that it is no other server
 _JSON_FIELDS = [("content-type", api.JSON)]
-_JSON_HEAD = http1.response_head(200, _JSON_FIELDS)[:-2] + b"content-length: "
+_JSON_HEAD = http1.response_head(200, [*_JSON_FIELDS, _SIGN])[:-2] + b"content-length: "
+
+
+def _signed(found: api.Answer) -> api.Fields:
+    """The fields of an answer; of one that says that all went well, with the sign."""
+    return [*found.fields, _SIGN] if found.status < 300 else list(found.fields)
 
 
 def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
@@ -633,13 +640,13 @@ def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
         # What an append is answered with: its head is known but for the length (bench/append.py).
         data = b"%b%d\r\n\r\n" % (_JSON_HEAD, len(found.body))
         return data if head.method == "HEAD" else data + found.body
-    fields = found.fields
+    fields = _signed(found)
     if found.status != 204:
-        fields = [*fields, ("content-length", str(len(found.body)))]
+        fields.append(("content-length", str(len(found.body))))
     if not keep:
-        fields = [*fields, _CLOSE]
+        fields.append(_CLOSE)
     elif head.minor == 0:
-        fields = [*fields, ("connection", "keep-alive")]
+        fields.append(("connection", "keep-alive"))
     data = http1.response_head(found.status, fields)
     return data if head.method == "HEAD" else data + found.body
 

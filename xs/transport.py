@@ -321,11 +321,18 @@ class HttpTransport:
                 raise _Closed
 
     def _check_is_ours(self, answer: http1.ResponseHead) -> None:
-        """Raises `Unavailable` for an answer such as web sites give and no xs does."""
+        """Raises `Unavailable` for an answer such as others give and no xs does.
+
+        What is stored is known by the answer: so another program's must not be taken for one.
+        """
         kind = dict(answer.fields).get("content-type", "")
         if 300 <= answer.status < 400 or kind.startswith("text/html"):
             raise errors.Unavailable(
                 f"no xs server is at {self.who}: what answers there is a web site"
+            )
+        if answer.status < 300 and answer.get("xs-version") is None:
+            raise errors.Unavailable(
+                f"no xs server is at {self.who}: what answers there is another program"
             )
 
     def _keep(self, connection: _Connection) -> None:
