@@ -141,7 +141,8 @@ def test_what_could_split_a_request_is_refused(scripted, target, fields):
         b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nContent-Length: 11\r\nX-A: b\r\n\r\nhello world",
         CHUNKED[:-2] + b"X-A: b\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nxs-version: 1\r\nX-A: b\r\n\r\nhello world",
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nxs-version: 1\r\nX-A: b\r\nContent-Length: 11\r\n\r\n"
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nxs-version: 1\r\nX-A: b\r\n"
+        b"Content-Length: 11\r\n\r\n"
         b"hello world",
     ],
     ids=["length", "chunked", "until close", "interim"],

@@ -479,7 +479,7 @@ def test_an_answer_that_breaks_off_is_an_error(source: str, scripted: Any) -> No
 
     def serve(peer: Peer) -> None:
         peer.body(peer.head())
-        head = f"HTTP/1.1 200 OK\r\nxs-version: 1\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n"
         peer.send(head.encode() + b'9\r\n{"a": 1}\n\r\n')
 
     done = run(source.replace("ID", "0" * 25), scripted(serve).path)
@@ -518,7 +518,7 @@ def test_raw_content_comes_as_it_arrives(scripted: Any) -> None:
 
     def serve(peer: Peer) -> None:
         peer.head()
-        peer.send(b"HTTP/1.1 200 OK\r\nxs-version: 1\r\ncontent-type: application/octet-stream\r\n")
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n")
         peer.send(b"content-length: 8\r\n\r\none\n")
         assert seen.wait(DEADLINE)
         peer.send(b"two\n")
