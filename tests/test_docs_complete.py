@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from xs import api, cli, gateway, httpd, query, schema
+from xs import api, cli, door, httpd, query, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_each_limit_in_the_protocol_is_in_the_code_with_that_value(row: list[str
     assert float(number.replace(",", "")) * UNITS[unit] == found
 
 
-@pytest.mark.parametrize("module", [httpd, gateway], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [httpd, door], ids=lambda module: module.__name__)
 def test_each_limit_of_a_server_is_in_the_protocol(module: ModuleType) -> None:
     documented = {row[2].strip("`") for row in LIMITS}
     for name in vars(module.Limits):
@@ -124,22 +124,22 @@ def test_each_limit_in_the_code_is_in_the_protocol() -> None:
 
 # What a client can make a server spend, and the limits of each.
 SPENT = {
-    "connections": "httpd.Limits.connections gateway.Limits.connections",
+    "connections": "httpd.Limits.connections door.Limits.connections",
     "the size of a head": "httpd.Limits.head_bytes httpd.Limits.head_bytes_tcp "
-    "gateway.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT http1.TRAILER_LIMIT",
-    "the size of a body": "content.CONTENT_MAX gateway.Limits.body_bytes process.SCRIPT_BYTES",
-    "the rate of a body": "gateway.Limits.body_seconds gateway.Limits.body_rate",
+    "door.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT http1.TRAILER_LIMIT",
+    "the size of a body": "content.CONTENT_MAX door.Limits.body_bytes process.SCRIPT_BYTES",
+    "the rate of a body": "door.Limits.body_seconds door.Limits.body_rate",
     "the time of a head": "httpd.Limits.head_seconds httpd.Limits.idle_seconds "
-    "gateway.Limits.head_seconds gateway.Limits.idle_seconds gateway.Limits.handshake_seconds",
+    "door.Limits.head_seconds door.Limits.idle_seconds door.Limits.handshake_seconds",
     "meta": "meta.META_MAX meta.META_DEPTH frame.KEY_MAX frame.TOPIC_MAX",
     "lines": "batch.EVERY_LINE batch.BATCH_LINES batch.BATCHES_AHEAD batch.ATOMIC_LINES "
     "batch.ATOMIC_BYTES",
     "patterns": "frame.PATTERNS_MAX query.PULSE_MIN",
     "what followers are behind": "bus.RING_FRAMES bus.RING_BYTES index.PAGE_ROWS "
     "scan.LARGE_PAGE_BYTES",
-    "requests from the web that wait": "gateway.Limits.waiting gateway.Limits.answer_seconds",
-    "answers that are not read": "httpd.Limits.answers_waiting gateway.Limits.written_bytes "
-    "gateway.Limits.written_seconds answers.KEPT_FRAMES answers.KEPT_BYTES",
+    "requests from the web that wait": "door.Limits.waiting door.Limits.answer_seconds",
+    "answers that are not read": "httpd.Limits.answers_waiting door.Limits.written_bytes "
+    "door.Limits.written_seconds answers.KEPT_FRAMES answers.KEPT_BYTES",
     "the output of scripts": "pipes.LINE_BYTES pipes.TAIL_BYTES generators.VALUE_BYTES "
     "handlers.AHEAD_FRAMES handlers.ERROR_CHARACTERS handlers.COMMIT_FRAMES",
     "processes": "scripts.EVALUATIONS_MAX scripts.SCRIPTS_MAX runner.START_SECONDS "

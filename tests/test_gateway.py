@@ -37,8 +37,9 @@ from wire import Wire, chunked, request
 import xs
 from xs import ids
 from xs.content import INLINE_MAX
+from xs.door import Limits
 from xs.frame import Frame
-from xs.gateway import Limits, Options
+from xs.gateway import Options
 from xs.mount import Web
 from xs.server import Running
 

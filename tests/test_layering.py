@@ -115,8 +115,10 @@ ARCHITECTURE = {
     "hangups":     "threads sockets",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
-    "gateway":     "errors ids frame http1 log content commit work store chunked sockets "
-                   "activation address listener hangups exchange answers",
+    "door":        "errors ids http1 log content commit sockets listener exchange answers "
+                   "(gateway)",
+    "gateway":     "errors frame log content commit work store chunked activation address "
+                   "listener hangups exchange answers door",
     "mount":       "errors log meta connections commit store scripts activation access tokens "
                    "crowd delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame times log schema commit work store httpd mount",
