@@ -227,8 +227,7 @@ class Reader:
                 continue
             block = self.coming()
             if block is not None:
-                if block:
-                    yield block
+                yield block
             elif self.store.bus.closed:
                 return
             elif not self.store.wait(self.position):
