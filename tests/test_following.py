@@ -376,6 +376,23 @@ def test_a_reader_whose_place_left_the_ring_reads_the_index(store: Store) -> Non
     assert seen == made  # only the ephemeral frame was passed over
 
 
+@pytest.mark.parametrize("way", ["imported", "behind"])
+def test_who_has_to_read_the_index_misses_no_ephemeral_frame_that_is_still_in_the_ring(
+    store: Store, way: str
+) -> None:
+    many = 3 * RING_FRAMES if way == "behind" else 1
+    reader = Reader(store, query.ReadOptions(follow=True, new=True, limit=many + 3))
+    add(store, ttl="ephemeral")  # below what is imported, or left the ring: it is passed over
+    if way == "behind":
+        expected = [frame.id_of(line) for line in add_all(store, [Append("a")] * many)]
+    else:
+        expected = [ids.text(ids.last_of(NOON + 50))]
+        import_all(store, [imported(ids.parse(expected[0]))])
+    expected += [add(store, ttl="ephemeral"), add(store), add(store, ttl="ephemeral")]
+    seen = b"".join(reader.follow()).splitlines()
+    assert [frame.id_of(line) for line in seen] == expected
+
+
 def test_a_live_frame_that_was_removed_before_it_was_read_is_left_out(store: Store) -> None:
     reader = Reader(store, query.ReadOptions(follow=True, new=True, limit=2))
     blocks = reader.follow()

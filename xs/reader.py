@@ -111,9 +111,11 @@ class Reader:
 
     def missed(self) -> Iterator[bytes] | None:
         """What is stored after the position, if the bus no longer has all of it; else None."""
-        if self.position >= self.store.bus.floor:
+        floor = self.store.bus.floor
+        if self.position >= floor:
             return None
-        return self._stored_up_to(self.store.newest())
+        # And no further: what follows is in the bus, with what is ephemeral.
+        return self._stored_up_to(floor)
 
     def _stored_up_to(self, newest: int) -> Iterator[bytes]:
         bound = self._bound(newest)
