@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import re
@@ -38,6 +39,7 @@ from xs.commit import Append
 from xs.errors import BrokenBody, Unavailable, XsError
 from xs.frame import Frame
 from xs.reader import Reader
+from xs.server import Running
 from xs.store import Store
 
 ID = re.compile(rb'"topic":"([^"]+)","id":"([0-9a-z]{25})"')
@@ -299,6 +301,30 @@ def test_followers_are_given_the_last_frame_of_a_server_that_stops(
     seen = follower.read_to_end()
     assert topics(seen) == ["a", "xs.stop"] and seen[0][1] == made.id
     follower.close()
+
+
+@pytest.mark.parametrize("over", ["the socket", "the process"])
+def test_what_comes_between_two_looks_of_a_follower_is_given_though_the_server_stops_then(
+    running: Running, over: str
+) -> None:
+    store, delivery = running.root.store, running.root._delivery
+    looked, looks = store.bus.after, itertools.count(1)
+
+    def after(position: int) -> Any:
+        found = looked(position)
+        if next(looks) == 2:  # it has found nothing, and has yet to wait, or to be parked
+            add(store, "late")
+            delivery.stop()
+        return found
+
+    store.bus.after = after  # type: ignore[method-assign]
+    if over == "the socket":
+        follower = Follower(running.root.folder, "follow&new")
+        assert topics(follower.read_to_end()) == ["late"]
+        follower.close()
+    else:
+        reader = Reader(store, query.ReadOptions(follow=True, new=True))
+        assert b"".join(reader.follow()).count(b'"late"') == 1
 
 
 def test_damaged_content_breaks_off_its_follower_and_no_other(

@@ -540,6 +540,7 @@ class Connection(Handler):
                     self._out.write_body(*follower.parts(block))
                     del block  # before the next one is made
                 continue
+            is_closed = bus.closed  # first: what is there by then is still given
             coming = reader.coming()
             if coming is not None:
                 if coming:
@@ -548,7 +549,7 @@ class Connection(Handler):
                 continue
             if self._served.delivery.park(follower):
                 return True
-            if bus.closed:
+            if is_closed:
                 break
         self._end_body()
         return False

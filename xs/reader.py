@@ -227,10 +227,11 @@ class Reader:
             if missed is not None:
                 yield from missed
                 continue
+            is_closed = self.store.bus.closed  # first: what is there by then is still given
             block = self.coming()
             if block is not None:
                 yield block
-            elif self.store.bus.closed:
+            elif is_closed:
                 return
             elif not self.store.wait(self.position):
                 yield b""
