@@ -379,15 +379,13 @@ class Store:
             self._lock.close()
 
 
-def _leave_to_parent() -> None:
+def leave_to_parent() -> None:
+    """In a process that was just forked: what its parent has open is not used here any more."""
     forget_opened()
     while _open:
         store = _open.pop()()
         if store is not None:
             store.leave_to_parent()
-
-
-os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _in_memory(data: bytes, hash_: str) -> tuple[int, Iterator[bytes]]:
