@@ -122,6 +122,10 @@ def test_a_lock_in_a_folder_that_is_gone_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="replaced or removed"):
         lock.acquire(WRITE)
     tmp_path.mkdir()
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(Unavailable, match="can't be locked: Is a directory"):
+        lock.acquire(WRITE)
+    (tmp_path / "lock").rmdir()
     lock.acquire(WRITE, wait=0)
     lock.close()
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 
-from xs.errors import Locked, replaced
+from xs.errors import Locked, Unavailable, replaced
 
 FILENAME = "lock"
 WAIT_SECONDS = 10.0  # how long a writer waits for another one
@@ -42,7 +42,7 @@ class Lock:
         """Takes the lock for SERVE or WRITE.
 
         Raises `Served` at once if a server has it, `Locked` if another writer keeps it for longer
-        than `wait` seconds, `Unavailable` if the store's folder is gone.
+        than `wait` seconds, `Unavailable` if its file is gone for good.
         """
         deadline = time.monotonic() + wait
         while True:
@@ -85,8 +85,12 @@ class Lock:
         fcntl.flock(self._file, fcntl.LOCK_UN)
         try:
             file = self._open()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise replaced(self._folder) from None
+        except OSError as error:
+            raise Unavailable(
+                f"the store at {self._folder} can't be locked: {error.strerror}"
+            ) from None
         os.close(self._file)
         self._file = file
 
