@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
 import http1_corpus
@@ -168,6 +169,26 @@ def test_connection_close_is_honoured_after_each_kind_of_answer(shared: Server) 
                 wire.ask(method, target, body, connection="close").fields["connection"] == "close"
             )
             assert wire.is_ended()
+
+
+def test_each_answer_but_an_interim_one_has_its_date(shared: Server) -> None:
+    asked = [("GET", "/version"), ("POST", "/append/dated"), ("GET", "/last/dated"), ("GET", "/")]
+    asked += [
+        ("HEAD", "/"),
+        ("GET", "/nowhere/x"),
+        ("PUT", "/version"),
+        ("GET", "/?follow&limit=1"),
+    ]
+    with Wire(shared.directory) as wire:
+        for method, target in asked:
+            before = int(time.time())
+            answer = wire.ask(method, target, b"x" if method == "POST" else None)
+            at = parsedate_to_datetime(answer.fields["date"])
+            assert before <= at.timestamp() <= time.time(), target
+            assert answer.fields["date"] == format_datetime(at, usegmt=True)
+    with Wire(shared.directory) as wire:
+        wire.send(b"NO\x00NSENSE\r\n\r\n")
+        assert "date" in wire.answer().fields
 
 
 def test_pipelined_requests_are_answered_in_their_order(shared: Server) -> None:

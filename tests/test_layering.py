@@ -110,8 +110,8 @@ ARCHITECTURE = {
     "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
-    "httpd":       "errors threads http1 log content commit work store reader scripts api sockets "
-                   "rights access grants body crowd outbox delivery listener version",
+    "httpd":       "errors threads times http1 log content commit work store reader scripts api "
+                   "sockets rights access grants body crowd outbox delivery listener version",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xs.times import parse_time, timestamp
+from xs.times import http_date, parse_time, timestamp
 
 NOW = 1_700_000_000_000
 
@@ -52,3 +54,8 @@ def test_rfc_3339_is_understood(text: str, ms: int) -> None:
 )  # fmt: skip
 def test_what_is_no_time_is_none(text: str) -> None:
     assert parse_time(text, NOW) is None
+
+
+@pytest.mark.parametrize("second", [0, 951_782_399, 951_782_400, 1_769_851_800, 4_102_444_799])
+def test_a_time_for_http_is_as_the_standard_library_writes_it(second: int) -> None:
+    assert http_date(second) == formatdate(second, usegmt=True)

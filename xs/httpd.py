@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
 
-from xs import api, http1, threads
+from xs import api, http1, threads, times
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.commit import Append
@@ -420,7 +420,7 @@ class Connection(Handler):
             keep = False
         if not keep:
             fields.append(("connection", "close"))
-        start = http1.response_head(found.status, fields)
+        start = _head(found.status, fields)
         if head.method == "HEAD":
             self._out.write(start)
             return True
@@ -482,9 +482,7 @@ class Connection(Handler):
         self.server.log(f"{self._who}: no request: {status}: {sentence}", DEBUG)
         self._out.settle()
         found = api.Answer(status, api.TEXT, f"{sentence}\n".encode())
-        data = http1.response_head(
-            status, [*found.fields, ("content-length", str(len(found.body))), _CLOSE]
-        )
+        data = _head(status, [*found.fields, ("content-length", str(len(found.body))), _CLOSE])
         self._out.write(data + found.body)
         self._linger(None)
 
@@ -509,7 +507,7 @@ class Connection(Handler):
         if self.chunked:
             fields.append(("transfer-encoding", "chunked"))
         # Before the first frame: who sees the head knows that nothing from now on is missed.
-        self._out.write_body(http1.response_head(found.status, fields))
+        self._out.write_body(_head(found.status, fields))
         if head.method == "HEAD":
             return
         follower = Follower(self, reader)
@@ -627,7 +625,6 @@ class Connection(Handler):
 _CLOSE = ("connection", "close")
 _SIGN = ("xs-version", VERSION)  # by which a client of ours knows that it is no other server
 _JSON_FIELDS = [("content-type", api.JSON)]
-_JSON_HEAD = http1.response_head(200, [*_JSON_FIELDS, _SIGN])[:-2] + b"content-length: "
 
 
 def _signed(found: api.Answer) -> api.Fields:
@@ -635,11 +632,32 @@ def _signed(found: api.Answer) -> api.Fields:
     return [*found.fields, _SIGN] if found.status < 300 else list(found.fields)
 
 
+# A second; the Date of answers that are given in it (RFC 9110 §6.6.1); what an append is answered
+# with then, but for its length. They are made once a second, and needed with every answer
+# (bench/append.py, bench/lookup.py).
+_last: tuple[int, str, bytes] = (0, "", b"")
+
+
+def _this_second() -> tuple[int, str, bytes]:
+    global _last
+    second = int(time.time())
+    last = _last
+    if last[0] != second:
+        date = times.http_date(second)
+        head = http1.response_head(200, [("date", date), *_JSON_FIELDS, _SIGN])
+        _last = last = (second, date, head[:-2] + b"content-length: ")
+    return last
+
+
+def _head(status: int, fields: list[tuple[str, str]]) -> bytes:
+    return http1.response_head(status, [("date", _this_second()[1]), *fields])
+
+
 def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     """An answer whose body is in memory, as bytes."""
     if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
-        # What an append is answered with: its head is known but for the length (bench/append.py).
-        data = b"%b%d\r\n\r\n" % (_JSON_HEAD, len(found.body))
+        # What an append is answered with.
+        data = b"%b%d\r\n\r\n" % (_this_second()[2], len(found.body))
         return data if head.method == "HEAD" else data + found.body
     fields = _signed(found)
     if found.status != 204:
@@ -648,7 +666,7 @@ def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
         fields.append(_CLOSE)
     elif head.minor == 0:
         fields.append(("connection", "keep-alive"))
-    data = http1.response_head(found.status, fields)
+    data = _head(found.status, fields)
     return data if head.method == "HEAD" else data + found.body
 
 

@@ -60,5 +60,19 @@ def timestamp(ms: int) -> str:
     return f"{text}.{ms % 1000:03d}Z"
 
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def http_date(second: int) -> str:
+    """A time in seconds since 1970 as HTTP has it, whatever the locale (RFC 9110 §5.6.7)."""
+    from time import gmtime
+
+    at = gmtime(second)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    clock = f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+    return f"{day}, {at.tm_mday:02d} {month} {at.tm_year:04d} {clock} GMT"
+
+
 # Frames that are read one after the other are mostly of one second (bench/replay.py: 1.8 ×).
 _last_second = (-1, "1969-12-31T23:59:59")
