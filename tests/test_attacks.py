@@ -85,7 +85,7 @@ def test_a_content_has_a_largest_size_however_it_comes(
     with pytest.raises(TooLarge, match="at most 100000 bytes"):
         store.take(iter(lambda: b"x" * 1000, b""))  # it never ends
     with pytest.raises(TooLarge):
-        store.take(iter(["not touched"]), expected=100_001)
+        content.take(iter(["not touched"]), 100_001, store.spill)
     assert os.listdir(tmp_path) == []
     taken = store.take([b"x" * 100_000])
     assert taken is not None and taken.size == 100_000

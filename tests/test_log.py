@@ -163,7 +163,7 @@ def test_levels_are_of_who_is_to_act(store_dir: str) -> None:
     with Wire(int(started["meta"]["expose"][0].rpartition(":")[2])) as stranger:
         assert stranger.ask("POST", "/append/t", authorization="Bearer wrong").status == 401
     said = re.sub(r":\d+:", ":PORT:", ended(server))
-    assert said.startswith("xs: 127.0.0.1:PORT: POST /append/t: this address needs a token")
+    assert said.startswith("xs: 127.0.0.1:PORT: POST /append/t: this token is not known here")
     assert said.count("\n") == 1
 
 

@@ -162,13 +162,13 @@ def xs-ballast [] {
 }
 
 def main [kind: string] {
+  $env.XS_GATHER = {job: 0} # .append leaves its frames to this job: the main one
   let closure: any = (source script.nu)
   let found = ($closure | describe)
   if $found != "closure" {
     error make --unspanned {msg: $"the script is not a closure but a ($found): write {|frame| …}"}
   }
   $env.XS_BALLAST = (xs-ballast)
-  $env.XS_GATHER = {job: 0} # .append leaves its frames to this job: the main one
   print $"($env.XS_MARK)start"
   open --raw /dev/fd/3 | from json --objects | if $kind == "stateful" {
     xs-stateful $closure
