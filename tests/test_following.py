@@ -312,7 +312,7 @@ def test_what_comes_between_two_looks_of_a_follower_is_given_though_the_server_s
 
     def after(position: int) -> Any:
         found = looked(position)
-        if next(looks) == 2:  # it has found nothing, and has yet to wait, or to be parked
+        if next(looks) == 1:  # it has found nothing, and has yet to wait, or to be parked
             add(store, "late")
             delivery.stop()
         return found
@@ -551,6 +551,31 @@ def test_last_with_follow_on_the_files_moves_to_a_server(store_dir: str) -> None
         while third.id.encode() not in given:
             given = came.get(timeout=DEADLINE)
             assert b'"topic":"a.b"' in given
+
+
+def test_a_store_may_be_closed_under_its_followers(store_dir: str) -> None:
+    with xs.open(store_dir) as client:
+        client.append("a", "x")
+    script = (
+        "import sys, threading, time, xs\n"
+        "for _ in range(20):\n"
+        "    client = xs.open(sys.argv[1])\n"
+        "    def follow(came):\n"
+        "        try:\n"
+        "            for each in client.cat(follow=True): came.release()\n"
+        "        except xs.XsError: pass\n"
+        "    came = threading.Semaphore(0)\n"
+        "    threads = [threading.Thread(target=follow, args=(came,)) for _ in range(4)]\n"
+        "    for each in threads: each.start()\n"
+        "    for _ in range(8): came.acquire()\n"  # each has its frame, and the threshold
+        "    client.close()\n"
+        "    for each in threads: each.join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, store_dir],
+        capture_output=True, env=environment(), timeout=DEADLINE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_follower_of_the_files_moves_with_its_limit(store_dir: str) -> None:

@@ -78,6 +78,7 @@ class Connections:
         self._read_only = read_only
         self._exclusive = exclusive
         self._watches: list[sqlite3.Connection] = []  # of `data_version`
+        self._watching = allocate_lock()  # held while one of them is used, or all are closed
         self._looking: set[sqlite3.Connection] = set()  # those of them that are in use
         self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
@@ -114,8 +115,11 @@ class Connections:
                 return
             self._closed = "the store is closing"
             readers, self._readers = self._readers, []
-        for connection in (*readers, *self._watches):
+        for connection in readers:
             connection.close()
+        with self._watching:
+            for connection in self._watches:
+                connection.close()
         try:
             if self._write_connection is not None:
                 try:
@@ -135,7 +139,8 @@ class Connections:
         So they are closed while the parent still has its own, and can't be taken for gone: at once.
         That can't be done with one that a thread was using, as that thread is not here to end it.
         """
-        self._readers_lock = allocate_lock()  # a thread of the parent's may have had it
+        # A thread of the parent's may have had them.
+        self._readers_lock, self._watching = allocate_lock(), allocate_lock()
         self._closed = "the store was opened before a fork: begin again what was begun before it"
         opened = [*self._readers, *self._watches]
         is_reading = self._in_use - 1
@@ -240,14 +245,16 @@ class Connections:
         self._watches.append(connection)
 
         def version() -> int:
-            if self._closed:
-                raise Unavailable(self._closed)
-            self._looking.add(connection)
-            try:
-                with translated():
-                    return int(connection.execute("PRAGMA data_version").fetchone()[0])
-            finally:
-                self._looking.discard(connection)
+            # One that is closed while it is in use takes the process with it.
+            with self._watching:
+                if self._closed:
+                    raise Unavailable(self._closed)
+                self._looking.add(connection)
+                try:
+                    with translated():
+                        return int(connection.execute("PRAGMA data_version").fetchone()[0])
+                finally:
+                    self._looking.discard(connection)
 
         return version
 
