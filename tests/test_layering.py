@@ -113,9 +113,9 @@ ARCHITECTURE = {
     "httpd":       "errors threads times http1 log content commit work store reader scripts api "
                    "sockets rights access grants body crowd outbox delivery listener version",
     "hangups":     "threads sockets",
-    "exchange":    "errors frame records http1",
+    "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
-    "door":        "errors ids http1 log content commit sockets listener exchange answers "
+    "door":        "errors ids times http1 log content commit sockets listener exchange answers "
                    "(gateway)",
     "gateway":     "errors frame log content commit work store chunked activation address "
                    "listener hangups exchange answers door",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Optional
 
-from xs import exchange, http1, ids
+from xs import exchange, http1, ids, times
 from xs.answers import Found, Gone, Lost, RequestWork, Stopped, Waiter
 from xs.commit import Append
 from xs.content import Content, discard
@@ -348,7 +348,7 @@ class Connection(Handler):
         keep = keep and head is not None and head.keep_alive and not self._ending
         fields = [
             _TEXT,
-            ("date", exchange.date(int(time.time()))),
+            ("date", times.http_date(int(time.time()))),
             ("content-length", str(len(body))),
         ]
         if status == 503:

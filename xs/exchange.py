@@ -10,12 +10,10 @@ log: the client is not told.
 from __future__ import annotations
 
 import binascii
-import functools
 import json
-import time
 from typing import Any, Optional
 
-from xs import http1
+from xs import http1, times
 from xs.errors import Invalid
 from xs.frame import parse_integrity
 from xs.records import NamedTuple
@@ -196,7 +194,7 @@ def framed(
         raise NotHttp(f"its Content-Length is {given}, and its content has {size} bytes")
     fields = list(fields)
     if not any(name.lower() == "date" for name, _ in fields):
-        fields.append(("date", date(int(now))))
+        fields.append(("date", times.http_date(int(now))))
     is_chunked = more and request.minor == 1
     keep = keep and not closes and (is_chunked or not more)
     if is_chunked:
@@ -256,17 +254,3 @@ def _shown(value: Any) -> str:
     """A value from an answer in the log: ASCII, in one line, bounded."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:80] + "…"
-
-
-_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-@functools.lru_cache(maxsize=1)
-def date(now: int) -> str:
-    """A time, in seconds since 1970, as RFC 9110 §5.6.7 writes it."""
-    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(now)
-    return (
-        f"{_WEEKDAYS[weekday]}, {day:02d} {_MONTHS[month - 1]} {year} "
-        f"{hour:02d}:{minute:02d}:{second:02d} GMT"
-    )
