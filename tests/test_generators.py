@@ -926,6 +926,15 @@ def test_a_new_spawn_gets_what_is_sent_from_then_on(service: Service) -> None:
     assert service.values("g", 2) == [b"<old>", b"(new)"]
 
 
+def test_each_spawn_gets_what_is_sent_behind_it_however_soon(service: Service) -> None:
+    for n in range(30):
+        loop = f'while read -r line; do echo "{n} $line"; done'
+        service.append("g.spawn", sh(loop), duplex=True)
+        service.append("g.send", "sent\n")
+        service.append("g.spawn", "of another", topic="other")  # no order for this one
+        assert service.values("g", n + 1)[-1] == b"%d sent" % n
+
+
 def test_input_of_any_size_is_given_as_it_is_read(service: Service) -> None:
     service.append("g.spawn", sh("head -c 1; echo; wc -c"), duplex=True)
     service.wait("g.start")

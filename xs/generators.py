@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
+    from xs.frame import Entry
+
 COMMIT_VALUES = 1000  # values in one transaction
 CHUNK_BYTES = 16 * 1024  # of a byte stream, in one value
 VALUE_BYTES = 16 << 20  # of a text, or of bytes, that come in pieces and are one value
@@ -468,10 +470,22 @@ class Generator(Runner):
             page, _ = store.index.page(self._position, newest, frozenset((topic,)), SENDS, now)
             lines = page.split(b"\n")[:-1]
         else:
-            lines = [each.line for each in entries if each.topic == topic and each.is_live(now)]
+            lines = []
+            for each in entries:
+                if self._is_new_order(each):  # which is on its way: what follows is for the next
+                    return lines[:SENDS]
+                if each.topic == topic and each.is_live(now):
+                    lines.append(each.line)
         if not lines:
             self._position = max(self._position, newest)
         return lines[:SENDS]
+
+    def _is_new_order(self, entry: Entry) -> bool:
+        if entry.id <= self.obeyed or entry.first is not None or not entry.line:
+            return False
+        if entry.topic == f"{self.name}.spawn":
+            return name_of(entry.topic, frame.Frame.from_json(entry.line).meta) == self.name
+        return entry.topic == f"{self.name}.terminate"
 
     def _script(self, *, active: bool = True) -> Script:
         assert self.source is not None

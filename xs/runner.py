@@ -86,6 +86,7 @@ class Runner:
         self.selector = selectors.DefaultSelector()
         self._orders: collections.deque[Order] = collections.deque()
         self._obeys = False  # one of them is being carried out
+        self.obeyed = -1  # the last one that was
         self._stopping = threading.Event()
         self._woken = False
         self._wakened, self._waker = socket.socketpair()
@@ -184,6 +185,7 @@ class Runner:
             finally:
                 self._obeys = False
             self._orders.popleft()  # now: one that could not be carried out is tried again
+            self.obeyed = order.id
 
     def put(self, source: int) -> None:
         """Puts the script of that frame in service, in place of the one that is."""
