@@ -1125,13 +1125,20 @@ def assert_is_idle(server: Server, wire: Wire, seconds: float) -> None:
         assert not select.select([wire.sock], [], [], 0.1)[0]
         return wakeups(server) == before
 
-    until(is_quiet)
-    used, woken = cpu_seconds(server), wakeups(server)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert not select.select([wire.sock], [], [], deadline - time.monotonic())[0]
-    assert wakeups(server) - woken <= 2
-    assert cpu_seconds(server) - used <= 0.01
+    for tries_left in (
+        2,
+        1,
+        0,
+    ):  # who has other work may take a processor from it, and give it back
+        until(is_quiet)
+        used, woken = cpu_seconds(server), wakeups(server)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert not select.select([wire.sock], [], [], deadline - time.monotonic())[0]
+        woken, used = wakeups(server) - woken, cpu_seconds(server) - used
+        if woken <= 2 and used <= 0.01:
+            return
+        assert tries_left, f"woken {woken} times, {used} s of a processor"
 
 
 def wakeups(server: Server) -> int:
