@@ -1125,11 +1125,8 @@ def assert_is_idle(server: Server, wire: Wire, seconds: float) -> None:
         assert not select.select([wire.sock], [], [], 0.1)[0]
         return wakeups(server) == before
 
-    for tries_left in (
-        2,
-        1,
-        0,
-    ):  # who has other work may take a processor from it, and give it back
+    # Other work may take a processor from it, and give it back: that is not of its doing.
+    for tries_left in (2, 1, 0):
         until(is_quiet)
         used, woken = cpu_seconds(server), wakeups(server)
         deadline = time.monotonic() + seconds
