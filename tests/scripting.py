@@ -8,9 +8,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from conftest import DEADLINE
+import pytest
+from conftest import DEADLINE, nu_path
 from stores import add, lines
 
 from xs.scripts import Scripts
@@ -120,3 +122,16 @@ def processes_with(text: str) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
+
+
+def movable_nu(folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_always_found: bool) -> Path:
+    """A Nushell of xs's that can be moved away; when it is gone it may still be found."""
+    real = folder / "real"
+    real.symlink_to(nu_path())
+    path = real
+    if is_always_found:  # and then it can't be run
+        path = folder / "nu"
+        path.write_text(f'#!/bin/sh\n[ -e {real} ] || exit 127\nexec {real} "$@"\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("XS_NU", str(path))
+    return real

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, nu_path, start_server
-from scripting import Frame, Service, is_gone, processes_with, wait_until
+from conftest import DEADLINE, start_server
+from scripting import Frame, Service, is_gone, movable_nu, processes_with, wait_until
 from stores import Gate, add, add_all, all_ids, remove
 
 import xs
@@ -472,14 +472,7 @@ def test_a_process_that_is_killed_is_started_again(service: Service, soon: None)
 def test_one_that_is_to_be_started_again_while_nushell_is_missing_comes_back_with_it(
     service: Service, soon: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
-    real = tmp_path / "real"
-    real.symlink_to(nu_path())
-    path = real
-    if how == "not run":  # found it is, and gone when it is to be run
-        path = tmp_path / "nu"
-        path.write_text(f'#!/bin/sh\n[ -e {real} ] || exit 127\nexec {real} "$@"\n')
-        path.chmod(0o755)
-    monkeypatch.setenv("XS_NU", str(path))
+    real = movable_nu(tmp_path, monkeypatch, is_always_found=how == "not run")
     script = "generate {|n = 0| if $n > 0 { sleep 1hr }; {out: up, next: 1} }"
     source = service.append("g.spawn", script)
     service.wait("g.recv")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from conftest import nu_path
 from handling import Raw, Stream, program
+from scripting import movable_nu
 from stores import Gate
 
 from xs import frame, handlers, ids, runner
@@ -1079,14 +1080,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_handler_whose_process_is_killed_while_nushell_is_missing_comes_back_with_it(
     stream: Stream, impatient: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
-    real = tmp_path / "real"
-    real.symlink_to(nu_path())
-    path = real
-    if how == "not run":  # found it is, and gone when it is to be run
-        path = tmp_path / "nu"
-        path.write_text(f'#!/bin/sh\n[ -e {real} ] || exit 127\nexec {real} "$@"\n')
-        path.chmod(0o755)
-    monkeypatch.setenv("XS_NU", str(path))
+    real = movable_nu(tmp_path, monkeypatch, is_always_found=how == "not run")
     closure = "{|frame, n| {state: ($n + 1), out: $n} }"
     stream.register("count", closure, topic="in", stateful=True, initial_state=0)
     stream.add("in")

@@ -141,19 +141,7 @@ class Cas:
         Who asks this after a commit, and then removes files that no frame names, is safe: who holds
         them from then on sees that commit, and needs none of them.
         """
-        try:
-            file = os.open(self._path_of_hold, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True  # for want of descriptors nobody can tell
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
-        return False
+        return _is_locked(self._path_of_hold, fcntl.LOCK_EX)  # who holds them shares it
 
     def has(self, digest: bytes) -> bool:
         """Whether it is here, durably."""
@@ -225,7 +213,7 @@ class Cas:
             if (
                 _is_arriving(name)
                 and _age(path) > STALE_SECONDS  # who has just made it may not have it locked yet
-                and not _is_locked(path)
+                and not _is_locked(path, fcntl.LOCK_SH)
             ):
                 _unlink(path)
                 removed += 1
@@ -296,7 +284,8 @@ class Held:
 
     def __enter__(self) -> None:
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = os.open(self._path, flags, _FILE_MODE)
         except PermissionError:
             return
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -312,8 +301,8 @@ def _new_file(path: str) -> int:
     return file
 
 
-def _is_locked(path: str) -> bool:
-    """Whether the writer of a temporary file lives."""
+def _is_locked(path: str, kind: int) -> bool:
+    """Whether a file has a lock, flock(2), beside which one of that kind can't be had."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
@@ -322,7 +311,7 @@ def _is_locked(path: str) -> bool:
         # A link, or none any more, is nobody's. For want of descriptors nobody can tell.
         return error.errno not in (errno.ELOOP, errno.ENOENT)
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
