@@ -34,11 +34,8 @@ store = xs.open(sys.argv[1])
 def tell(*what):
     print(*what, flush=True)
 """
-_READ_ONLY = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-_READ_ONLY += [
-    'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"',
-    "sh",
-]
+_MOUNT = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+_READ_ONLY = ["unshare", "--mount", "--map-root-user", "sh", "-c", _MOUNT, "sh"]
 NOON = 1_700_000_000_000
 
 
@@ -59,7 +56,7 @@ def shared() -> Iterator[str]:
 
 @contextlib.contextmanager
 def nobody(script: str, folder: str) -> Iterator[subprocess.Popen[str]]:
-    # Only root can be somebody else. For anybody else the folder is read-only, in a mount namespace.
+    # Only root can be somebody else. For all others the folder is on a read-only mount.
     is_root = os.geteuid() == 0
     words = [sys.executable, "-c", _BEGIN + script, folder, *(["nobody"] if is_root else [])]
     process = subprocess.Popen(

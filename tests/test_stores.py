@@ -526,17 +526,22 @@ def running(tmp_path: Path) -> Iterator[Running]:
         found.stop()
 
 
+def started_without(root: str, store: Path, away: Path) -> Running:
+    """A server that serves a store, started again while that is away."""
+    first = Running(root, [], [])
+    append(root, "xs.store.add", meta={"path": str(store)})
+    wait_frames(root, "xs.store.added")
+    first.stop()
+    store.rename(away)
+    return Running(root, [], [])
+
+
 def test_what_could_not_be_opened_at_the_start_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
     root, a = str(tmp_path / "root"), tmp_path / "a"
-    first = Running(root, [], [])
-    append(root, "xs.store.add", meta={"path": str(a)})
-    wait_frames(root, "xs.store.added")
-    first.stop()
-    a.rename(tmp_path / "unplugged")
-    second = Running(root, [], [])
+    second = started_without(root, a, tmp_path / "unplugged")
     try:
         until(lambda: second.stores.status() and second.stores.status()[0]["error"])
         (tmp_path / "unplugged").rename(a)
@@ -552,12 +557,7 @@ def test_one_whose_retry_finds_no_thread_is_tried_again(
 ) -> None:
     monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
     root, a = str(tmp_path / "root"), tmp_path / "a"
-    first = Running(root, [], [])
-    append(root, "xs.store.add", meta={"path": str(a)})
-    wait_frames(root, "xs.store.added")
-    first.stop()
-    a.rename(tmp_path / "unplugged")
-    second = Running(root, [], [])
+    second = started_without(root, a, tmp_path / "unplugged")
     start_thread = _thread.start_new_thread
     refused = threading.Event()
 
