@@ -51,7 +51,7 @@ ARCHITECTURE = {
     "writer":      "errors fault ids frame records sums sqlite schema rows | scan alike",
     "removal":     "errors ids frame records schema rows | pieces (writer)",
     "wal":         "errors records schema",
-    "still":       "",
+    "still":       "errors",
     "connections": "errors sqlite schema | still wal",
     "index":       "errors frame schema rows scan connections | pieces",
     "check":       "errors ids frame content schema rows scan pieces index (cas)",

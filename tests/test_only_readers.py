@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -89,6 +90,27 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+def left_by_a_kill(folder: str) -> None:
+    """Kills a process that has appended, so that its log is left."""
+    script = """
+import os, signal, sys
+import xs
+xs.open(sys.argv[1]).append("a", "second")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, folder], env=environment(), check=False)
+    assert os.stat(f"{folder}/xs.db-wal").st_size > 0
+
+
+@contextlib.contextmanager
+def amid_opening(folder: str) -> Iterator[None]:
+    """In the block it is as while SQLite opens the database, before it has looked at the log."""
+    with open(f"{folder}/xs.db-shm", "w+b") as shared_memory:
+        fcntl.lockf(shared_memory, fcntl.LOCK_SH, 1, 128)  # SQLite's lock of who has it open
+        shared_memory.truncate(3)
+        yield
+
+
 def import_many(folder: str, run_xs: RunXs, count: int, order: int) -> list[str]:
     """Stores so many frames, each of a time of its own, by a command; their ids."""
     made = [ids.text(ids.first_of(NOON + n * 10 + order) + 5) for n in range(count)]
@@ -113,6 +135,62 @@ for frame in store.cat(follow=True):
             assert heard(follower) == json.loads(out)["id"]
     with xs.open(shared) as store:
         assert len(list(store.cat())) == 4
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param("xs.open(sys.argv[1]).last('a').topic", id="it is opened"),
+        pytest.param("store.last('a').topic", id="one is looked up"),
+        pytest.param("next(store.cat(topic='a')).topic", id="some are read"),
+        pytest.param("Snapshot(sys.argv[1], '/') and 'a'", id="it is backed up"),
+    ],
+)
+def test_who_reads_while_its_owner_is_just_opening_it_waits(
+    read: str, shared: str, run_xs: RunXs
+) -> None:
+    script = f"""
+import time
+from xs.snapshot import Snapshot
+sleep = time.sleep
+def told(seconds):
+    time.sleep = sleep
+    tell("waits")
+    sleep(seconds)
+tell(store.first().id)
+sys.stdin.readline()
+time.sleep = told
+tell({read})
+"""
+    left_by_a_kill(shared)
+    with nobody(script, shared) as reader:
+        heard(reader)
+        with amid_opening(shared):
+            go_on(reader)
+            assert heard(reader) == "waits"
+            run_xs(["append", shared, "a"])
+        assert heard(reader) == "a"
+
+
+def test_a_log_that_goes_while_it_is_opened_is_waited_for(shared: str) -> None:
+    script = """
+store.close()
+def hook(event, _):
+    if event == "sqlite3.connect":
+        tell("connects")
+        sys.stdin.readline()
+sys.addaudithook(hook)
+tell(len(list(xs.open(sys.argv[1]).cat())))
+"""
+    with xs.open(shared) as owner:
+        owner.append("a", "second")
+        with nobody(script, shared) as reader:
+            assert heard(reader) == "connects"
+            owner.close()
+            go_on(reader)
+            assert heard(reader) == "connects"
+            go_on(reader)
+            assert heard(reader) == "2"
 
 
 def test_frames_that_come_amid_a_read_neither_repeat_nor_hide_others(

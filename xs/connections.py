@@ -75,7 +75,7 @@ class Connections:
         exclusive: bool = False,
     ) -> None:
         self._path = os.path.join(folder, FILENAME)
-        self._read_only = read_only
+        self.read_only = read_only
         self._exclusive = exclusive
         self._watches: list[sqlite3.Connection] = []  # of `data_version`
         self._watching = allocate_lock()  # held while one of them is used, or all are closed
@@ -275,6 +275,15 @@ class Connections:
             "again later"
         )
 
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begins a transaction in which all that is read is of one moment."""
+        with translated():
+            connection.execute("BEGIN")
+        if self.read_only:  # the moment is that of the first look, which may have to be repeated
+            from xs.still import once_settled
+
+            once_settled(self._path, lambda: _look(connection))
+
     def _put_back(self) -> None:
         """One less of this index's connections is in use; when none is, this process has left."""
         with self._readers_lock:
@@ -295,6 +304,13 @@ class Connections:
             ) from None
 
     def _connect(self, mode: str) -> sqlite3.Connection:
+        if mode != "ro":
+            return self._connect_now(mode)
+        from xs.still import once_settled
+
+        return once_settled(self._path, lambda: self._connect_now(mode))
+
+    def _connect_now(self, mode: str) -> sqlite3.Connection:
         with translated():
             connection = self._open(mode)
             try:
@@ -346,12 +362,12 @@ class Connections:
                 f"knows formats up to {FORMAT}: use a newer xs"
             )
         if version < FORMAT:
-            if self._read_only and version:
+            if self.read_only and version:
                 raise NotAStore(
                     f"the store at {os.path.dirname(self._path)} has format {version} and can't be "
                     f"written to here: open it once where it can, which makes it format {FORMAT}"
                 )
-            if self._read_only or not (create or application):
+            if self.read_only or not (create or application):
                 raise Unfinished(f"not a store: {self._path} is empty")
             migrate(connection)
 
@@ -367,8 +383,7 @@ class Reading:
     def __enter__(self) -> sqlite3.Connection:
         self._connection = connection = self._connections.take()
         try:
-            with translated():
-                connection.execute("BEGIN")
+            self._connections.begin(connection)
         except XsError as error:
             self._connections.give_back(connection, usable=True)
             raise (self._connections.disk_error(error) or error) from error.__cause__
@@ -392,6 +407,11 @@ class Reading:
             behind = self._connections.disk_error(error)
             if behind is not None:
                 raise behind from error.__cause__
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    with translated():
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
 
 
 def _enter(folder: str) -> tuple[int, int] | None:

@@ -105,6 +105,9 @@ class Index:
         self, patterns: frame.Patterns, after: int | None, before: int | None, now: int
     ) -> bytes | None:
         """As `scan.one` at either end: a single statement, which is a transaction by itself."""
+        if self._connections.read_only:  # it may have to wait until it can begin
+            with self.reading() as reader:
+                return one(reader, patterns, after, before, now)
         connection = self._connections.take()
         usable = False
         try:

@@ -31,7 +31,7 @@ from xs.schema import (
     translated,
     uri,
 )
-from xs.still import is_unchanged, when_still
+from xs.still import is_unchanged, once_settled, when_still
 
 PART = FILENAME + ".part"  # a first copy that is not whole yet
 _KIND = "backup"
@@ -48,8 +48,11 @@ class Snapshot:
         self._copy = os.path.join(copy, FILENAME)
         self._part = os.path.join(copy, PART)
         self._original = os.path.join(source, FILENAME)
-        self._still = when_still(self._original)
         self._is_first = not os.path.exists(self._copy)
+        once_settled(self._original, self._begin)
+
+    def _begin(self) -> None:
+        self._still = when_still(self._original)
         # Neither is its main database, so that one may be read-only and the other not.
         self._connection = sqlite3.connect(":memory:", uri=True, isolation_level=None)
         try:
