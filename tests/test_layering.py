@@ -110,8 +110,10 @@ ARCHITECTURE = {
     "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
-    "httpd":       "errors threads times http1 log content commit work store reader scripts api "
-                   "sockets rights access grants body crowd outbox delivery listener version",
+    "following":   "errors threads http1 store reader delivery outbox",
+    "responses":   "times http1 version api",
+    "httpd":       "errors http1 log content commit work store reader scripts api sockets rights "
+                   "access grants body crowd delivery outbox following responses listener",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",

@@ -11,24 +11,25 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
 
-from xs import api, http1, threads, times
+from xs import api, http1
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.commit import Append
 from xs.content import INLINE_MAX
 from xs.crowd import Crowd
-from xs.delivery import Delivery, Follower
+from xs.delivery import Delivery
 from xs.errors import BrokenBody, XsError
+from xs.following import Following
 from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING, Seldom
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
+from xs.responses import CLOSE, head_of, signed, whole
 from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
 from xs.store import Store
-from xs.version import VERSION
 from xs.work import Work
 
 api.load()
@@ -101,7 +102,6 @@ class Connection(Handler):
     def setup(self) -> None:
         self.sock = self.request
         self.buffer = bytearray()
-        self.chunked = False  # of the response under way
         self._served = self.server.served  # what the request under way is about
         self._visits = False  # … another store than this address is of
         self._grant: Grant | None = None  # … with which token, if it is somebody else's
@@ -408,9 +408,9 @@ class Connection(Handler):
     def _answer(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> bool:
         """Writes an answer; False if it broke off."""
         if found.blocks is None:
-            self._out.write(_whole(head, found, keep))
+            self._out.write(whole(head, found, keep))
             return True
-        fields = _signed(found)
+        fields = signed(found)
         chunked = found.length is None and head.minor == 1
         if found.length is not None:
             fields.append(("content-length", str(found.length)))
@@ -420,7 +420,7 @@ class Connection(Handler):
             keep = False
         if not keep:
             fields.append(("connection", "close"))
-        start = _head(found.status, fields)
+        start = head_of(found.status, fields)
         if head.method == "HEAD":
             self._out.write(start)
             return True
@@ -467,7 +467,7 @@ class Connection(Handler):
         def done(work: Work) -> None:
             try:
                 answer = finish(work)
-                data = _whole(head, answer, keep)
+                data = whole(head, answer, keep)
                 if self.server.log.is_debug:
                     self._note(head, answer.status)
             except MemoryError:
@@ -482,7 +482,7 @@ class Connection(Handler):
         self.server.log(f"{self._who}: no request: {status}: {sentence}", DEBUG)
         self._out.settle()
         found = api.Answer(status, api.TEXT, f"{sentence}\n".encode())
-        data = _head(status, [*found.fields, ("content-length", str(len(found.body))), _CLOSE])
+        data = head_of(status, [*found.fields, ("content-length", str(len(found.body))), CLOSE])
         self._out.write(data + found.body)
         self._linger(None)
 
@@ -499,99 +499,21 @@ class Connection(Handler):
         except OSError:
             pass  # it is gone, or silent: either way there is nobody to wait for
 
-    # Following
-
     def _follow(self, head: http1.RequestHead, found: api.Answer, reader: Reader) -> None:
-        self.chunked = head.minor == 1
-        fields = [*_signed(found), ("cache-control", "no-store"), _CLOSE]
-        if self.chunked:
+        chunked = head.minor == 1
+        fields = [*signed(found), ("cache-control", "no-store"), CLOSE]
+        if chunked:
             fields.append(("transfer-encoding", "chunked"))
         # Before the first frame: who sees the head knows that nothing from now on is missed.
-        self._out.write_body(_head(found.status, fields))
+        self._out.write_body(head_of(found.status, fields))
         if head.method == "HEAD":
             return
-        follower = Follower(self, reader)
+        store, delivery = self._served.store, self._served.delivery
+        following = Following(self.sock, self._out, store, delivery, self._close, chunked=chunked)
         try:
-            for block in reader.history():
-                self._out.write_body(*follower.parts(block))
-                del block  # before the next one is made
-            if reader.left > 0:
-                if reader.wants_threshold:
-                    self._out.write_body(follower.framed(reader.threshold()))
-                self._handed_on = self._catch_up(follower)
-            else:
-                self._end_body()
+            self._handed_on = following.run(reader)
         except XsError as error:
             self.server.log(f"{head.method} {head.path[:_LOGGED]}: broke off: {error}", WARNING)
-
-    def _catch_up(self, follower: Follower) -> bool:
-        """Writes what the follower has missed, until it is parked (True), or finished (False).
-
-        Once it is parked the connection is the delivery thread's, and may be another thread's, or
-        closed, before this returns: nothing here may touch it any more.
-        """
-        reader, bus = follower.reader, self._served.store.bus
-        while not reader.is_finished:
-            missed = reader.missed()
-            if missed is not None:
-                for block in missed:
-                    self._out.write_body(*follower.parts(block))
-                    del block  # before the next one is made
-                continue
-            is_closed = bus.closed  # first: what is there by then is still given
-            coming = reader.coming()
-            if coming is not None:
-                if coming:
-                    self._out.write_body(*follower.parts(coming))
-                    del coming
-                continue
-            if self._served.delivery.park(follower):
-                return True
-            if is_closed:
-                break
-        self._end_body()
-        return False
-
-    def _end_body(self) -> None:
-        if self.chunked:
-            self._out.write_body(http1.LAST_CHUNK)
-
-    def resume(self, follower: Follower) -> None:
-        """A parked follower could not take what was sent: it gets a thread again."""
-        try:
-            threads.Thread(lambda: self._resume(follower), "xs-resume", insists=True).start()
-        except (MemoryError, RuntimeError):  # no more threads: it can come back, from where it was
-            self.drop()
-
-    def _resume(self, follower: Follower) -> None:
-        is_parked = False
-        try:
-            self._write_unsent(follower)
-            is_parked = self._catch_up(follower)
-        except (OSError, XsError):
-            pass  # the client is gone, or what is stored is damaged: the body breaks off
-        finally:  # also where memory is short: who is cut off comes back
-            if not is_parked:
-                threads.insist(self._close)
-
-    def _write_unsent(self, follower: Follower) -> None:
-        """Writes what the delivery could not, and lets go of it."""
-        unsent, follower.unsent = follower.unsent, b""
-        self._out.write_body(unsent)
-
-    def end_following(self) -> None:
-        """A parked follower has all that it will get."""
-        try:
-            if self.chunked:
-                self.sock.send(http1.LAST_CHUNK, socket.MSG_DONTWAIT)
-        except (OSError, MemoryError):
-            pass  # it is gone, or too slow to hear the end
-        self._close()
-
-    def drop(self) -> None:
-        """The client of a parked follower is gone, or its time is up."""
-        if not self._in_crowd:  # else its own thread is about to close it
-            self._close()
 
     # The end
 
@@ -611,6 +533,11 @@ class Connection(Handler):
         except OSError:
             pass  # it has ended by itself
 
+    def drop(self) -> None:
+        """Its time is up."""
+        if not self._in_crowd:  # else its own thread is about to close it
+            self._close()
+
     def _close(self) -> None:
         try:
             self.sock.shutdown(socket.SHUT_WR)
@@ -620,54 +547,6 @@ class Connection(Handler):
         if self._visits:
             self._served.visitors.discard(self)
         self.server.closed(self)
-
-
-_CLOSE = ("connection", "close")
-_SIGN = ("xs-version", VERSION)  # by which a client of ours knows that it is no other server
-_JSON_FIELDS = [("content-type", api.JSON)]
-
-
-def _signed(found: api.Answer) -> api.Fields:
-    """The fields of an answer; of one that says that all went well, with the sign."""
-    return [*found.fields, _SIGN] if found.status < 300 else list(found.fields)
-
-
-# A second; the Date of answers that are given in it (RFC 9110 §6.6.1); what an append is answered
-# with then, but for its length. They are made once a second, and needed with every answer
-# (bench/append.py, bench/lookup.py).
-_last: tuple[int, str, bytes] = (0, "", b"")
-
-
-def _this_second() -> tuple[int, str, bytes]:
-    global _last
-    second = int(time.time())
-    last = _last
-    if last[0] != second:
-        date = times.http_date(second)
-        head = http1.response_head(200, [("date", date), *_JSON_FIELDS, _SIGN])
-        _last = last = (second, date, head[:-2] + b"content-length: ")
-    return last
-
-
-def _head(status: int, fields: list[tuple[str, str]]) -> bytes:
-    return http1.response_head(status, [("date", _this_second()[1]), *fields])
-
-
-def _whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
-    """An answer whose body is in memory, as bytes."""
-    if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
-        # What an append is answered with.
-        data = b"%b%d\r\n\r\n" % (_this_second()[2], len(found.body))
-        return data if head.method == "HEAD" else data + found.body
-    fields = _signed(found)
-    if found.status != 204:
-        fields.append(("content-length", str(len(found.body))))
-    if not keep:
-        fields.append(_CLOSE)
-    elif head.minor == 0:
-        fields.append(("connection", "keep-alive"))
-    data = _head(found.status, fields)
-    return data if head.method == "HEAD" else data + found.body
 
 
 def _is_small_append(head: http1.RequestHead, there: int) -> bool:

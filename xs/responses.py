@@ -1,0 +1,59 @@
+"""The API's answers as HTTP responses: heads, and the whole of those that are in memory.
+
+By a field of its own (`xs-version`) a client of ours knows that no other server says that all went
+well.
+"""
+
+from __future__ import annotations
+
+import time
+
+from xs import api, http1, times
+from xs.version import VERSION
+
+CLOSE = ("connection", "close")
+_SIGN = ("xs-version", VERSION)
+_JSON_FIELDS = [("content-type", api.JSON)]
+
+# A second; the Date of answers that are given in it (RFC 9110 §6.6.1); what an append is answered
+# with then, but for its length. They are made once a second, and needed with every answer
+# (bench/append.py, bench/lookup.py).
+_last: tuple[int, str, bytes] = (0, "", b"")
+
+
+def _this_second() -> tuple[int, str, bytes]:
+    global _last
+    second = int(time.time())
+    last = _last
+    if last[0] != second:
+        date = times.http_date(second)
+        head = http1.response_head(200, [("date", date), *_JSON_FIELDS, _SIGN])
+        _last = last = (second, date, head[:-2] + b"content-length: ")
+    return last
+
+
+def signed(found: api.Answer) -> api.Fields:
+    """The fields of an answer; of one that says that all went well, with the sign."""
+    return [*found.fields, _SIGN] if found.status < 300 else list(found.fields)
+
+
+def head_of(status: int, fields: api.Fields) -> bytes:
+    """A response's head, with its date."""
+    return http1.response_head(status, [("date", _this_second()[1]), *fields])
+
+
+def whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
+    """The response to a request, of an answer whose body is in memory."""
+    if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
+        # What an append is answered with.
+        data = b"%b%d\r\n\r\n" % (_this_second()[2], len(found.body))
+        return data if head.method == "HEAD" else data + found.body
+    fields = signed(found)
+    if found.status != 204:
+        fields.append(("content-length", str(len(found.body))))
+    if not keep:
+        fields.append(CLOSE)
+    elif head.minor == 0:
+        fields.append(("connection", "keep-alive"))
+    data = head_of(found.status, fields)
+    return data if head.method == "HEAD" else data + found.body
