@@ -839,7 +839,7 @@ def test_two_hundred_megabytes_go_in_and_out_in_little_memory(server: Server) ->
     assert high_water(server) - before < 16_000
 
 
-def test_a_million_lines_go_in_in_little_memory(server: Server) -> None:
+def test_many_lines_go_in_and_out_in_little_memory(server: Server) -> None:
     line = b'{"topic":"t"}\n'
     block = line * 10_000
     with Wire(server.directory) as wire:
@@ -847,21 +847,21 @@ def test_a_million_lines_go_in_in_little_memory(server: Server) -> None:
         assert json.loads(wire.answer().body)["appended"] == 10_000
         before = high_water(server)
         wire.send(
-            request("POST", "/append", content_type=NDJSON, content_length=str(100 * len(block)))
+            request("POST", "/append", content_type=NDJSON, content_length=str(30 * len(block)))
         )
-        for _ in range(100):
+        for _ in range(30):
             wire.send(block)
         answer = json.loads(wire.answer().body)
-        assert (answer["appended"], answer["errors"]) == (1_000_000, [])
+        assert (answer["appended"], answer["errors"]) == (300_000, [])
         assert high_water(server) - before < 48_000
         # And out again, to one who reads nothing for a while.
         before = high_water(server)
-        wire.send(request("GET", "/?follow&limit=1000000"))
+        wire.send(request("GET", "/?follow&limit=300000"))
         assert wire.head()[0] == 200
         seen = 0
         while block := wire.chunk():
             seen += block.count(b"\n")
-        assert seen == 1_000_000
+        assert seen == 300_000
     assert high_water(server) - before < 16_000
 
 

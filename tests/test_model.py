@@ -32,6 +32,7 @@ PATTERNS = [
     None, "*", "a", "a.*", "a.b.*", "b,a.b", "a.*,a.b.*,a.b.c", "nothing.*", "b.x.*,c-1.*",
     "w0ver.*", "w1les.*,a", "a,*",
 ]  # fmt: skip
+OPERATIONS = 100  # of each worker, in each phase
 NDJSON = ("content-type", "application/x-ndjson")
 
 
@@ -364,11 +365,11 @@ def phase(
     def act(n: int) -> None:
         name = f"w{n}{seed[-3:]}"  # what one phase keeps is not the next one's to take
         if n < len(taken):
-            logs.append(Worker(taken[n], name, f"{seed} {n}").work(150))
+            logs.append(Worker(taken[n], name, f"{seed} {n}").work(OPERATIONS))
         elif not files:
             return
         elif n < len(taken) + 2:
-            logs.append(in_process_of_its_own(store_dir, name, f"{seed} {n}", 150))
+            logs.append(in_process_of_its_own(store_dir, name, f"{seed} {n}", OPERATIONS))
         else:
             logs.append(by_commands(store_dir, name, 2))
 

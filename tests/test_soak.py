@@ -10,7 +10,7 @@ import pytest
 from conftest import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 10
+SECONDS = 6
 DAY = ("1", "6")  # hours, and the seconds in which they pass
 CROWD = ("5", "200", "10", "1500")  # seconds, followers, writers, connections
 WITH_ALL_ELSE = 240  # seconds: before and after it stores are made, filled, checked and removed
