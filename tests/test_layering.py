@@ -50,7 +50,7 @@ ARCHITECTURE = {
     "alike":       "sums schema",
     "writer":      "errors fault ids frame records sums sqlite schema rows | scan alike",
     "removal":     "errors ids frame records schema rows | pieces (writer)",
-    "wal":         "errors records schema",
+    "wal":         "errors records disk schema",
     "still":       "errors",
     "connections": "errors sqlite schema | still wal",
     "index":       "errors frame schema rows scan connections | pieces",

@@ -129,6 +129,20 @@ def test_a_command_on_the_files_says_what_it_did_when_it_is_durable(
     in_order(steps_of(calls, store_dir, told))
 
 
+def test_what_a_killed_process_has_left_in_the_log_is_durable_before_more_is_written(
+    store_dir: str, tmp_path: Path
+) -> None:
+    if not ON_LINUX:
+        return
+    words = [sys.executable, "-m", "xs", "append", store_dir, "notes"]
+    trace = str(tmp_path / "trace")
+    power.recorded(words, b"one", trace)
+    power.recorded(words, b"two", trace, dies_at="commit.before-answers")
+    _, calls = power.recorded(words, b"three", trace)
+    to_log = [what for what, _ in named(calls, store_dir) if what.endswith(" xs.db-wal")]
+    assert to_log[:2] == ["fsync xs.db-wal", "write xs.db-wal"]
+
+
 @pytest.fixture(scope="module")
 def life() -> Iterator[losses.Life | None]:
     with tempfile.TemporaryDirectory() as folder:

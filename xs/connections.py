@@ -438,6 +438,7 @@ def _enter(folder: str) -> tuple[int, int] | None:
             from xs import wal  # here: it brings in what is seldom needed
 
             wal.check(folder)
+            wal.make_durable(folder)
         with _opening:
             _opened[place] = _opened.get(place, 0) + 1
     return place

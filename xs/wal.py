@@ -26,7 +26,8 @@ import struct
 import sys
 from collections.abc import Iterator
 
-from xs.errors import Damaged
+from xs import disk
+from xs.errors import Damaged, DiskError
 from xs.records import NamedTuple
 from xs.schema import FILENAME, uri
 
@@ -75,6 +76,24 @@ def check(folder: str) -> None:
             f"{found.whole} of {found.last} frames can be read, and {what} after them would be "
             f"lost: xs check --repair {folder} saves what is whole"
         )
+
+
+def make_durable(folder: str) -> None:
+    """Makes durable what is in the log in `folder`, before anybody reads it. As `check`.
+
+    Who wrote the last of it may have been killed before that. Then it would be read, and be gone
+    after a power failure; and what is appended behind it would prove it to be damaged.
+    """
+    try:
+        file = os.open(os.path.join(folder, FILENAME + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # SQLite can't read it either, and says so
+    try:
+        disk.sync(file)
+    except OSError as error:
+        raise DiskError(f"the store's log can't be made durable: {error.strerror}") from None
+    finally:
+        os.close(file)
 
 
 def damage(folder: str) -> Damage | None:
