@@ -37,7 +37,16 @@ from xs import frame, ids, query
 from xs.bulk import ALIKE_MIN, BatchWork, alike
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, small
-from xs.errors import Conflict, Invalid, NoStore, NotAStore, NotFound, Unavailable, XsError
+from xs.errors import (
+    Conflict,
+    Damaged,
+    Invalid,
+    NoStore,
+    NotAStore,
+    NotFound,
+    Unavailable,
+    XsError,
+)
 from xs.imports import Imported, ImportWork
 from xs.lock import Served
 from xs.reader import Reader
@@ -950,6 +959,21 @@ def test_check_finds_tables_that_disagree(store_dir: str, damage: str, said: str
     store = Store(store_dir, exclusive=True)
     assert [each for each in store.check() if isinstance(each, str) and said in each]
     store.close()
+
+
+def test_a_content_that_is_removed_while_a_check_looks_at_others_is_not_missed(
+    store: Store,
+) -> None:
+    made = {add(store, data=b"%d" % n + LARGE) for n in range(2)}
+    damaged = next(store.cas.digests()).hex()  # files are looked at in this order
+    Path(store.folder, "cas", damaged[:2], damaged[2:]).write_bytes(b"damaged")
+    found = store.check()
+    assert "is damaged" in str(next(found))
+    for each in made:
+        with contextlib.suppress(Damaged):
+            content(store, each)
+            remove(store, each)
+    assert [each for each in found if isinstance(each, str)] == []
 
 
 def test_check_goes_on_past_pages_that_are_damaged(store_dir: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xs import frame, ids
 from xs.content import checked
-from xs.errors import Damaged, DiskError, XsError
+from xs.errors import Damaged, DiskError, NotFound, XsError
 from xs.index import PAGE_ROWS
 from xs.pieces import continues
 from xs.rows import LINE, is_whole, mark_of
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from xs.cas import Cas
     from xs.index import Index
+
+_ALWAYS = -1  # a time before every expiry
 
 
 def problems(index: Index, cas: Cas) -> Iterator[Union[str, tuple[int, int]]]:
@@ -130,12 +132,23 @@ def _rows(index: Index) -> Iterator[tuple[int, bytes, Optional[bytes], bool, boo
 def _of_files(index: Index, cas: Cas, counted: dict[str, int]) -> Iterator[str]:
     """What is wrong with the content files that should be there."""
     for digest in index.file_digests():
-        counted["contents"] += 1
         try:
-            for _ in cas.open(digest)[1]:
-                pass
+            _read_through(digest, index, cas)
         except XsError as error:
             yield str(error)
+        counted["contents"] += 1
+
+
+def _read_through(digest: bytes, index: Index, cas: Cas) -> None:
+    """Reads a content file to its end. It may have gone since, with the last that named it."""
+    try:
+        blocks = cas.open(digest)[1]
+    except NotFound:
+        if not index.names_file(digest, _ALWAYS):
+            return
+        blocks = cas.open(digest)[1]  # named once more since then, or it is missing indeed
+    for _ in blocks:
+        pass
 
 
 _OF_EITHER = "(SELECT row FROM frame UNION ALL SELECT row FROM piece)"
