@@ -734,7 +734,7 @@ def files_of(folder: str) -> Iterator[tuple[str, bytes]]:
     """The files of a store that say what is stored, with their bytes."""
     for where, _, names in os.walk(folder):
         for name in names:
-            if name not in ("lock", "held", "xs.db-shm"):
+            if name not in ("lock", "xs.db-shm"):
                 path = os.path.join(where, name)
                 with open(path, "rb") as file:
                     yield path, file.read()

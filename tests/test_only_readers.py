@@ -18,6 +18,7 @@ from conftest import DEADLINE, RunXs, environment
 
 import xs
 from xs import ids
+from xs.cas import Cas
 from xs.index import PAGE_ROWS
 
 # Everything is loaded before, as nobody may not read where it lies.
@@ -245,3 +246,24 @@ def test_a_store_is_read_while_its_owner_has_it_open(shared: str) -> None:
         owner.append("a", "second")
         with nobody("tell(len(list(store.cat())))", shared) as reader:
             assert heard(reader) == "2"
+
+
+def test_contents_stay_while_somebody_holds_them_who_may_only_read(shared: str) -> None:
+    script = """
+from xs.cas import Cas
+with Cas(f"{sys.argv[1]}/cas").held():
+    tell("holds")
+    sys.stdin.readline()
+tell("holds no more")
+"""
+    contents = Cas(f"{shared}/cas")
+    with xs.open(shared) as owner:
+        one, other = (owner.append("a", letter * 100_000) for letter in "xy")
+        with nobody(script, shared) as reader:
+            assert heard(reader) == "holds"
+            owner.remove(one.id)
+            assert len(list(contents.digests())) == 2
+            go_on(reader)
+            assert heard(reader) == "holds no more"
+        owner.remove(other.id)
+    assert not list(contents.digests())

@@ -131,7 +131,7 @@ class Cas:
     def held(self) -> Held:
         """A block within which no writer removes a file, in whatever process (`is_held`).
 
-        Who may not write here can't do this; then nothing is held.
+        Who may not even list the folder can't do this; then nothing is held.
         """
         return Held(self._path_of_hold)
 
@@ -225,7 +225,9 @@ class Cas:
 
     @property
     def _path_of_hold(self) -> str:
-        return os.path.join(self._folder, "held")
+        # The folder itself, also where that is a link. A file for it would be made by whoever comes
+        # first: by root it would be one that the store's user can't look at; others can't make any.
+        return os.path.join(self._folder, ".")
 
     def _new_path(self) -> str:
         return os.path.join(self._folder, f"new-{os.getpid()}-{os.urandom(8).hex()}")
@@ -284,9 +286,8 @@ class Held:
 
     def __enter__(self) -> None:
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(self._path, flags, _FILE_MODE)
-        except PermissionError:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError):
             return
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
