@@ -288,5 +288,18 @@ def test_a_directory_with_a_server_is_opened_through_it(server):
     transport.close()
 
 
+def test_a_directory_whose_server_has_ended_before_it_is_asked_is_its_files(server):
+    transport = open_transport(server.directory)
+    assert transport.request("POST", "/append/a", (), b"x").status == 200
+    server.stop()
+    for method, target in (("POST", "/append/a"), ("GET", "/last/a"), ("POST", "/append/b")):
+        answer = transport.request(method, target, (), [b"y"] if method == "POST" else None)
+        assert answer.status == 200 and answer.read()
+    transport.close()
+    again = open_transport(server.directory)
+    assert again.request("GET", "/?topic=a,b").read().count(b"\n") == 3
+    again.close()
+
+
 def test_the_examples_in_the_documentation_are_true():
     assert doctest.testmod(address).failed == 0

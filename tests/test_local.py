@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,54 @@ def test_each_line_of_an_import_is_told_of_by_a_server_that_has_come(taken_over:
     assert found["imported"] == 5
     assert len(found["errors"]) + found["errors_unlisted"] == count
     assert len(list(taken_over.cat(topic="i"))) == 5
+
+
+@contextlib.contextmanager
+def server_that_ends(store_dir: str, then: Callable[[], object]) -> Iterator[None]:
+    """One that is connected to and answers nothing, as it ends just then."""
+    path = os.path.join(store_dir, "sock")
+    lock = Lock(store_dir)
+    lock.acquire(SERVE)
+
+    def end() -> None:
+        connection, _ = listener.accept()
+        listener.close()
+        os.unlink(path)
+        connection.close()
+        lock.close()
+        then()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=end)
+        thread.start()
+        yield
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_a_write_for_a_server_that_has_ended_before_it_is_asked_is_done_here(
+    client: Client, store_dir: str
+) -> None:
+    with server_that_ends(store_dir, then=lambda: None):
+        made = client.append("a", key="once")
+    assert list(client.cat()) == [made]
+
+
+def test_a_follower_stays_with_the_files_of_a_server_that_ends_as_it_is_asked(
+    client: Client, store_dir: str
+) -> None:
+    with Client(Local(store_dir)) as other:
+        first = other.append("a")
+        frames = client.cat(follow=True)
+        assert next(frames) == first
+        assert next(frames).topic == "xs.threshold"
+        made = []
+        with server_that_ends(store_dir, then=lambda: made.append(other.append("a"))):
+            assert next(frames).topic == "a"
+        made.append(other.append("a"))
+        assert next(frames) == made[1]
 
 
 def test_who_only_reads_needs_no_lock_and_makes_none(store_dir: str) -> None:

@@ -181,7 +181,11 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
         os.stat(path)  # without one, what speaks to it is not loaded
         from xs.transport import HttpTransport
 
-        return HttpTransport(("unix", path), None, timeout).open()
+        # It may end before it is asked; then its files are there for whoever comes.
+        transport = HttpTransport(
+            ("unix", path), None, timeout, instead=lambda: _open_files(addr, create=False)
+        )
+        return transport.open()
     except (FileNotFoundError, ConnectionRefusedError):
         pass  # no server, or one that has died and left its socket behind
     except PermissionError:

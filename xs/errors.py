@@ -115,6 +115,10 @@ class DiskError(Unavailable):
     """The disk gives an error where the index is read or written; what is on it may be whole."""
 
 
+class Unreached(Unavailable):
+    """Nobody answers at an address: nothing of the request was sent."""
+
+
 class NoMemory(Unavailable):
     """The process has no memory left for this, or no room for another thread."""
 

@@ -177,6 +177,8 @@ class _Files(Store):
             work.result = forward(transport, work)
         except errors.XsError as error:
             work.error = error
+            if isinstance(error, errors.Unreached):
+                return False  # it has ended before it was asked
             # A server that ends, or was killed: whether it has done it, a run's step can tell.
             is_lost = isinstance(error, (errors.Unavailable, errors.BrokenBody))
             return not (is_lost and isinstance(work, RunWork))
@@ -272,8 +274,8 @@ class _Following:
                     given.append(event + end)
                 if given:
                     yield b"".join(given)
-        except errors.BrokenBody:
-            pass  # the server was killed: the files have all that it had answered
+        except (errors.BrokenBody, errors.Unavailable):
+            pass  # it was killed, or ends just now: the files have all that it had answered
         finally:
             transport.close()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Union
 
-    from xs.request import Body, Fields
+    from xs.request import Body, Fields, Response, Transport
 
     Address = Union[tuple[str, str], tuple[str, str, int]]
 
@@ -183,17 +183,34 @@ class HttpTransport:
     seconds, for each wait on the server (None: no limit). A connection whose answer was read to
     its end is kept and used again. It may be used by several threads: each request has a
     connection of its own while it lasts.
+
+    `instead` opens what takes requests where nobody answers, as the server has ended meanwhile.
     """
 
-    __slots__ = ("_authority", "_connect", "_idle", "_timeout", "_token", "who")
+    __slots__ = (
+        "_authority",
+        "_connect",
+        "_idle",
+        "_instead",
+        "_others",
+        "_timeout",
+        "_token",
+        "who",
+    )
 
     def __init__(
-        self, connect: Address, token: str | None = None, timeout: float | None = None
+        self,
+        connect: Address,
+        token: str | None = None,
+        timeout: float | None = None,
+        instead: Callable[[], Transport] | None = None,
     ) -> None:
         self._connect = connect
         self._token = token
         self._timeout = timeout
         self._idle: list[_Connection] = []
+        self._instead = instead
+        self._others: list[Transport] = []  # what that has opened
         if len(connect) == 3:
             host = f"[{connect[1]}]" if ":" in connect[1] else connect[1]
             self._authority = self.who = f"{host}:{connect[2]}"
@@ -208,16 +225,15 @@ class HttpTransport:
         self._idle.append(self._connected())
         return self
 
-    def request(
-        self, method: str, target: str, fields: Fields = (), body: Body = None
-    ) -> HttpResponse:
+    def request(self, method: str, target: str, fields: Fields = (), body: Body = None) -> Response:
         """Sends a request and returns its answer as soon as its head is there.
 
         `target` is in origin form, percent-encoded already (RFC 9112 §3.2.1). A `body` of bytes is
         sent with its length, an iterable of bytes chunked, as it comes (RFC 9112 §7.1). Raises
         `Unavailable` when the server can't be reached or goes away before it answers.
         """
-        fields = list(fields)
+        asked = list(fields)
+        fields = list(asked)
         if self._token is not None:
             # First: until it has come a head gets little room (docs/protocol.md, Limits).
             fields.insert(0, ("authorization", "Bearer " + self._token))
@@ -243,14 +259,23 @@ class HttpTransport:
                 if not _may_repeat(method, fields, body):
                     raise self._gone() from None
         try:
-            return self._exchange(self._fresh(), method, head, body)
+            connection = self._fresh()
+        except errors.Unreached:
+            if self._instead is None:
+                raise
+            if not self._others:
+                self._others.append(self._instead())
+            return self._others[-1].request(method, target, asked, body)
+        try:
+            return self._exchange(connection, method, head, body)
         except _Closed:
             raise self._gone() from None
 
     def close(self) -> None:
         """Closes the connections that are kept. The transport can be used again all the same."""
-        while self._idle:
-            self._idle.pop().close()
+        for kept in (self._idle, self._others):
+            while kept:
+                kept.pop().close()
 
     def _gone(self) -> errors.Unavailable:
         return errors.Unavailable(f"{self.who} closed the connection before it answered")
@@ -270,7 +295,7 @@ class HttpTransport:
         try:
             return self._connected()
         except OSError as error:
-            raise errors.Unavailable(
+            raise errors.Unreached(
                 f"can't connect to {self.who}: {error.strerror or error}"
             ) from None
 
