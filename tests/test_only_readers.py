@@ -267,3 +267,32 @@ tell("holds no more")
             assert heard(reader) == "holds no more"
         owner.remove(other.id)
     assert not list(contents.digests())
+
+
+def test_what_is_written_to_amid_a_backup_without_locks_is_not_called_damaged(
+    shared: str, run_xs: RunXs
+) -> None:
+    script = """
+import tempfile
+from xs import backup
+def hook(event, found):
+    if event == "os.listdir" and found[0].endswith("/copy/cas"):  # the contents are there
+        tell("begun")
+        sys.stdin.readline()
+sys.addaudithook(hook)
+store.close()
+with tempfile.TemporaryDirectory() as folder:
+    try:
+        backup.run(sys.argv[1], folder + "/copy")
+    except Exception as error:
+        tell(type(error).__name__, error)
+"""
+    import_many(shared, run_xs, 3000, 0)
+    with nobody(script, shared) as reader:
+        assert heard(reader) == "begun"
+        with xs.open(shared) as owner:
+            for each in list(owner.cat())[::2]:
+                owner.remove(each.id)
+            owner.append_many({"topic": "a", "content": "x" * 9000} for _ in range(2000))
+        go_on(reader)
+        assert heard(reader) == f"Unavailable {shared} was written to meanwhile: back it up again"

@@ -73,6 +73,9 @@ def _copy(source: str, dest: str) -> dict[str, int]:
             ours.sync_folders()
             fault.at("backup.contents-kept")
             frames = snapshot.keep()
+        except Damaged:
+            snapshot.check_unchanged()
+            raise
         finally:
             snapshot.close()
         fault.at("backup.before-folder-fsync")

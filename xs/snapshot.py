@@ -101,7 +101,7 @@ class Snapshot:
                     self._bring_up(table)
                     fault.at("backup.table-done")
                 _sign(self._connection, "copy.", self._source)
-                self._check_unchanged()
+                self.check_unchanged()
                 fault.at("backup.before-commit")
                 self._connection.execute("COMMIT")
                 fault.at("backup.committed")
@@ -110,7 +110,8 @@ class Snapshot:
     def close(self) -> None:
         self._connection.close()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raises `Unavailable` if what was read is not of one moment, and may look damaged."""
         if not is_unchanged(self._original, self._still):
             raise Unavailable(f"{self._source} was written to meanwhile: back it up again")
 
@@ -174,7 +175,7 @@ class Snapshot:
             target.close()  # folds its log back, if it has one
         if os.path.exists(self._part + "-wal"):
             raise Damaged(f"{self._part} could not be closed in good order: try again")
-        self._check_unchanged()
+        self.check_unchanged()
         fault.at("backup.before-rename")
         os.rename(self._part, self._copy)
 
