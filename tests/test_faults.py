@@ -32,10 +32,11 @@ from test_chunked import make_older
 
 import xs
 from xs import backup, tokens
+from xs.address import open_transport
 from xs.bulk import ALIKE_MIN
 from xs.client import Client
 from xs.content import INLINE_MAX, small
-from xs.errors import BrokenBody, NoStore, XsError
+from xs.errors import BrokenBody, NoStore, Unavailable, XsError
 from xs.store import Store
 from xs.transport import HttpTransport
 
@@ -547,8 +548,15 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next_and_loses_nothin
             client.append("in.log", "it")
         assert repair(store_dir, XS_FAULT=point).returncode == -signal.SIGKILL
     if not os.path.exists(f"{store_dir}/xs.db"):
-        with pytest.raises(XsError), xs.open(store_dir) as client:
-            client.append("other", "store")
+        for use in (
+            lambda: xs.open(store_dir).append("other", "store"),
+            lambda: open_transport(store_dir),
+            lambda: Store(store_dir, exclusive=True, create=True),
+            lambda: Store(store_dir),
+            lambda: backup.run(store_dir, f"{store_dir}-copy"),
+        ):
+            with pytest.raises(Unavailable, match=f"xs check --repair {store_dir} finishes it"):
+                use()
     done = repair(store_dir)
     assert done.returncode == 0, done.stderr
     shown = [*ruined.shown, ("in.log", None, "forever", "it")]

@@ -201,6 +201,8 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
     except OSError as error:
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
     if "xs.db" not in names:
+        if "xs.db.new" in names:
+            raise errors.half_repaired(addr)
         if not create:
             # Other files there: a store can't be made in their midst, but beside them.
             raise no_store(addr, addr if not names else os.path.join(addr, "store"))

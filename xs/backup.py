@@ -17,11 +17,11 @@ from xs import fault
 from xs.cas import Cas
 from xs.connections import Connections
 from xs.disk import sync_folder, sync_names
-from xs.errors import Damaged, Invalid, NoStore, NotFound
+from xs.errors import Damaged, Invalid, NoStore, NotFound, half_repaired
 from xs.index import Index
 from xs.lock import WRITE, Lock
 from xs.place import check_writable
-from xs.schema import FILENAME
+from xs.schema import FILENAME, REPAIRED_FILENAME
 from xs.snapshot import PART, Snapshot, copied_from
 from xs.terminal import Progress
 
@@ -39,6 +39,8 @@ def run(addr: str, dest: str) -> bytes:
     try:
         os.stat(os.path.join(source, FILENAME))
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.exists(os.path.join(source, REPAIRED_FILENAME)):
+            raise half_repaired(source) from None
         raise NoStore(f"no store at: {addr}") from None
     _check_apart(source, dest)
     check_writable(dest)

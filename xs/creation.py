@@ -8,10 +8,11 @@ from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
 from xs.connections import Connections, has_index
 from xs.disk import sync_names
-from xs.errors import NoStore, NotAStore
+from xs.errors import NoStore, NotAStore, half_repaired
 from xs.lock import SERVE, WRITE
 from xs.place import check_writable
 from xs.schema import FILENAME as INDEX_FILENAME
+from xs.schema import REPAIRED_FILENAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ _BEFORE_THE_INDEX = frozenset(
 
 
 def check_folder(folder: str, *, create: bool) -> None:
-    """Raises `NoStore` or `NotAStore` for a folder without an index, unless it may get one."""
+    """Raises `NoStore`, … for a folder without an index, unless it may get one."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise NotAStore(f"not a store: {folder} is not a directory")
+    if os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
+        raise half_repaired(folder)
     if not create:
         hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
         raise NoStore(f"no store at: {folder}: {hint}")

@@ -160,3 +160,11 @@ def replaced(folder: str) -> Unavailable:
     return Unavailable(
         f"the store at {folder} was replaced or removed while it was open: open it again"
     )
+
+
+def half_repaired(folder: str) -> Unavailable:
+    """What is told of a store while a repair replaces its database, or if one was killed then."""
+    return Unavailable(
+        f"the store at {folder} is being repaired, or its repair broke off: if none is under way, "
+        f"xs check --repair {folder} finishes it"
+    )

@@ -34,11 +34,18 @@ from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
 from xs.place import check_writable
 from xs.salvage import Found, Layered, Salvage
-from xs.schema import FILENAME, ORDER_BITS, ROW_MAX, described, sum_of_answer, time_of
+from xs.schema import (
+    FILENAME,
+    ORDER_BITS,
+    REPAIRED_FILENAME,
+    ROW_MAX,
+    described,
+    sum_of_answer,
+    time_of,
+)
 from xs.store import Store
 from xs.work import Work
 
-_NEW = FILENAME + ".new"
 _BUILT = "repair"  # the folder in which the new one is made
 _READ = "repair-read"  # where the old one is read, if it can't be in its own place
 _BATCH = 1000
@@ -73,7 +80,7 @@ def _repair(folder: str) -> Iterator[dict[str, object]]:
     for left in (_BUILT, _READ):
         shutil.rmtree(os.path.join(folder, left), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
-        if not os.path.exists(os.path.join(folder, _NEW)):
+        if not os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
             raise NoStore(f"no store at: {folder}")
         _take_its_place(folder, _newest_aside(folder))
     problems = _problems(folder)
@@ -273,7 +280,7 @@ class _Rescue:
 
     def _put_in_place(self, built: str) -> None:
         folder = self._folder
-        new = os.path.join(folder, _NEW)
+        new = os.path.join(folder, REPAIRED_FILENAME)
         os.rename(os.path.join(built, FILENAME), new)
         fault.at("repair.named")
         sync_folder(folder)
@@ -381,7 +388,7 @@ def _take_its_place(folder: str, aside: str) -> None:
             fault.at("repair.log-aside")
     sync_folder(aside)
     sync_folder(folder)
-    os.rename(os.path.join(folder, _NEW), os.path.join(folder, FILENAME))
+    os.rename(os.path.join(folder, REPAIRED_FILENAME), os.path.join(folder, FILENAME))
     fault.at("repair.before-folder-fsync")
     sync_folder(folder)
     shutil.rmtree(os.path.join(folder, _BUILT), ignore_errors=True)  # a link is left in it

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
 FILENAME = "xs.db"
+REPAIRED_FILENAME = FILENAME + ".new"  # made by a repair, which has yet to give it its name
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
 FORMAT = 5
 
