@@ -180,6 +180,13 @@ def test_a_socket_that_no_server_listens_on_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("create", [False, True])
+def test_a_socket_that_a_store_s_server_has_taken_with_it_is_said(tmp_path, create):
+    (tmp_path / "xs.db").touch()
+    with pytest.raises(errors.Unavailable, match="no server listens on"):
+        open_transport(str(tmp_path / "sock"), create=create)
+
+
+@pytest.mark.parametrize("create", [False, True])
 def test_a_socket_that_is_not_there_is_no_store(tmp_path, create):
     with pytest.raises(errors.NoStore, match="no store at: "):
         open_transport(str(tmp_path / "sock"), create=create)

@@ -84,6 +84,8 @@ def test_a_value_may_begin_with_a_dash_and_after_two_dashes_all_is_positional():
         (["cat", "./s", "--topics", "x"], "did you mean --topic"),
         (["cat", "./s", "-z"], "no option -z"),
         (["cat", "./s", "-fz"], "no option -z"),
+        (["cat", "./s", "-hlep"], "no option -h"),
+        (["cat", "./s", "--hlep"], "did you mean --help"),
         (["cat", "./s", "--follow=1"], "takes no value"),
         (["cat", "./s", "--topic"], "takes a value: --topic PATTERN"),
         (["cat", "./s", "-fT"], "takes a value: -T PATTERN"),
@@ -96,7 +98,9 @@ def test_a_value_may_begin_with_a_dash_and_after_two_dashes_all_is_positional():
         (["get", "./s"], "ID is missing"),
         (["serve"], "DIR is missing"),
         (["export", "./s"], "OUT is missing"),
-        (["catt"], "did you mean cat"),
+        (["catt"], "did you mean cat?"),
+        (["CAT"], "did you mean cat?"),
+        (["--hlep"], "did you mean --help?"),
         (["zzzzzz"], "no command 'zzzzzz'"),
         ([""], "a command is missing"),
     ],
@@ -104,6 +108,15 @@ def test_a_value_may_begin_with_a_dash_and_after_two_dashes_all_is_positional():
 def test_wrong_usage_is_told_with_what_would_be_right(words, hint):
     with pytest.raises(errors.Usage, match=re.escape(hint)):
         parse(*words)
+
+
+@pytest.mark.parametrize(
+    "words", [["cat", "./s", "-z"], ["last", "./s", "-1"], ["serve", "s", "--name"], ["unregister"]]
+)
+def test_no_hint_is_given_at_what_is_not_alike(words):
+    with pytest.raises(errors.Usage) as caught:
+        parse(*words)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_xs_addr_stands_for_an_address_that_is_not_given(monkeypatch):

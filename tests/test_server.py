@@ -221,6 +221,25 @@ def test_what_is_no_address_is_refused_before_a_store_is_made(
     assert not os.path.exists(store_dir)
 
 
+@pytest.mark.parametrize("port", ["0", "8080"])
+def test_an_address_that_others_could_read_along_on_is_refused_with_one_that_is_private(
+    store_dir: str, run_xs: RunXs, port: str
+) -> None:
+    text = refused(run_xs, store_dir, "--expose", f"0.0.0.0:{port}")
+    assert f"Expose :{port} and lead to it" in text
+    assert not os.path.exists(store_dir)
+
+
+def test_no_store_is_made_where_the_socket_of_another_one_is_to_be(
+    store_dir: str, run_xs: RunXs
+) -> None:
+    with xs.open(store_dir) as client:
+        client.append("t", "x")
+    text = refused(run_xs, os.path.join(store_dir, "sock"))
+    assert text.startswith("xs: not a store: ") and "give the directory it is in" in text
+    assert not os.path.lexists(os.path.join(store_dir, "sock"))
+
+
 def test_an_address_in_use_is_refused_and_nothing_is_left(store_dir: str, run_xs: RunXs) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -152,7 +152,11 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
         if create and os.path.basename(addr) != "sock":
             return _NotYet(addr, timeout)
         folder, name = os.path.split(addr)
-        raise no_store(addr, folder or "." if name == "sock" else None) from None
+        if name != "sock":
+            raise no_store(addr) from None
+        if os.path.exists(os.path.join(folder, "xs.db")):  # a server takes its socket with it
+            raise _no_server(addr) from None
+        raise no_store(addr, folder or ".") from None
     except OSError as error:
         raise errors.NoStore(f"can't open {addr}: {error.strerror}") from None
     if kind == _SOCKET:
@@ -168,11 +172,15 @@ def _open_socket(path: str, timeout: float | None) -> Transport:
     try:
         return HttpTransport(("unix", path), None, timeout).open()
     except ConnectionRefusedError:
-        raise errors.Unavailable(
-            f"no server listens on {path}: start one with `xs serve`, or give the store's directory"
-        ) from None
+        raise _no_server(path) from None
     except OSError as error:
         raise errors.Unavailable(f"can't connect to {path}: {error.strerror or error}") from None
+
+
+def _no_server(path: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"no server listens on {path}: start one with `xs serve`, or give the store's directory"
+    )
 
 
 def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport:

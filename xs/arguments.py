@@ -140,8 +140,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at what may have been meant, to be put after what was said; or ""."""
     import difflib
 
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    # Less their dashes: those are alike in all options.
+    bare = {each.lstrip("-"): each for each in known}
+    found = difflib.get_close_matches(word.lstrip("-").lower(), bare, n=1)
+    return f" (did you mean {bare[found[0]]}?)" if found else ""
 
 
 def _address(command: Command, name: str, words: list[str]) -> tuple[str, list[str]]:

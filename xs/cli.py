@@ -98,7 +98,8 @@ def find_command(name: str) -> Command:
         return found
     if not name:
         raise errors.Usage("a command is missing: `xs --help` lists them")
-    raise errors.Usage(f"no command {name!r}{nearest(name, COMMANDS)}: see `xs --help`")
+    hint = nearest(name, [*COMMANDS, "--help", "--version"])
+    raise errors.Usage(f"no command {name!r}{hint}: see `xs --help`")
 
 
 def _help(names: list[str]) -> int:

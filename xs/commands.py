@@ -400,7 +400,7 @@ def _eval(arguments: Arguments) -> None:
 @command(
     "pipe",
     "ADDR ID [FILE]",
-    "the same, with a frame as the script's input",
+    "run a script in the server, with a frame as its input, and print what it yields",
     options=[_SCRIPT],
     examples=["xs pipe ./store 03gw3h… -c '.cas $in.hash | lines | length'"],
 )

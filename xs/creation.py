@@ -34,6 +34,9 @@ def check_folder(folder: str, *, create: bool) -> None:
     if not create:
         hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
         raise NoStore(f"no store at: {folder}: {hint}")
+    if os.path.basename(folder) == "sock" and not os.path.isdir(folder):
+        # A folder there would keep the server of the store that it lies in from its socket.
+        raise NotAStore(f"not a store: {folder} is a socket's name: give the directory it is in")
     check_writable(folder)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)

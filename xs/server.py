@@ -204,8 +204,9 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
     _, host, port = place
+    port = 0 if any_port else port
     _check_is_private(address, host, port, insecure=insecure)
-    return ("127.0.0.1" if host == "localhost" else host), 0 if any_port else port
+    return ("127.0.0.1" if host == "localhost" else host), port
 
 
 def _check_is_private(address: str, host: str, port: int, *, insecure: bool) -> None:
