@@ -1578,7 +1578,7 @@ BAD_LINES = [
     ("print('{\"append\": [{\"topic\": \"a\", \"more\": 1}]}')", "each of append is a record"),
     ("print('{\"append\": [{\"topic\": null}, {\"topic\": \"no topic\"}]}')", "not a topic"),
     ("print('{\"out\": {\"content_base64\": \"*\"}}')", "not base64"),
-    ("print('{\"out\": {\"content_base64\": 5}}')", "content_base64 is text"),
+    ("print('{\"out\": {\"content_base64\": 5}}')", "not base64"),
     ("print('{\"out\": {\"content\": \"a\", \"content_base64\": \"YQ==\"}}')", "without content"),
     ("print('{\"error\": \"I give up\"}')", "I give up"),
     ("print('{\"error\": {\"code\": 5}}')", "5"),

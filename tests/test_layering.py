@@ -88,8 +88,8 @@ ARCHITECTURE = {
     "runner":      "errors threads ids frame meta records log schema commit work store process "
                    "pipes",
     "generators":  "errors ids frame records log schema commit work bulk process runner nu",
-    "effects":     "errors fault ids frame records content schema commit work bulk runsteps runs "
-                   "runner (cas)",
+    "effects":     "errors fault ids frame meta records content schema commit work bulk runsteps "
+                   "runs runner (cas)",
     "intake":      "errors ids frame schema store reader runner",
     "handlers":    "errors fault ids frame records log schema commit work bulk reader process "
                    "runner effects intake nu",

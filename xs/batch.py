@@ -6,7 +6,6 @@ batch, however long the body is. A line that is wrong is an error of its own; th
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
 from collections import deque
@@ -416,16 +415,12 @@ def _members(text: bytes, allowed: frozenset[str]) -> tuple[dict[str, Any], str]
     return value, meta.meta_in(line)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
 def _integer(digits: str) -> Union[int, float]:
     # Only a ttl is ever used as a number; longer digits would meet CPython's limit on integers.
     return int(digits) if len(digits) < 20 else float(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=meta.refuse_constant)
 _scan: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
@@ -445,23 +440,12 @@ def _content(store: Store, value: dict[str, Any]) -> Content | None:
         except UnicodeEncodeError:
             raise Invalid("content has half of a surrogate pair") from None
     else:
-        data = _from_base64(coded)
+        data = frame.parse_base64(coded)
     if not data:
         return None
     if len(data) <= INLINE_MAX:
         return small(data)
     return store.cas.take([data])
-
-
-def _from_base64(coded: object) -> bytes:
-    if isinstance(coded, str):
-        try:
-            data = binascii.a2b_base64(coded)
-            if binascii.b2a_base64(data, newline=False).decode() == coded:
-                return data
-        except ValueError:
-            pass  # said below, as for what only looks like base64
-    raise Invalid("content_base64 is not base64")
 
 
 def _expected(value: object) -> str | None:

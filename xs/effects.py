@@ -12,7 +12,6 @@ handler leaves service.
 
 from __future__ import annotations
 
-import binascii
 import json
 from itertools import groupby
 
@@ -21,6 +20,7 @@ from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, Content, small
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
+from xs.meta import refuse_constant
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
 from xs.runsteps import begin_run, end_run, end_runs, extend_run, run_written_by
@@ -203,7 +203,7 @@ class Answers:
         if topic is None:
             topic = self._name
         if not isinstance(topic, str):
-            raise Invalid(f"topic is text, not {_short(topic)}")
+            raise Invalid(f"topic is text, not {runner.short(topic)}")
         if topic != self._name:
             frame.check_client_topic(topic)
         ttl = frame.parse_ttl(given.get("ttl"))
@@ -212,7 +212,7 @@ class Answers:
         more = given.get("more")
         if more is not None:
             if not isinstance(more, bool):
-                raise Invalid(f"more is true or false, not {_short(more)}")
+                raise Invalid(f"more is true or false, not {runner.short(more)}")
             begin = first_of(Append(topic, None, meta, ttl))
             return Piece(begin, [small(each) for each in pieces(data)], self._cause(frame_id), more)
         if len(data) > INLINE_MAX and ttl == frame.EPHEMERAL:
@@ -227,7 +227,7 @@ class Answers:
         if not given:
             return f"{{{self._cause(frame_id)}}}"
         if not isinstance(given, dict):
-            raise Invalid(f"the meta of a handler's frame is a record, not {_short(given)}")
+            raise Invalid(f"the meta of a handler's frame is a record, not {runner.short(given)}")
         given = {k: v for k, v in given.items() if k not in ("handler_id", "frame_id")}
         comma = "," if given else ""
         return f"{runner.json_text(given)[:-1]}{comma}{self._cause(frame_id)}}}"
@@ -238,30 +238,15 @@ def excerpt(said: bytes) -> str:
     return repr(said[:80].decode("utf-8", "replace"))
 
 
-def _short(value: Any) -> str:
-    return runner.json_text(value)[:64]
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def _content_of(given: dict[str, Any]) -> bytes:
     encoded = given.get("content_base64")
     if encoded is not None:
-        if not isinstance(encoded, str) or given.get("content") is not None:
-            raise Invalid("content_base64 is text in base64, and goes without content")
-        try:
-            data = binascii.a2b_base64(encoded)
-        except ValueError:
-            data = b""
-        # It passes over what is no base64 at all; and text that is, is made again from its bytes.
-        if binascii.b2a_base64(data, newline=False).decode() == encoded:
-            return data
-        raise Invalid("content_base64 is not base64")
+        if given.get("content") is not None:
+            raise Invalid("content_base64 goes without content")
+        return frame.parse_base64(encoded)
     content = given.get("content")
     return b"" if content is None else _bytes_of(content)
 

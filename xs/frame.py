@@ -376,6 +376,21 @@ _BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _base64: Callable[..., bytes] = _first_base64
 
 
+def parse_base64(text: object) -> bytes:
+    """The bytes of a `content_base64`. Raises `Invalid` for what isn't text in base64."""
+    from binascii import a2b_base64, b2a_base64
+
+    if isinstance(text, str):
+        try:
+            data = a2b_base64(text)
+            # That passes over what is no base64 at all; text that is, is made again from its bytes.
+            if b2a_base64(data, newline=False).decode() == text:
+                return data
+        except ValueError:
+            pass  # said below, as for what only looks like base64
+    raise Invalid("content_base64 is not base64")
+
+
 def parse_integrity(text: str) -> bytes:
     """The digest in a hash string. Raises `Invalid` if it is none, or not the canonical one."""
     if len(text) == 51 and text.isascii():

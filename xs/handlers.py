@@ -76,10 +76,10 @@ def parse_registration(source: int, meta: Any) -> Registration:
     flags = {key: meta.get(key) or False for key in ("stateful", "content")}
     for key, value in flags.items():
         if not isinstance(value, bool):
-            raise Invalid(f"{key} is true or false, not {_short(value)}")
+            raise Invalid(f"{key} is true or false, not {runner.short(value)}")
     topic = meta.get("topic", "*")
     if not isinstance(topic, str):
-        raise Invalid(f"topic is a pattern such as notes or chat.*, not {_short(topic)}")
+        raise Invalid(f"topic is a pattern such as notes or chat.*, not {runner.short(topic)}")
     return Registration(
         flags["stateful"],
         runner.json_text(meta.get("initial_state")),
@@ -98,7 +98,7 @@ def _start(source: int, value: Any) -> int:
         return source  # not the time of the start: nothing between the two is left out
     if isinstance(value, str) and ids.is_id(value):
         return ids.parse(value)
-    raise Invalid(f"run-from is start, tail or the id to start after, not {_short(value)}")
+    raise Invalid(f"run-from is start, tail or the id to start after, not {runner.short(value)}")
 
 
 def _seconds(meta: dict[str, Any], key: str, least: int) -> float | None:
@@ -106,12 +106,10 @@ def _seconds(meta: dict[str, Any], key: str, least: int) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 10**12:
-        raise Invalid(f"{key} is a number of milliseconds, at least {least}: not {_short(value)}")
+        raise Invalid(
+            f"{key} is a number of milliseconds, at least {least}: not {runner.short(value)}"
+        )
     return value / 1000
-
-
-def _short(value: Any) -> str:
-    return runner.json_text(value)[:64]
 
 
 class Handler(Runner):

@@ -40,12 +40,13 @@ def _compact(text: str, value: object) -> str:
     return text
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """For `parse_constant` of JSON that is to be JSON: NaN and Infinity are not."""
     raise ValueError(f"{name} is not a JSON value")
 
 
 # Numbers are only checked: as floats they never hit CPython's limit on the digits of an integer.
-_VALIDATOR = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
+_VALIDATOR = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant)
 _INSIGNIFICANT = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\r\n]+')
 
 

@@ -329,5 +329,10 @@ def json_text(value: Any) -> str:
     return meta.compact_meta(text)
 
 
+def short(value: Any) -> str:
+    """The beginning of a value that came as JSON, for a sentence about it."""
+    return json_text(value)[:64]
+
+
 def is_start(said: bytes | None) -> bool:
     return said == _START
