@@ -369,7 +369,9 @@ def test_the_parts_of_a_store_are_no_addresses(store_dir: str, run_xs: RunXs) ->
     said = refused(run_xs, "cat", f"{store_dir}/xs.db")
     assert "it is a file, and a store is a directory" in said
     said = refused(run_xs, "cat", f"{store_dir}/sock")  # no server made it
-    assert f"make one with `xs serve {store_dir}` or" in said
+    assert f"no server listens on {store_dir}/sock" in said
+    said = refused(run_xs, "cat", f"{store_dir}-2/sock")
+    assert f"make one with `xs serve {store_dir}-2` or" in said
 
 
 @pytest.mark.parametrize(
