@@ -28,7 +28,7 @@ from xs.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, Optional
 
 FOLDER = "run"
@@ -157,7 +157,7 @@ class Scripts:
         self._folded.clear()
         newest: dict[tuple[str, str], list[Optional[Order]]] = {}
         for topic in self._store.index.script_topics():
-            for line in self._stored(topic, -1, self._position):
+            for line in self._store.lines(frozenset((topic,)), -1, self._position):
                 order = self._order(line)
                 if order is not None:
                     key, found = order
@@ -192,7 +192,7 @@ class Scripts:
             lines = [
                 line
                 for topic in self._store.index.script_topics()
-                for line in self._stored(topic, self._position, newest)
+                for line in self._store.lines(frozenset((topic,)), self._position, newest)
             ]
             lines.sort(key=frame.id_of)
         else:
@@ -204,17 +204,6 @@ class Scripts:
                 self._submit(*order)
             self._position = ids.parse(frame.id_of(line))
         self._position = newest
-
-    def _stored(self, topic: str, after: int, until: int) -> Iterator[bytes]:
-        while True:
-            page, count = self._store.index.page(
-                after, until, frozenset((topic,)), 1 << 30, self._store.clock(), chunks=False
-            )
-            if not count:
-                return
-            lines = page.split(b"\n")[:-1]
-            yield from lines
-            after = ids.parse(frame.id_of(lines[-1]))
 
     def _order(self, line: bytes) -> tuple[tuple[str, str], Order] | None:
         """What a frame orders, and whose runner it is for."""

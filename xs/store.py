@@ -257,6 +257,16 @@ class Store:
         newest = self.index.newest()  # which may have been removed: who follows goes on from there
         return max(self.bus.newest, newest) if "bus" in vars(self) else newest
 
+    def lines(self, topics: frozenset[str], after: int, until: int) -> Iterator[bytes]:
+        """The stored frames of these topics; of a run, only its first."""
+        while True:
+            page, count = self.index.page(after, until, topics, 1 << 30, self.clock(), chunks=False)
+            if not count:
+                return
+            lines = page.split(b"\n")[:-1]
+            yield from lines
+            after = ids.parse(frame.id_of(lines[-1]))
+
     def wait_for_run(self, first: int, position: int, timeout: float) -> bool:
         """Waits until there may be more of a run above `position`; False if nothing came.
 

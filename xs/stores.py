@@ -263,7 +263,7 @@ class Stores:
         for mark in marks:
             position = ids.parse(mark.position)
             done = set(map(ids.parse, json.loads(mark.state or "[]")))
-        lines = self._lines(TOPICS, position, newest)
+        lines = list(self._root.lines(TOPICS, position, newest))
         if not marks:
             # No request has been answered here: answers, if there are any, were imported with
             # what they answer, and all of that is the history of another store.
@@ -282,7 +282,7 @@ class Stores:
     def _answered(self, until: int) -> set[int]:
         """The requests that frames on the stream say are answered."""
         found = set()
-        for line in self._lines(_ANSWERS, -1, until):
+        for line in self._root.lines(_ANSWERS, -1, until):
             told = json.loads(line)["meta"]
             source = told.get("source_id") if isinstance(told, dict) else None
             if isinstance(source, str) and ids.is_id(source):
@@ -293,24 +293,12 @@ class Stores:
         entries = self._root.bus.after(self._position)
         if entries is None:
             newest = self._root.newest()
-            lines = self._lines(TOPICS, self._position, newest)
+            lines = list(self._root.lines(TOPICS, self._position, newest))
         else:
             newest = entries[-1].id if entries else self._position
             lines = [entry.line for entry in entries if _is_request(entry)]
         self._take(lines, newest)
         return lines
-
-    def _lines(self, topics: frozenset[str], after: int, until: int) -> list[bytes]:
-        """Stored frames of these topics; there are few of them."""
-        found: list[bytes] = []
-        while True:
-            page, count = self._root.index.page(
-                after, until, topics, 1000, self._root.clock(), chunks=False
-            )
-            if not count:
-                return found
-            found += page.split(b"\n")[:-1]
-            after = ids.parse(frame.id_of(found[-1]))
 
     def _take(self, lines: list[bytes], position: int) -> None:
         """Requests up to a position were read: these."""
