@@ -21,8 +21,10 @@ from stores import Gate, add, add_all, all_ids, remove
 
 import xs
 from xs import frame, generators, ids, runner, scripts, sqlite
+from xs.bulk import BatchWork
 from xs.client import Client
 from xs.commit import Append
+from xs.content import small
 from xs.process import SCRIPT_BYTES
 from xs.scripts import Scripts
 
@@ -926,6 +928,25 @@ def test_each_spawn_gets_what_is_sent_behind_it_however_soon(service: Service) -
         service.append("g.send", "sent\n")
         service.append("g.spawn", "of another", topic="other")  # no order for this one
         assert service.values("g", n + 1)[-1] == b"%d sent" % n
+
+
+@pytest.mark.parametrize("others", [0, 12_000], ids=["in the ring", "in the index"])
+@pytest.mark.parametrize("spawn", ["g.spawn", "any.spawn"])
+def test_what_shares_a_commit_with_a_spawn_is_given_to_that_alone(
+    service: Service, spawn: str, others: int
+) -> None:
+    for n in range(6):
+        service.store.run(BatchWork([Append("other")] * others))
+        loop = f'while read -r line; do echo "{n} $line"; done'
+        works = [
+            # The orders of nobody keep whoever hands on the spawn for a while.
+            *[Append("nobody.terminate")] * 4000,
+            Append(spawn, small(sh(loop).encode()), '{"topic":"g","duplex":true}'),
+            Append("g.send", small(b"sent\n")),
+        ]
+        service.store.run(BatchWork(works))
+        service.wait("g.recv", n + 1)
+    assert service.values("g", 6) == [b"%d sent" % n for n in range(6)]
 
 
 def test_input_of_any_size_is_given_as_it_is_read(service: Service) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
-    from xs.frame import Entry
 
 COMMIT_VALUES = 1000  # values in one transaction
 CHUNK_BYTES = 16 * 1024  # of a byte stream, in one value
@@ -38,6 +37,7 @@ VALUE_BYTES = 16 << 20  # of a text, or of bytes, that come in pieces and are on
 SENDS = 100  # frames of input that are marked as given in one transaction …
 SEND_BYTES = 64 * 1024  # … and their bytes, about: as many as are lost when their process dies
 
+_SPAWN, _TERMINATE = ".spawn", ".terminate"
 _LINES = b"lines"  # what a process yields that is not Nushell
 
 
@@ -75,7 +75,7 @@ def name_of(topic: str, meta: Any) -> str:
             return frame.check_topic(given)
         except Invalid:
             pass  # who has the topic's name is told
-    return topic[: -len(".spawn")]
+    return topic[: -len(_SPAWN)]
 
 
 class KeepWork(Work):
@@ -469,28 +469,54 @@ class Generator(Runner):
         if entries is None:
             page, _ = store.index.page(self._position, newest, frozenset((topic,)), SENDS, now)
             lines = page.split(b"\n")[:-1]
+            order = self._next_order(frame.id_of(lines[-1])) if lines else None
+            if order is not None:
+                return [line for line in lines if frame.id_of(line) < order]
         else:
             lines = []
             for each in entries:
-                if self._is_new_order(each):  # which is on its way: what follows is for the next
-                    return lines[:SENDS]
+                if each.first is None and each.line and self._is_new_order(each.topic, each.line):
+                    return lines[:SENDS]  # it is on its way: what follows is for the next
                 if each.topic == topic and each.is_live(now):
                     lines.append(each.line)
         if not lines:
             self._position = max(self._position, newest)
         return lines[:SENDS]
 
-    def _is_new_order(self, entry: Entry) -> bool:
-        if entry.id <= self.obeyed or entry.first is not None or not entry.line:
+    def _next_order(self, until: str) -> Optional[str]:
+        """The id of the first stored order that is on its way, if there is one up to `until`."""
+        index, now = self.store.index, self.store.clock()
+        found = [until]
+        for topic in filter(_is_of_orders, index.script_topics()):
+            after, count = self._position, 1
+            while count:
+                page, count = index.page(
+                    after, ids.parse(found[-1]), frozenset((topic,)), SENDS, now, chunks=False
+                )
+                lines = page.split(b"\n")[:-1]
+                orders = [frame.id_of(line) for line in lines if self._is_new_order(topic, line)]
+                if orders:
+                    found.append(orders[0])
+                    break
+                after = ids.parse(frame.id_of(lines[-1])) if lines else after
+        return found[-1] if len(found) > 1 else None
+
+    def _is_new_order(self, topic: str, line: bytes) -> bool:
+        """Whether a frame is one to this generator, and none that it has obeyed."""
+        if not _is_of_orders(topic) or ids.parse(frame.id_of(line)) <= self.obeyed:
             return False
-        if entry.topic == f"{self.name}.spawn":
-            return name_of(entry.topic, frame.Frame.from_json(entry.line).meta) == self.name
-        return entry.topic == f"{self.name}.terminate"
+        if topic.endswith(_SPAWN):  # of any name: its meta may have this one
+            return name_of(topic, frame.Frame.from_json(line).meta) == self.name
+        return topic == f"{self.name}{_TERMINATE}"
 
     def _script(self, *, active: bool = True) -> Script:
         assert self.source is not None
         position = ids.text(self._position)
         return Script(self.kind, self.name, ids.text(self.source), active, position)
+
+
+def _is_of_orders(topic: str) -> bool:
+    return topic.endswith((_SPAWN, _TERMINATE))
 
 
 _NO_INPUT: Iterator[bytes] = iter(())
