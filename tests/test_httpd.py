@@ -330,6 +330,26 @@ def test_http_1_0_may_keep_its_connection(shared: Server) -> None:
         assert wire.is_ended()
 
 
+def test_http_1_0_hears_whether_its_connection_is_kept_whatever_is_answered(
+    shared: Server,
+) -> None:
+    # Kept and not told so, a client waits for the connection's end; told of an end, for that.
+    with Wire(shared.directory) as wire:
+        whole = json.loads(wire.ask("POST", "/append/old", b"x" * 100_000).body)["id"]
+        chunked = json.loads(wire.ask("POST", "/append/old?chunked", b"x").body)["id"]
+    for method in ("GET", "HEAD"):
+        with Wire(shared.directory) as wire:
+            ask = f"{method} /content/%s HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+            for _ in range(2):
+                wire.send((ask % whole).encode())
+                answer = wire.answer(method)
+                assert answer.fields["connection"] == "keep-alive"
+                assert answer.fields["content-length"] == "100000"
+            wire.send((ask % chunked).encode())
+            assert wire.head()[1]["connection"] == "close"
+            assert wire.rest() == (b"x" if method == "GET" else b"")
+
+
 def test_head_is_get_without_its_body(shared: Server) -> None:
     with Wire(shared.directory) as wire:
         made = json.loads(wire.ask("POST", "/append/t", b"x" * 100_000).body)

@@ -25,7 +25,7 @@ from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING, Seldom
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
-from xs.responses import CLOSE, head_of, signed, whole
+from xs.responses import CLOSE, head_of, kept, signed, whole
 from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
@@ -310,7 +310,7 @@ class Connection(Handler):
             return False
         else:
             self._out.settle()
-            keep = self._answer(head, found, keep) and keep
+            keep = self._answer(head, found, keep)
             if not body.is_read:  # not before: POST /append?each reads while it answers
                 keep = self._drain_body(body) and keep
         if not keep:
@@ -406,10 +406,10 @@ class Connection(Handler):
     # Answers
 
     def _answer(self, head: http1.RequestHead, found: api.Answer, keep: bool) -> bool:
-        """Writes an answer; False if it broke off."""
+        """Writes an answer; whether another one can follow it on the connection."""
         if found.blocks is None:
             self._out.write(whole(head, found, keep))
-            return True
+            return keep
         fields = signed(found)
         chunked = found.length is None and head.minor == 1
         if found.length is not None:
@@ -418,12 +418,10 @@ class Connection(Handler):
             fields.append(("transfer-encoding", "chunked"))
         else:
             keep = False
-        if not keep:
-            fields.append(("connection", "close"))
-        start = head_of(found.status, fields)
+        start = head_of(found.status, [*fields, *kept(head, keep)])
         if head.method == "HEAD":
             self._out.write(start)
-            return True
+            return keep
         return self._write_blocks(head, start, found.blocks, chunked) and keep
 
     def _write_blocks(

@@ -42,6 +42,13 @@ def head_of(status: int, fields: api.Fields) -> bytes:
     return http1.response_head(status, [("date", _this_second()[1]), *fields])
 
 
+def kept(head: http1.RequestHead, keep: bool) -> api.Fields:
+    """What a response says of whether its connection goes on: what its client wouldn't expect."""
+    if not keep:
+        return [CLOSE]
+    return [] if head.minor else [("connection", "keep-alive")]
+
+
 def whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     """The response to a request, of an answer whose body is in memory."""
     if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
@@ -51,9 +58,5 @@ def whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     fields = signed(found)
     if found.status != 204:
         fields.append(("content-length", str(len(found.body))))
-    if not keep:
-        fields.append(CLOSE)
-    elif head.minor == 0:
-        fields.append(("connection", "keep-alive"))
-    data = head_of(found.status, fields)
+    data = head_of(found.status, [*fields, *kept(head, keep)])
     return data if head.method == "HEAD" else data + found.body
