@@ -73,9 +73,6 @@ def options_of(get: Callable[[str], Optional[str]]) -> Options:
     )
 
 
-_TIMEOUT_MAX = 10**9  # seconds; the system knows no wait of more than nine times that
-
-
 class Gateway:
     """The front doors of one store, and who waits behind them.
 
