@@ -137,6 +137,70 @@ def test_an_answer_for_the_web_that_comes_within_the_grace_is_given(
     assert ended(server) == 0
 
 
+BATCH = b'{"topic":"a"}\n{"topic":'
+
+
+@pytest.mark.parametrize(
+    ("asks", "told"),
+    [
+        (request("POST", "/append/a", content_length="9") + b"half", b""),
+        (request("POST", "/cas", content_length="99999") + b"half" * 9999, b""),
+        (request("POST", "/append/a?chunked", content_length="9") + b"half", b"; "),
+        (
+            request("POST", "/append", content_type="application/x-ndjson", content_length="99")
+            + BATCH,
+            b": 1 whole lines of it are kept\n",
+        ),
+        (b"GET /ver", b""),
+    ],
+    ids=["an append", "content", "a chunked content", "a batch", "a head"],
+)
+def test_who_is_still_sending_when_it_stops_may_come_again(
+    server: Server, asks: bytes, told: bytes
+) -> None:
+    # That it broke off would be for good, and is not so.
+    with Wire(server.directory) as wire:
+        assert wire.ask("GET", "/version").status == 200
+        wire.send(asks)
+        if told:  # something of it is kept
+            with Wire(server.directory) as reader:
+                until(lambda: reader.ask("GET", "/last/a").status == 200)
+        server.process.terminate()
+        answer = wire.answer()
+        assert (answer.status, answer.fields["connection"]) == (503, "close")
+        assert answer.body.startswith(b"the store is closing" + (told or b"\n"))
+    assert ended(server) == 0
+
+
+def test_who_is_still_sending_to_the_web_when_it_stops_may_come_again(
+    store_dir: str, tmp_path: Path
+) -> None:
+    web = str(tmp_path / "web")
+    server = start_server(store_dir, "--http", web)
+    with Wire(web) as wire:
+        wire.send(request("POST", "/", expect="100-continue", content_length="9"))
+        assert wire.head()[0] == 100
+        wire.send(b"half")
+        server.process.terminate()
+        answer = wire.answer()
+        assert (answer.status, answer.body) == (503, b"the server is stopping\n")
+        assert answer.fields["retry-after"] == "1"
+    assert ended(server) == 0
+
+
+def test_whose_script_is_ended_because_it_stops_may_come_again(
+    server: Server, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    with Wire(server.directory) as wire:
+        wire.send(request("POST", "/eval", f"#!/bin/sh\n: > {begun}\nsleep 60\n".encode()))
+        until(begun.exists)
+        server.process.terminate()
+        answer = wire.answer()
+        assert (answer.status, answer.body) == (503, b"the store is closing\n")
+    assert ended(server) == 0
+
+
 def answers_at_all(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
         try:

@@ -17,7 +17,7 @@ from xs import frame, ids, meta
 from xs.bulk import ALIKE_MIN, Alike, BatchWork, alike, is_plain
 from xs.commit import Append
 from xs.content import INLINE_MAX, Content, small
-from xs.errors import BrokenBody, Invalid, NoMemory, TooLarge, XsError
+from xs.errors import BrokenBody, Invalid, NoMemory, TooLarge, Unavailable, XsError
 from xs.imports import Imported, ImportWork
 from xs.store import Store
 from xs.work import Work
@@ -96,8 +96,10 @@ def _outcomes(
         try:
             lines = next(batches, None)
             work = work_for(store, lines or [])
-        except BrokenBody:
+        except BrokenBody as error:
             lines, stopped = None, BrokenBody("the body broke off")
+            if error.status == Unavailable.status:  # by this end
+                stopped = Unavailable(str(error))
         except MemoryError:
             lines, stopped = None, NoMemory()
         if lines is not None:

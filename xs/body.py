@@ -26,6 +26,9 @@ class Source(Protocol):
     def check_grant(self) -> None:
         """Raises `BrokenBody` if the client may not send it any more."""
 
+    def broken_off(self) -> BrokenBody:
+        """What to say of a body that ends before it is whole: it may be this end that closes."""
+
     def end_after_this(self) -> None:
         """No other request can follow: nobody knows where it would begin."""
 
@@ -105,8 +108,9 @@ class RequestBody:
             except OSError:
                 data = b""
             if not data or (self._deadline is not None and time.monotonic() > self._deadline):
+                broken = self._connection.broken_off()
                 self._connection.end_after_this()
-                raise BrokenBody("the body broke off before its end")
+                raise broken
             self._connection.check_grant()
             buffer += data
             return

@@ -52,6 +52,7 @@ _RECEIVE_HEAD = 16 * 1024
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 §5.1: the type of a connection's first record
 _CLOSE = ("connection", "close")
 _TEXT = ("content-type", "text/plain; charset=utf-8")
+_STOPPING = "the server is stopping"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
@@ -156,6 +157,8 @@ class Connection(Handler):
                     return None
                 if data is None:
                     raise http1.Refusal(408, f"no whole head within {Limits.head_seconds:.0f} s")
+                if self._ending:
+                    raise http1.Refusal(503, _STOPPING)
                 raise http1.Refusal(400, "the connection ended within a request's head")
             self.buffer += data
 
@@ -229,7 +232,7 @@ class Connection(Handler):
             seconds = self.gateway.options.timeout
             return self._say(head, 504, f"nobody answered within {seconds:g} s")
         except Stopped:
-            return self._say(head, 503, "the server is stopping", keep=False)
+            return self._say(head, 503, _STOPPING, keep=False)
         except XsError as error:  # the request could not be appended
             self._has_more = False
             if isinstance(error, Invalid):  # the one rule that it can break
@@ -466,6 +469,8 @@ class _Body:
             data = b""
         if data is None:
             raise _broken_body(408, "the request's body comes too slowly")
+        if not data and self._connection._ending:
+            raise _broken_body(503, _STOPPING)
         if not data:
             raise _broken_body(400, "the request's body broke off before its end")
         buffer += data

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from xs import nu
-from xs.errors import Failed, Unavailable
+from xs.errors import Failed, Unavailable, XsError
 from xs.pipes import Pipes
 from xs.process import Processes, command_of
 
@@ -35,7 +35,8 @@ _LISTS = ("stream", "list", "table", "range")
 class Evaluation:
     """A script that runs: its kind of answer, and as an iterator the blocks of that.
 
-    Iterating raises `Failed` when the script fails. `close` ends the script, wherever it is.
+    Iterating raises `Failed` when the script fails, `Unavailable` when it is ended because the
+    store closes. `close` ends the script, wherever it is.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Evaluation:
         the script's own message, `NoNushell`, `Invalid`, `Unavailable`; `on_close` is called then
         too.
         """
+        self._processes = processes
         self._on_close: Callable[[], None] | None = on_close
         self._is_wanted = is_wanted
         self._looked = time.monotonic()  # when that was asked last
@@ -116,7 +118,7 @@ class Evaluation:
             if now - self._looked >= LOOK_SECONDS:
                 self._looked = now
                 if not self._is_wanted():
-                    raise Failed("nobody waits for the answer any more")
+                    raise self._failed("nobody waits for the answer any more")
             if ready:
                 return True
 
@@ -126,7 +128,11 @@ class Evaluation:
         status = self._pipes.status
         if status:
             how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise Failed(self._pipes.tail or f"the script ended with {how}, and said nothing")
+            raise self._failed(self._pipes.tail or f"the script ended with {how}, and said nothing")
+
+    def _failed(self, why: str) -> XsError:
+        """What to say of a script without a good end, which may be no fault of its own."""
+        return Unavailable("the store is closing") if self._processes.is_closed else Failed(why)
 
     def _lines(self) -> Iterator[bytes]:
         """Lines that are meant for us, each taken when it is asked for, to the script's end."""

@@ -18,7 +18,7 @@ from xs.commit import Append
 from xs.content import INLINE_MAX
 from xs.crowd import Crowd
 from xs.delivery import Delivery
-from xs.errors import BrokenBody, XsError
+from xs.errors import BrokenBody, Unavailable, XsError
 from xs.following import Following
 from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
@@ -59,6 +59,7 @@ _RECEIVE_HEAD = 16 * 1024
 _LOOKS = 20  # for the next request before the thread sleeps: some 40 microseconds
 _STEADY = 2  # appends of a client that are taken for the first of many
 _LOGGED = 128  # characters of a path: who has no token yet can send long ones, without end
+_CLOSING = "the store is closing"
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
@@ -224,7 +225,9 @@ class Connection(Handler):
             except BlockingIOError:
                 data = b""
             if started and (not data or time.monotonic() - started > Limits.head_seconds):
-                if not data and time.monotonic() - started < Limits.head_seconds:
+                if self._ending:
+                    self._refuse(Unavailable.status, _CLOSING)
+                elif not data and time.monotonic() - started < Limits.head_seconds:
                     self._refuse(400, "the connection ended within a request's head")
                 else:
                     self._refuse(408, f"no whole request within {Limits.head_seconds:.0f} s")
@@ -359,6 +362,14 @@ class Connection(Handler):
 
     def end_after_this(self) -> None:
         self._ending = True
+
+    def broken_off(self) -> BrokenBody:
+        """See `body.Source`."""
+        if not self._ending:
+            return BrokenBody("the body broke off before its end")
+        closing = BrokenBody(_CLOSING)
+        closing.status = Unavailable.status
+        return closing
 
     def check_grant(self) -> None:
         """Raises `BrokenBody` if the token of the request under way is good no more."""

@@ -172,6 +172,7 @@ class Processes:
         self._counter = 0
         self._counter_lock = threading.Lock()
         self._has_started = False
+        self.is_closed = False
         if os.path.islink(folder):  # whatever lies there would be cleared away
             raise NotAStore(f"not a store: {folder} is a link")
         os.makedirs(folder, 0o700, exist_ok=True)
@@ -273,6 +274,7 @@ class Processes:
 
     def close(self) -> None:
         """No more processes. Those that still run are ended by their watchers."""
+        self.is_closed = True
         os.close(self._lifeline)
         os.close(self._watched)
         os.close(self._lock)
