@@ -65,11 +65,10 @@ def descriptors(server: Server) -> int:
 def let_one_follow(server: Server) -> None:
     """Lets a first follower come and go: what delivery needs stays from then on."""
     before = descriptors(server)
-    with Wire(server.directory) as wire, Wire(server.directory) as writer:
-        wire.send(request("GET", "/?follow&new&limit=1"))
+    with Wire(server.directory) as wire:
+        wire.send(request("GET", "/?follow=10&new"))
         wire.head()
-        writer.ask("POST", "/append/first")
-        wire.lines(1)
+        until(lambda: b"xs.pulse" in wire.chunk())  # which is sent to who has caught up
     until(lambda: descriptors(server) <= before + 4)
 
 
