@@ -21,6 +21,8 @@ from wire import Wire, request
 
 import xs
 
+pytestmark = pytest.mark.once
+
 GUIDE = (ROOT / "docs" / "web.md").read_text(encoding="utf-8")
 
 

@@ -19,6 +19,8 @@ from doc_examples import (
     not_run,
 )
 
+pytestmark = pytest.mark.once
+
 DOCUMENTS = [
     path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.exists()
 ]
