@@ -9,6 +9,8 @@ import pytest
 
 from xs import cli, completion, errors
 
+pytestmark = pytest.mark.once
+
 COMMANDS = list(cli.COMMANDS.values())
 SHELLS = ["bash", "zsh", "fish"]
 

@@ -7,6 +7,7 @@ arrow like any other.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -202,6 +205,7 @@ class Import(NamedTuple):
 MODULES = sorted(path.stem for path in (ROOT / "xs").glob("*.py"))
 
 
+@functools.cache
 def tree(module: str) -> ast.Module:
     path = ROOT / "xs" / f"{module}.py"
     return ast.parse(path.read_text(encoding="utf-8"), str(path))

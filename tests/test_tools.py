@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 # One worker makes the clone's environment for all of them.
-pytestmark = pytest.mark.xdist_group("tools")
+pytestmark = [pytest.mark.xdist_group("tools"), pytest.mark.once]
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = ast.literal_eval(
