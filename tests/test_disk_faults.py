@@ -30,8 +30,6 @@ from xs.lock import WRITE, Lock
 from xs.store import Store
 from xs.work import AppendWork
 
-pytestmark = pytest.mark.once
-
 LARGE = b"large " * 10_000
 
 

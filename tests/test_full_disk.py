@@ -25,8 +25,6 @@ from conftest import DEADLINE, Peer, answers, environment
 import xs
 from xs.errors import Full
 
-pytestmark = pytest.mark.once
-
 LARGE = b"large " * 10_000
 
 

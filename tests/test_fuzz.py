@@ -13,8 +13,6 @@ import pytest
 from conftest import environment
 from fuzz_targets import TARGETS, mutated
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = 4000  # for each target; about a second for the slowest
 

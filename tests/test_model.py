@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from conftest import ROOT, environment, start_server
 from stores import problems, together
 
@@ -27,8 +26,6 @@ from xs.client import Client
 from xs.errors import Conflict, XsError
 from xs.local import Local
 from xs.store import Store
-
-pytestmark = pytest.mark.once
 
 TOPICS = ["a", "a.b", "a.b.c", "a.c", "a.b.c.d", "b", "b.x.y", "c-1.z_2"]
 PATTERNS = [

@@ -31,8 +31,6 @@ from xs import frame
 from xs.client import Client
 from xs.errors import BrokenBody, Locked, Unavailable
 
-pytestmark = pytest.mark.once
-
 SECONDS = float(os.environ.get("XS_MODEL_SECONDS", "12"))
 KEEP = 20_000  # frames that one worker leaves, so that a long run does not fill the disk
 WORKERS = 4
