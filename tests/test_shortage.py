@@ -17,15 +17,18 @@ from stores import add
 
 import xs
 from xs import threads
-from xs.cas import VERIFIED_WHOLE_MAX
+from xs.cas import BLOCK, VERIFIED_WHOLE_MAX
 from xs.claim import Claim, is_held
 from xs.commit import Append
 from xs.errors import Damaged, DiskError, Unavailable
 from xs.evaluation import Evaluation
+from xs.forward import forward
 from xs.hangups import Hangups
 from xs.process import Processes, command_of
 from xs.reader import CONTENT_INLINE_MAX
 from xs.store import Store
+from xs.transport import HttpTransport
+from xs.work import PinWork
 
 LARGE = VERIFIED_WHOLE_MAX + 1  # bytes: content that is read while it is sent
 
@@ -46,8 +49,8 @@ def files_of(pid: int | str = "self") -> list[str]:
     return sorted(found)
 
 
-def contents_open(pid: int | str = "self") -> list[str]:
-    return [name for name in files_of(pid) if "/cas/" in name]
+def contents_open(store_dir: str, pid: int | str = "self") -> list[str]:
+    return [name for name in files_of(pid) if name.startswith(os.path.join(store_dir, "cas", ""))]
 
 
 @contextlib.contextmanager
@@ -94,19 +97,43 @@ def store(store_dir: str) -> Iterator[Store]:
 # Contents that are opened and not read
 
 
-def test_content_that_is_opened_and_not_read_is_closed(store: Store) -> None:
+def test_content_that_is_opened_and_not_read_is_closed(store: Store, store_dir: str) -> None:
     id_text = add(store, "a", b"x" * LARGE)
     value = int(id_text, 36)
     for how in ("dropped", "begun", "read"):
         size, blocks = store.content_of(value)
-        assert len(contents_open()) == 1
+        assert len(contents_open(store_dir)) == 1
         if how == "begun":
             next(blocks)
         elif how == "read":
             assert sum(map(len, blocks)) == size == LARGE
-            assert contents_open() == []
+            assert contents_open(store_dir) == []
         del blocks
-        assert contents_open() == []
+        assert contents_open(store_dir) == []
+
+
+def test_content_for_a_server_that_goes_away_amid_it_is_closed(
+    store: Store, store_dir: str
+) -> None:
+    """What a command on the files was about to write, and now sends to who has taken the store."""
+    content = store.cas.spill([], iter([b"x" * (4 << 20)]))  # more than a socket's buffers take
+
+    def hang_up() -> None:
+        with listener.accept()[0] as sock:
+            sock.recv(BLOCK, socket.MSG_WAITALL)  # more than the head
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(store_dir, "gone")
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        transport = HttpTransport(("unix", path), None, None)
+        with pytest.raises(Unavailable) as raised:  # which keeps the frames that it has passed
+            forward(transport, PinWork(content))
+        thread.join()
+        assert contents_open(store_dir) == [], raised
+        transport.close()
 
 
 @pytest.mark.parametrize("way", ["HEAD", "with-content", "a script that is too long"])
@@ -136,7 +163,10 @@ def test_a_server_closes_what_it_does_not_send(server: Server, way: str) -> None
 
     for n in range(5):
         ask(n)
-    until(lambda: contents_open(pid) == [], lambda: contents_open(pid))
+    until(
+        lambda: contents_open(server.directory, pid) == [],
+        lambda: contents_open(server.directory, pid),
+    )
 
 
 def test_scripts_that_were_asked_for_by_who_has_gone_are_ended(server: Server) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, Union
 
 from xs import errors, frame, ids
@@ -36,11 +37,21 @@ def forward(transport: HttpTransport, work: Work) -> Any:
     if isinstance(work, RunWork):
         return _forward_run(transport, work)
     if isinstance(work, PinWork):
-        return ask(transport, "POST", "/cas", (), _blocks(work.content)).read().decode()
+        return _send(transport, "/cas", [], work.content).decode()
     raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
 
 
-def _blocks(content: Content) -> Iterator[bytes]:
+def _send(
+    transport: HttpTransport, target: str, fields: list[tuple[str, str]], content: Content | None
+) -> bytes:
+    if content is None:
+        return ask(transport, "POST", target, fields).read()
+    # Closed here, also when the server goes away amid it: an exception keeps what it has passed.
+    with closing(_blocks(content)) as blocks:
+        return ask(transport, "POST", target, fields, blocks).read()
+
+
+def _blocks(content: Content) -> Generator[bytes, None, None]:
     if content.path is None:
         if content.data is None:  # placed by a commit that failed: the server has not got it
             raise errors.Unavailable("a server has taken the store meanwhile: run it again")
@@ -57,8 +68,7 @@ def _blocks(content: Content) -> Iterator[bytes]:
 def _forward_append(transport: HttpTransport, work: AppendWork) -> bytes:
     topic, content, meta, ttl, if_last, key = work.append
     target, fields = append_request(topic, meta=meta, ttl=ttl, if_last=if_last, key=key)
-    body = None if content is None else _blocks(content)
-    return ask(transport, "POST", target, fields, body).read().rstrip(b"\n")
+    return _send(transport, target, fields, content).rstrip(b"\n")
 
 
 def _forward_run(transport: HttpTransport, work: RunWork) -> RunResult:
