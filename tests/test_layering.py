@@ -56,7 +56,8 @@ ARCHITECTURE = {
     "wal":         "errors records disk schema",
     "still":       "errors",
     "connections": "errors sqlite schema | still wal",
-    "index":       "errors frame schema rows scan connections | pieces",
+    "places":      "schema rows",
+    "index":       "errors frame schema rows scan connections | pieces places",
     "check":       "errors ids frame content schema rows scan pieces index (cas)",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids frame content schema still connections index",
@@ -102,8 +103,8 @@ ARCHITECTURE = {
     "rights":      "errors frame records",
     "tokens":      "errors fault frame place disk rights",
     "api":         "errors ids frame store | alike content times query commit work imports "
-                   "removal reader version meta batch check chunked garbage process (scripts "
-                   "rights)",
+                   "removal reader version meta batch check chunked garbage places process "
+                   "(scripts rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame http1 sockets store reader (bus)",
@@ -115,8 +116,9 @@ ARCHITECTURE = {
     "listener":    "threads http1 log sockets",
     "following":   "errors threads http1 store reader delivery outbox",
     "responses":   "times http1 version api",
+    "lookups":     "ids frame (http1 store)",
     "httpd":       "errors http1 log content commit work store reader scripts api sockets rights "
-                   "access grants body crowd delivery outbox following responses listener",
+                   "access grants body crowd delivery outbox following responses lookups listener",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
@@ -179,7 +181,7 @@ BELOW_HTTP += ("removal", "connections", "index", "check", "bus", "commit", "wor
 BELOW_HTTP += ("runsteps", "imports", "claim", "runs", "committer", "group", "expiry", "garbage")
 BELOW_HTTP += ("creation", "store")
 THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "removal")
-THE_ONES_WITH_SQL += ("wal", "connections", "index", "check", "snapshot", "salvage")
+THE_ONES_WITH_SQL += ("wal", "connections", "places", "index", "check", "snapshot", "salvage")
 
 
 # What of it xs uses; a new name here is a decision.

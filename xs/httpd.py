@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
 
-from xs import api, http1
+from xs import api, http1, lookups
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.commit import Append
@@ -25,7 +25,7 @@ from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING, Seldom
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
-from xs.responses import CLOSE, head_of, kept, signed, whole
+from xs.responses import CLOSE, head_of, kept, of_frame, signed, whole
 from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
 from xs.sockets import is_gone, peer_user, set_timeout
@@ -144,6 +144,8 @@ class Connection(Handler):
 
     def _next(self) -> _Taken | None:
         """The next request; None if the client ends, or stays idle, before it."""
+        if self.buffer:
+            self._look_up()
         head = self._read_head() if self.buffer else None
         if (
             head is None
@@ -235,11 +237,31 @@ class Connection(Handler):
             if not data:
                 return None
             self.buffer += data
+            if not started and self._look_up() and not self.buffer:
+                continue
             head = self._read_head()
             if head is not None:
                 if started:
                     set_timeout(self.sock, Limits.idle_seconds)
                 return head
+
+    def _look_up(self) -> bool:
+        """Answers requests at the start of the buffer that are of `lookups`; whether one was."""
+        server, like = self.server, self._last_head[1]
+        if like is None or server.access is not None or server.log.is_debug:
+            return False
+        has_found = False
+        while not self._ending:
+            self._out.settle()  # it reads what the requests before it have appended
+            found = lookups.answered(self.buffer, like, server.served.store)
+            if found is None:
+                break
+            size, line = found
+            del self.buffer[:size]
+            self._out.write(of_frame(line))
+            self._appends = 0
+            has_found = True
+        return has_found
 
     def _receive_head(self) -> bytes:
         """What has come, or comes next. Raises `BlockingIOError` when the time is over.

@@ -54,11 +54,12 @@ from xs.schema import IS_SCRIPT_TOPIC, ROW_MAX, Script, Stored, StoredPiece, tra
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from xs.connections import Connections
     from xs.pieces import Run
+    from xs.places import Places
 
 PAGE_ROWS = 1000  # frames in one page of a read
 
@@ -68,6 +69,7 @@ class Index:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
+        self._places: Places | None = None
 
     def reading(self) -> Reading:
         """A connection inside a read transaction, which ends with the block."""
@@ -77,6 +79,9 @@ class Index:
 
     def get(self, value: int, now: int) -> bytes | None:
         """The line of the frame with that id, or None."""
+        found = self._nearby("frame", value, now)
+        if found is not None:
+            return found
         with self.reading() as reader:
             return line_with_id(reader, value, now)
 
@@ -87,11 +92,17 @@ class Index:
 
     def next(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The first frame above that id among those selected, or None."""
+        found = self._nearby("next", value, now) if patterns is None else None
+        if found is not None:
+            return found
         with self.reading() as reader:
             return one(reader, patterns, value, None, now)
 
     def prev(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The last frame below that id among those selected, or None."""
+        found = self._nearby("prev", value, now) if patterns is None else None
+        if found is not None:
+            return found
         with self.reading() as reader:
             return one(reader, patterns, None, value, now)
 
@@ -108,11 +119,28 @@ class Index:
         if self._connections.read_only:  # it may have to wait until it can begin
             with self.reading() as reader:
                 return one(reader, patterns, after, before, now)
+        return self._alone(one, patterns, after, before, now)
+
+    def _nearby(self, what: str, value: int, now: int) -> bytes | None:
+        """The line of the frame with that id, of the `next` or the `prev`; None: look for it."""
+        if self._connections.read_only:
+            return None
+        if self._places is None:
+            from xs.places import Places  # which an append needs not
+
+            self._places = Places()
+        try:
+            return self._alone(getattr(self._places, what), value, now)
+        except Damaged:  # perhaps elsewhere
+            return None
+
+    def _alone(self, read: Callable[..., bytes | None], *asked: Any) -> bytes | None:
+        """What `read` finds by statements each of which is a transaction by itself."""
         connection = self._connections.take()
         usable = False
         try:
             with translated():
-                found = one(connection, patterns, after, before, now)
+                found = read(connection, *asked)
             usable = True
             return found
         except Damaged as error:

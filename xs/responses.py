@@ -49,6 +49,11 @@ def kept(head: http1.RequestHead, keep: bool) -> api.Fields:
     return [] if head.minor else [("connection", "keep-alive")]
 
 
+def of_frame(line: bytes) -> bytes:
+    """The response that has one frame, on a connection that goes on (HTTP/1.1)."""
+    return b"%b%d\r\n\r\n%b\n" % (_this_second()[2], len(line) + 1, line)
+
+
 def whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
     """The response to a request, of an answer whose body is in memory."""
     if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:

@@ -1,0 +1,54 @@
+"""The plainest look-ups, answered from the bytes of their requests.
+
+A client that keeps its connection mostly sends the same fields each time. Where only the target is
+new, and is one of these, the way through `http1` and `api` takes longer than to find the frame
+(bench/lookup.py). Whatever is not just so, or finds no frame, goes that way; and what is given here
+is what it would have given (test_lookups.py).
+"""
+
+from __future__ import annotations
+
+from xs import frame, ids
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xs.http1 import RequestHead
+    from xs.store import Store
+
+# An id begins with a 0 until the year 2558.
+_STARTS = (b"GET /last/", b"GET /next/", b"GET /prev/", b"GET /0")
+_TARGET_MAX = 300  # bytes: a longer one is not looked at here
+
+
+def answered(buffer: bytearray, like: RequestHead, store: Store) -> tuple[int, bytes] | None:
+    """How many bytes the request in a buffer has, and the line of the frame that it asks for.
+
+    None if it is not one of these. `like` is the head of an earlier request on its connection.
+    """
+    if not buffer.startswith(_STARTS):
+        return None
+    end = buffer.find(b" ", 5, 5 + _TARGET_MAX)
+    block = like.block
+    if end < 0 or block is None or like.minor != 1 or like.length != 0 or not like.keep_alive:
+        return None
+    rest = b" HTTP/1.1\r\n%b\r\n\r\n" % block
+    if not buffer.startswith(rest, end):
+        return None
+    try:
+        line = _line(store, buffer[5:end].decode("ascii"))
+    except Exception:  # the whole way meets it as well, and tells it
+        return None
+    return None if line is None else (end + len(rest), line)
+
+
+def _line(store: Store, path: str) -> bytes | None:
+    word, slash, rest = path.partition("/")
+    if not slash:
+        return store.get(ids.parse(word))
+    if word == "last":
+        return store.index.last(frame.parse_patterns(rest), store.clock())
+    if word == "next":
+        return store.index.next(ids.parse(rest), None, store.clock())
+    if word == "prev":
+        return store.index.prev(ids.parse(rest), None, store.clock())
+    return None
