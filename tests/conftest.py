@@ -36,6 +36,11 @@ DEADLINE = 20.0  # seconds that anything in a test may take
 XS = [sys.executable, "-c", "from xs.cli import main; main()"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process runs by itself begins first, lest the others wait for its end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment for `xs`, without the user's own settings of it, but for `nu`."""
     kept = {

@@ -136,7 +136,7 @@ def test_lines_appended_to_the_files_are_kept_in_order_when_the_command_is_kille
     store_dir: str,
 ) -> None:
     chance = random.Random(7)
-    for turn in range(12):
+    for turn in range(8):
         command = subprocess.Popen(
             [sys.executable, "-m", "xs", "append", store_dir, f"lines.{turn}", "--lines"],
             stdin=subprocess.PIPE,

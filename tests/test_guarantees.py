@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.once
 
 TESTS = Path(__file__).resolve().parent
 TEXT = (TESTS.parent / "docs" / "guarantees.md").read_text(encoding="utf-8")
@@ -17,17 +20,18 @@ ROWS = [
 ]
 
 
-def names_in(file: str) -> set[str]:
+@functools.cache
+def names_in(file: str) -> frozenset[str]:
     """The names of a file's test functions; none if there is no such file."""
     path = TESTS / file
     if not path.exists():
-        return set()
+        return frozenset()
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {
+    return frozenset(
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
+    )
 
 
 def test_there_are_guarantees() -> None:

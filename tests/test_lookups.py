@@ -57,8 +57,12 @@ def known(server: Server) -> dict[str, str]:
     }
 
 
-PLAIN = ["/last/a", "/last/a.*", "/last/*", "/last/a,a.b1", "/last/long", "/last/A", "/last/gone"]
+PLAIN = [
+    *("/last/a", "/last/a.*", "/last/*", "/last/a,a.b1", "/last/long", "/last/A", "/last/gone"),
+    *("/head/a", "/head/a.*", "/first/a", "/first/a.*", "/first/*", "/first/gone"),
+]
 WRONG = [
+    *("/head", "/head/", "/head/a?last=2", "/first/", "/first", "/first/a?first=2"),
     *("/last/", "/last/a/", "/last/a..b", "/last/.", "/last/a,", "/last/a#b", "/last/%"),
     *("/last/%61", "/last/a%2eb1", "/last/a?last=2", "/last/a?topic=a", "/last/a?x", "/last"),
     *("/last?topic=a", "/last/a\\", '/last/"a"', "/last/" + "a" * 400, "//last/a", "/next/"),
@@ -213,7 +217,7 @@ def test_only_the_plainest_requests_take_the_shortest_way(store_dir: str) -> Non
             assert buffer[size:] == b"more"
             return frame.id_of(line)
 
-        for target in ("/last/a.b", "/last/a.*", f"/{first}", f"/prev/{second}"):
+        for target in ("/last/a.b", "/head/a.*", "/first/*", f"/{first}", f"/prev/{second}"):
             assert answered(target) == first, target
         for target in ("/last/c", "/last/a.b,c", "/last/*", f"/next/{first}"):
             assert answered(target) == second, target

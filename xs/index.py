@@ -43,6 +43,7 @@ from xs.scan import (
     dense_page,
     joined_page,
     merged,
+    newest_of,
     next_large,
     one,
     pieces_of,
@@ -110,6 +111,10 @@ class Index:
         return self._one(patterns, -1, None, now)
 
     def last(self, patterns: frame.Patterns, now: int) -> bytes | None:
+        if patterns is not None and len(patterns) == 1 and not self._connections.read_only:
+            (topic,) = patterns
+            if not topic.endswith(".*"):
+                return self._alone(newest_of, topic, now)
         return self._one(patterns, None, None, now)
 
     def _one(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xs.store import Store
 
 # An id begins with a 0 until the year 2558.
-_STARTS = (b"GET /last/", b"GET /next/", b"GET /prev/", b"GET /0")
+_STARTS = (b"GET /last/", b"GET /head/", b"GET /first/", b"GET /next/", b"GET /prev/", b"GET /0")
 _TARGET_MAX = 300  # bytes: a longer one is not looked at here
 
 
@@ -45,8 +45,13 @@ def _line(store: Store, path: str) -> bytes | None:
     word, slash, rest = path.partition("/")
     if not slash:
         return store.get(ids.parse(word))
-    if word == "last":
-        return store.index.last(frame.parse_patterns(rest), store.clock())
+    if word in ("last", "head"):
+        # A word that is no topic is that of no frame.
+        several = "," in rest or "*" in rest
+        patterns = frame.parse_patterns(rest) if several else frozenset((rest,))
+        return store.index.last(patterns, store.clock())
+    if word == "first":
+        return store.index.first(frame.parse_patterns(rest), store.clock())
     if word == "next":
         return store.index.next(ids.parse(rest), None, store.clock())
     if word == "prev":

@@ -53,19 +53,21 @@ class Outbox:
         if self._broken:
             raise BrokenPipeError
 
-    def write(self, *parts: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Writes all of it. Nothing else does meanwhile: everything is settled.
 
         A client that takes nothing for as long as the socket has a limit for is as good as gone.
+        """
+        sent = self._sock.send(data)
+        if sent < len(data):
+            self._write_rest((data,), sent, is_patient=False)
+
+    def write_body(self, *parts: bytes | memoryview) -> None:
+        """The same of a body that is made as it is read: its reader may be as slow as it likes.
+
         To make one of a long part and short ones is to copy it (bench/replay.py, one topic: 6 %),
         which nobody who is slow to read may make us do.
         """
-        sent = self._sock.sendmsg(parts)
-        if sent < sum(map(len, parts)):
-            self._write_rest(parts, sent, is_patient=False)
-
-    def write_body(self, *parts: bytes | memoryview) -> None:
-        """The same of a body that is made as it is read: its reader may be as slow as it likes."""
         try:
             sent = self._sock.sendmsg(parts)
         except BlockingIOError:

@@ -9,8 +9,8 @@ just what was expected (or has expired, or is damaged) is left to the whole way.
 
 from __future__ import annotations
 
-from xs.rows import LINE, ends_of, whole_id
-from xs.schema import LIVE, ORDER_BITS
+from xs.rows import ENDS, LINE, whole_id
+from xs.schema import LIVE, ORDER_BITS, ORDER_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,11 +76,17 @@ class Places:
         return None
 
     def _look(self, reader: sqlite3.Connection, base: int) -> _Ends | None:
-        ends = ends_of(reader, base)
-        if ends is not None:
-            if len(self._ends) >= KEPT:
-                self._ends.clear()
-            self._ends[base] = ends
+        """The ends of a millisecond; None where nothing can be computed from them."""
+        found = reader.execute(ENDS["frame"], (base, base | ORDER_MAX) * 2).fetchall()
+        if not found:
+            return None
+        low, high = found[0][0], found[-1][0]
+        low_id, high_id = (whole_id(*each[:3]) for each in (found[0], found[-1]))
+        if low_id < 0 or (low < high) != (low_id < high_id):
+            return None  # they are damaged, or out of order
+        if len(self._ends) >= KEPT:
+            self._ends.clear()
+        ends = self._ends[base] = (low, low_id, high, high_id)
         return ends
 
 

@@ -137,7 +137,7 @@ def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, in
     base = value >> 80 << ORDER_BITS
     low = base - 1
     end = base | ORDER_MAX
-    ends = reader.execute(_ENDS[table], (base, end) * 2).fetchall()
+    ends = reader.execute(ENDS[table], (base, end) * 2).fetchall()
     if not ends:
         return low, -1, None
     high, high_id = _place_and_id(reader, low, end, ends[-1])
@@ -168,21 +168,6 @@ def _search(reader: sqlite3.Connection, value: int, table: str) -> tuple[int, in
     return low, low_id, at_low
 
 
-def ends_of(reader: sqlite3.Connection, base: int) -> tuple[int, int, int, int] | None:
-    """Row and id of the first frame of a millisecond, and of its last; None where there is none.
-
-    `base` is the first row that it could have. None, too, where one of the two is damaged, or they
-    are out of order.
-    """
-    found = reader.execute(_ENDS["frame"], (base, base | ORDER_MAX) * 2).fetchall()
-    if not found:
-        return None
-    low, high = found[0][0], found[-1][0]
-    low_id, high_id = (whole_id(*each[:3]) for each in (found[0], found[-1]))
-    is_in_order = 0 <= low_id <= high_id and (low < high) == (low_id < high_id)
-    return (low, low_id, high, high_id) if is_in_order else None
-
-
 def _place_and_id(
     reader: sqlite3.Connection, low: int, high: int, found: tuple[int, Any, Any, Any]
 ) -> tuple[int, int]:
@@ -199,7 +184,7 @@ _LAST_UP_TO = {
     "ORDER BY f.row DESC LIMIT 1"
     for table in TABLES_OF_FRAMES
 }
-_ENDS = {  # the first and the last of some rows: two rows, or none
+ENDS = {  # the first and the last of some rows: two rows, or none
     table: f"SELECT * FROM (SELECT {_FOUND} FROM {table} f WHERE f.row >= ? AND f.row <= ? "
     f"ORDER BY f.row LIMIT 1) UNION ALL SELECT * FROM (SELECT {_FOUND} FROM {table} f "
     "WHERE f.row >= ? AND f.row <= ? ORDER BY f.row DESC LIMIT 1)"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from xs import frame, sums
 from xs.errors import Damaged
 from xs.records import NamedTuple
-from xs.rows import LINE, as_stored, ceiling, damage, floor, id_in, whole_id
+from xs.rows import LINE, as_stored, ceiling, damage, floor, id_in, is_whole, whole_id
 from xs.schema import LIVE, ROW_MAX, Stored
 from xs.sqlite import lru_cache
 
@@ -307,7 +307,18 @@ def one(
         low = floor(reader, after)
     elif before is not None:
         high = ceiling(reader, before - 1)
-    rows = _one_row(reader, patterns, low, high, now, descending=after is None)
+    if patterns is None and after is not None:
+        # What look-ups mostly ask for has a statement of its own, here and below: the way by a
+        # `Source` takes as long as SQLite (bench/lookup.py). It is read to its end, which ends its
+        # transaction.
+        rows = reader.execute(_FIRST_ABOVE, (low, now)).fetchall()
+    else:
+        source = source_of(patterns)
+        if source is None:
+            return None
+        values = {**source.values, "low": low, "high": high, "now": now, "count": 1}
+        statement = select(source, LINE, descending=after is None)
+        rows = reader.execute(statement, values).fetchall()
     if not rows:
         return None
     (found,) = rows
@@ -321,32 +332,15 @@ def one(
     return bytes(line)
 
 
-def _one_row(
-    reader: sqlite3.Connection,
-    patterns: frame.Patterns,
-    low: int,
-    high: int,
-    now: int,
-    *,
-    descending: bool,
-) -> list[Any]:
-    """The first or the last selected frame between two rows, as LINE gives it; or none.
-
-    What look-ups mostly ask for has statements of its own: the way by a `Source` takes as long as
-    SQLite (bench/lookup.py). Either is read to its end, which ends its transaction.
-    """
-    if patterns is None:
-        if not descending:
-            return reader.execute(_FIRST_ABOVE, (low, now)).fetchall()
-    elif descending and high == ROW_MAX and len(patterns) == 1:
-        (topic,) = patterns
-        if not topic.endswith(".*"):
-            return reader.execute(_LAST_OF_TOPIC, (topic, now)).fetchall()
-    source = source_of(patterns)
-    if source is None:
-        return []
-    values = {**source.values, "low": low, "high": high, "now": now, "count": 1}
-    return reader.execute(select(source, LINE, descending=descending), values).fetchall()
+def newest_of(reader: sqlite3.Connection, topic: str, now: int) -> bytes | None:
+    """The newest frame of a topic."""
+    rows = reader.execute(_LAST_OF_TOPIC, (topic, now)).fetchall()
+    if not rows:
+        return None
+    (found,) = rows
+    if not is_whole(*found) or frame.topic_of(found[2]) != topic:
+        raise damage(reader, found[0])
+    return bytes(found[2])
 
 
 _LIVE = LIVE.replace(":now", "?")
