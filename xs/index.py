@@ -144,12 +144,15 @@ class Index:
         connection = self._connections.take()
         usable = False
         try:
-            with translated():
-                found = read(connection, *asked)
+            found = read(connection, *asked)
             usable = True
             return found
-        except Damaged as error:
-            raise (self._connections.disk_error(error) or error) from error.__cause__
+        except Exception:
+            try:
+                with translated():  # here: only errors have to go through it (bench/lookup.py)
+                    raise
+            except Damaged as error:
+                raise (self._connections.disk_error(error) or error) from error.__cause__
         finally:
             self._connections.give_back(connection, usable=usable)
 
