@@ -187,7 +187,7 @@ def main() -> None:
     with folder() as where, contextlib.ExitStack() as stack:
         xs_port = free_port()
         stack.enter_context(
-            server(os.path.join(where, "store"), "--expose", f"tcp://127.0.0.1:{xs_port}")
+            server(os.path.join(where, "store"), "--expose", f"127.0.0.1:{xs_port}")
         )
         token = Path(where, "store", "token").read_text().strip()
         xs = Link(xs_port)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import DEADLINE, XS, environment
 
 # One worker makes the clone's environment for all of them.
 pytestmark = [pytest.mark.xdist_group("tools"), pytest.mark.once]
@@ -446,3 +448,21 @@ def test_what_is_no_option_of_the_bench_is_not_taken_for_one() -> None:
     found = subprocess.run([ROOT / "tools/bench", "--shrot", "append"], stderr=subprocess.PIPE)
     assert found.returncode == 2
     assert found.stderr == b"tools/bench: there is no --shrot: see tools/bench --help\n"
+
+
+def test_the_bench_beside_peers_asks_xs_over_tcp(tmp_path: Path) -> None:
+    """Whatever peers there are: it measures nothing where it can't do that."""
+    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("out"))
+    (tmp_path / "bench/out").mkdir()
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/xs").write_text(f'#!/bin/sh\nexec {shlex.join(XS)} "$@"\n')
+    (tmp_path / "tools/xs").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "bench/peers.py", "--short"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        timeout=DEADLINE * 3,
+    )
+    assert (done.returncode, done.stderr) == (0, b""), done
+    assert (tmp_path / "bench/out/peers.json").exists()
