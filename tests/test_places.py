@@ -100,8 +100,24 @@ def test_where_steps_are_mostly_even_few_statements_find_a_frame(store: Store) -
                 found += line is not None
             assert len(asked) <= 2 * 3
         reader.set_trace_callback(None)
+        assert known.frame(reader, made[0] - 1, NOON) is None
     assert found > 0.95 * 3 * len(made)  # 0.999 on a trial; with one statement 0.65
-    assert known.frame(reader, made[0] - 1, NOON) is None
+
+
+def test_what_is_found_once_is_not_looked_for_again(store: Store) -> None:
+    """The index goes by it: another frame of a millisecond takes a statement, no transaction."""
+    made = [ids.parse(frame.id_of(line)) for line in add_all(store, [Append("a", None)] * 50)]
+    asked: list[str] = []
+    reader = store.database.take()
+    store.database.give_back(reader, usable=True)
+    assert store.index.get(made[3], NOON) is not None
+    reader.set_trace_callback(asked.append)
+    assert id_of(store.index.get(made[4], NOON)) == made[4]
+    assert id_of(store.index.next(made[5], None, NOON)) == made[6]
+    assert store.index.next(made[-1], None, NOON) is None
+    assert store.index.prev(made[0], None, NOON) is None
+    reader.set_trace_callback(None)
+    assert len(asked) == 4 and all(each.startswith("SELECT") for each in asked), asked
 
 
 def test_a_damaged_neighbour_is_told_and_not_passed_over(store: Store) -> None:
@@ -147,3 +163,24 @@ def test_where_nearly_all_of_a_millisecond_has_expired_nothing_is_made_up(
     clock.now += 3_000_000_000
     later = ids.parse(add(store, "a"))
     check(store, {later}, made)
+
+
+def test_ids_that_are_there_twice_and_topics_that_are_not_theirs_are_told(store: Store) -> None:
+    """As a damaged database may have them."""
+    made = [ids.parse(frame.id_of(line)) for line in add_all(store, [Append("a", None)] * 3)]
+    add(store, "b")
+    with contextlib.closing(sqlite3.connect(os.path.join(store.folder, "xs.db"))) as db:
+        db.execute("DELETE FROM frame WHERE instr(json, ?)", (ids.text(made[1]),))
+        db.execute(
+            "UPDATE frame SET (json, sum) = (SELECT json, sum FROM frame WHERE instr(json, ?)) "
+            "WHERE instr(json, ?)",
+            (ids.text(made[0]), ids.text(made[2])),
+        )
+        db.execute('DELETE FROM frame WHERE instr(json, \'"topic":"b"\')')
+        db.execute("UPDATE frame SET topic = (SELECT number FROM topic WHERE name = 'b')")
+        db.commit()
+    for value in made:
+        with contextlib.suppress(Damaged):
+            assert id_of(store.index.get(value, NOON)) in (None, value)
+    with pytest.raises(Damaged):
+        store.index.last(frozenset(("b",)), NOON)

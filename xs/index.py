@@ -80,7 +80,7 @@ class Index:
 
     def get(self, value: int, now: int) -> bytes | None:
         """The line of the frame with that id, or None."""
-        found = self._nearby("frame", value, now)
+        found = self._nearby(lambda places: places.frame, value, now)
         if found is not None:
             return found
         with self.reading() as reader:
@@ -93,17 +93,17 @@ class Index:
 
     def next(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The first frame above that id among those selected, or None."""
-        found = self._nearby("next", value, now) if patterns is None else None
+        found = self._nearby(lambda places: places.next, value, now) if patterns is None else None
         if found is not None:
-            return found
+            return found or None
         with self.reading() as reader:
             return one(reader, patterns, value, None, now)
 
     def prev(self, value: int, patterns: frame.Patterns, now: int) -> bytes | None:
         """The last frame below that id among those selected, or None."""
-        found = self._nearby("prev", value, now) if patterns is None else None
+        found = self._nearby(lambda places: places.prev, value, now) if patterns is None else None
         if found is not None:
-            return found
+            return found or None
         with self.reading() as reader:
             return one(reader, patterns, None, value, now)
 
@@ -126,8 +126,10 @@ class Index:
                 return one(reader, patterns, after, before, now)
         return self._alone(one, patterns, after, before, now)
 
-    def _nearby(self, what: str, value: int, now: int) -> bytes | None:
-        """The line of the frame with that id, of the `next` or the `prev`; None: look for it."""
+    def _nearby(
+        self, look: Callable[[Places], Callable[..., bytes | None]], value: int, now: int
+    ) -> bytes | None:
+        """What one of the ways of `places` finds; None where that is not known without a search."""
         if self._connections.read_only:
             return None
         if self._places is None:
@@ -135,7 +137,7 @@ class Index:
 
             self._places = Places()
         try:
-            return self._alone(getattr(self._places, what), value, now)
+            return self._alone(look(self._places), value, now)
         except Damaged:  # perhaps elsewhere
             return None
 

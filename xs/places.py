@@ -36,18 +36,15 @@ class Places:
         return None if found is None else bytes(found[0][2])
 
     def next(self, reader: sqlite3.Connection, value: int, now: int) -> bytes | None:
-        """The line of the frame after the one with that id, if that lies where it should."""
-        found = self._at(reader, _NEXT, value, now)
-        if found is None or len(found) < 2 or whole_id(*found[1]) <= value:
-            return None
-        return bytes(found[1][2])
+        """The line of the frame after the one with that id, if that lies where it should.
+
+        b"" if there is none after it.
+        """
+        return _neighbour(self._at(reader, _NEXT, value, now), value, 1)
 
     def prev(self, reader: sqlite3.Connection, value: int, now: int) -> bytes | None:
-        """The line of the frame before the one with that id, if that lies where it should."""
-        found = self._at(reader, _PREV, value, now)
-        if found is None or len(found) < 2 or not 0 <= whole_id(*found[1]) < value:
-            return None
-        return bytes(found[1][2])
+        """As `next`, of the frame before it."""
+        return _neighbour(self._at(reader, _PREV, value, now), value, -1)
 
     def _at(
         self, reader: sqlite3.Connection, query: str, value: int, now: int
@@ -88,6 +85,17 @@ class Places:
             self._ends.clear()
         ends = self._ends[base] = (low, low_id, high, high_id)
         return ends
+
+
+def _neighbour(
+    found: list[tuple[int, int, bytes]] | None, value: int, direction: int
+) -> bytes | None:
+    if found is None:
+        return None
+    if len(found) < 2:
+        return b""
+    at = whole_id(*found[1])
+    return bytes(found[1][2]) if at >= 0 and (at - value) * direction > 0 else None
 
 
 _LIVE = LIVE.replace(":now", "?")

@@ -308,7 +308,7 @@ def one(
     elif before is not None:
         high = ceiling(reader, before - 1)
     if patterns is None and after is not None:
-        # What look-ups mostly ask for has a statement of its own, here and below: the way by a
+        # What look-ups mostly ask for has a statement of its own, as in `newest_of`: the way by a
         # `Source` takes as long as SQLite (bench/lookup.py). It is read to its end, which ends its
         # transaction.
         rows = reader.execute(_FIRST_ABOVE, (low, now)).fetchall()
