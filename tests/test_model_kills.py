@@ -31,7 +31,7 @@ from xs import frame
 from xs.client import Client
 from xs.errors import BrokenBody, Locked, Unavailable
 
-SECONDS = float(os.environ.get("XS_MODEL_SECONDS", "12"))
+SECONDS = float(os.environ.get("XS_MODEL_SECONDS", "8"))
 KEEP = 20_000  # frames that one worker leaves, so that a long run does not fill the disk
 WORKERS = 4
 
