@@ -28,6 +28,7 @@ import pytest
 from conftest import DEADLINE, environment, start_server
 from handling import program, until
 from stores import problems
+from test_alone import POINTS as POINTS_ALONE
 from test_chunked import make_older
 
 import xs
@@ -373,7 +374,8 @@ def test_each_point_in_the_code_is_one_at_which_a_test_dies() -> None:
     tables = [row[0] for row in (*POINTS, *POINTS_OF_RUNS)]
     others = (*POINTS_OF_HANDLERS, *POINTS_OF_REPAIRS)
     in_tests = {point.partition(":")[0] for point in (*tables, *others)}
-    assert sorted(in_code) == sorted({*in_tests, *POINTS_OF_SERVERS})
+    alone = {point for point, _ in POINTS_ALONE}
+    assert sorted(in_code) == sorted({*in_tests, *POINTS_OF_SERVERS, *alone})
 
 
 # ---- What is done by a command, or by a server by itself ---------------------------------------

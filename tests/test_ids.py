@@ -134,3 +134,20 @@ def test_text_of_a_sequence_is_text() -> None:
     for _ in range(2000):
         value = sequence.next(NOON + random.randrange(3))
         assert sequence.text(value) == ids.text(value)
+
+
+def test_an_id_for_which_there_was_no_memory_leaves_the_next_ones_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sequence = ids.Sequence(0)
+    sequence.text(sequence.next(NOON))
+    value = sequence.next(NOON + 100_000)
+
+    def fails(value: int) -> str:
+        raise MemoryError
+
+    with monkeypatch.context() as context:
+        context.setattr(ids, "text", fails)
+        with pytest.raises(MemoryError):
+            sequence.text(value)
+    assert sequence.text(value) == ids.text(value)

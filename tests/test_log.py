@@ -195,11 +195,17 @@ def test_debug_has_each_request_with_its_status(store_dir: str) -> None:
     with Wire(store_dir) as wire:
         wire.ask("POST", "/append/t?ttl=last:1", b"x")
         wire.ask("GET", "/last/none")
+        for _ in range(2):  # those in the same words as well
+            wire.ask("GET", "/last/t")
+            wire.ask("POST", "/append/t", b"y")
+            wire.ask("POST", "/append/t", b"z")
         wire.send(b"NO\x00NSENSE\r\n\r\n")
         assert wire.answer().status == 400
     lines = ended(server).splitlines()
     assert "xs: socket: POST /append/t?ttl=last:1: 200" in lines
     assert "xs: socket: GET /last/none: 404" in lines
+    assert lines.count("xs: socket: GET /last/t: 200") == 2
+    assert lines.count("xs: socket: POST /append/t: 200") == 4
     assert any(line.startswith("xs: socket: no request: 400: ") for line in lines)
 
 

@@ -37,6 +37,7 @@ class Bus:
         """`mark`: the position of a reader that has seen all there is."""
         self._lock = threading.Lock()  # guards all below; no other lock is taken under it
         self._changed = threading.Condition(self._lock)
+        self._waiting = 0  # how many threads wait for that
         self._ids: list[int] = []
         self._entries: list[Entry] = []
         self._bytes = 0
@@ -72,7 +73,8 @@ class Bus:
             self._bytes += _size(entries)
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
-            self._changed.notify_all()
+            if self._waiting:  # mostly nobody: who follows a connection is told by its delivery
+                self._changed.notify_all()
             if self._run_changed:
                 for first in {entry.first for entry in entries if entry.first is not None}:
                     if first in self._run_changed:
@@ -111,7 +113,13 @@ class Bus:
     def wait(self, position: int, timeout: float | None = None) -> bool:
         """Waits until something is above `position` or the bus closes; False after `timeout` s."""
         with self._lock:
-            return self._changed.wait_for(lambda: self._newest > position or self._closed, timeout)
+            self._waiting += 1
+            try:
+                return self._changed.wait_for(
+                    lambda: self._newest > position or self._closed, timeout
+                )
+            finally:
+                self._waiting -= 1
 
     def wait_for_run(self, first: int, position: int, timeout: float) -> bool:
         """Waits for a frame above `position` that continues a run; False after `timeout` seconds.
@@ -153,7 +161,11 @@ class Bus:
         """
         with self._lock:
             if not is_true():
-                self._changed.wait(timeout())
+                self._waiting += 1
+                try:
+                    self._changed.wait(timeout())
+                finally:
+                    self._waiting -= 1
 
     def skip_to(self, mark: int) -> None:
         """History was imported up to `mark`: who has not passed it reads the index.

@@ -35,6 +35,12 @@ class Append(NamedTuple):
     key: Optional[str] = None
 
 
+def is_plain(append: Append) -> bool:
+    """Whether it asks for nothing but a frame that stays."""
+    _, _, meta, ttl, if_last, key = append
+    return ttl == frame.FOREVER and if_last is None and key is None and CHUNK not in meta
+
+
 class Commit:
     """One batch's transaction, as works see it, and what is to happen once it is durable."""
 

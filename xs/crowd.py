@@ -18,7 +18,9 @@ import time
 from typing import Protocol
 
 from xs import threads
+from xs.content import INLINE_MAX
 from xs.errors import XsError
+from xs.http1 import RequestHead
 from xs.store import Store
 from xs.work import Work
 
@@ -38,6 +40,21 @@ class Member(Protocol):
 
         False, and the same again if it is asked again: the connection's own thread has to go on.
         """
+
+
+def can_take(head: RequestHead, there: int) -> bool:
+    """Whether the crowd's thread can take a request; `there`: the bytes behind its head."""
+    return (
+        head.method == "POST"
+        and head.path.startswith("/append/")
+        # Content in parts takes a thread until it is whole, whatever the words that ask for it.
+        and "chunked" not in head.query
+        and "%" not in head.query
+        and head.get("xs-run") is None
+        and head.length is not None
+        and head.length <= min(there, INLINE_MAX)
+        and head.keep_alive
+    )
 
 
 class Crowd:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from xs import threads
+    from xs.commit import Append
     from xs.committer import Committer
+    from xs.content import Content
     from xs.work import Work
 
 BATCH_WORKS = 1000  # works that share one commit
@@ -104,6 +106,17 @@ class GroupCommit:
         except MemoryError:
             self._committer.give_up(batch or [])
         finally:  # also after Ctrl-C: the store may still be used, if only to end something
+            self._stop_leading()
+
+    def append_alone(self, append: Append, content: Content | None) -> bytes | None:
+        """As `Committer.append_alone`, unless somebody else leads or waits: then None, too."""
+        with self._lock:
+            if self._leading or self._queue or self._closing:
+                return None
+            self._leading = True
+        try:
+            return self._committer.append_alone(append, content)
+        finally:
             self._stop_leading()
 
     def end_with(self, works: list[Work]) -> None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Optional, Protocol
 from xs import api, http1, lookups
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
-from xs.commit import Append
-from xs.content import INLINE_MAX
-from xs.crowd import Crowd
+from xs.commit import Append, is_plain
+from xs.content import small
+from xs.crowd import Crowd, can_take
 from xs.delivery import Delivery
 from xs.errors import BrokenBody, Unavailable, XsError
 from xs.following import Following
@@ -108,6 +108,7 @@ class Connection(Handler):
         self._grant: Grant | None = None  # … with which token, if it is somebody else's
         self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
         self._last_append: Append | None = None  # what that asks for, if it asks to append
+        self._lone_append: Append | None = None  # … if it may be done by itself (`_append_alone`)
         self._out = Outbox(self.sock, Limits.answers_waiting)
         self._handed_on = False
         self._ending = False
@@ -186,7 +187,7 @@ class Connection(Handler):
         head = self._read_head()
         if head is None:
             return False
-        if not _is_small_append(head, len(self.buffer)) or not self._out.is_settled():
+        if not can_take(head, len(self.buffer)) or not self._out.is_settled():
             self._left = (head, None)
             return False
         body, found = self._find_answer(head)
@@ -212,7 +213,7 @@ class Connection(Handler):
         end = start.find(b"\r\n\r\n") + 4
         if head is not None and end > 4 and start[0] not in b"\r\n":
             self._last_head = (start[:end], head)
-            self._last_append = None
+            self._last_append = self._lone_append = None
         return head
 
     def _await_head(self) -> http1.RequestHead | None:
@@ -237,13 +238,46 @@ class Connection(Handler):
             if not data:
                 return None
             self.buffer += data
-            if not started and self._look_up() and not self.buffer:
+            if not started and (self._append_alone() or self._look_up()) and not self.buffer:
                 continue
             head = self._read_head()
             if head is not None:
                 if started:
                     set_timeout(self.sock, Limits.idle_seconds)
                 return head
+
+    def _append_alone(self) -> bool:
+        """Answers the append in the buffer, if its words are those of the last one, and it is all.
+
+        The way of all others begins with `_read_head`, and finds out what is wrong with the rest.
+        """
+        append = self._lone_append
+        text, head = self._last_head
+        server = self.server
+        if (
+            append is None
+            or head is None
+            or len(self.buffer) != len(text) + (head.length or 0)
+            or not self.buffer.startswith(text)
+            or not server.is_quiet
+            or server.log.is_debug
+            or self._ending
+            or not self._out.is_settled()
+            or not self._is_owners(head)
+        ):
+            return False
+        try:
+            data = bytes(memoryview(self.buffer)[len(text) :])
+            content = small(data) if data else None
+        except MemoryError:
+            return False
+        line = server.served.store.group.append_alone(append, content)
+        if line is None:
+            return False
+        self.buffer.clear()
+        self._appends += 1
+        self._out.write(of_frame(line))
+        return True
 
     def _look_up(self) -> bool:
         """Answers requests at the start of the buffer that are of `lookups`; whether one was."""
@@ -252,11 +286,14 @@ class Connection(Handler):
             return False
         has_found = False
         while not self._ending:
-            self._out.settle()  # it reads what the requests before it have appended
-            found = lookups.answered(self.buffer, like, server.served.store)
+            found = lookups.path_in(self.buffer, like)
             if found is None:
                 break
-            size, line = found
+            path, size = found
+            self._out.settle()  # it reads what the requests before it have appended
+            line = lookups.line_of(server.served.store, path)
+            if line is None:
+                break
             del self.buffer[:size]
             self._out.write(of_frame(line))
             self._appends = 0
@@ -371,10 +408,31 @@ class Connection(Handler):
             found = api.answer(self._served.store, request)
             if is_last:
                 self._last_append = api.append_in(found)
+                self._lone_append = self._lone(head)
             return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path[:_LOGGED]}", error)
             return api.Answer(500, api.TEXT, b"the server met an error of its own; see its log\n")
+
+    def _is_owners(self, head: http1.RequestHead) -> bool:
+        """Whether a request comes from who may do everything, now as before."""
+        access = self.server.access
+        try:
+            return access is None or rights_of(head, access) is EVERYTHING
+        except XsError:
+            return False
+
+    def _lone(self, head: http1.RequestHead) -> Append | None:
+        append = self._last_append
+        is_lone = (
+            append is not None
+            and is_plain(append)
+            and head.path.startswith("/append/")  # of the store that this address is of
+            and head.minor == 1
+            and head.keep_alive
+            and head.length is not None
+        )
+        return append if is_lone else None
 
     # For the body (see `body.Source`)
 
@@ -578,21 +636,6 @@ class Connection(Handler):
         if self._visits:
             self._served.visitors.discard(self)
         self.server.closed(self)
-
-
-def _is_small_append(head: http1.RequestHead, there: int) -> bool:
-    """Whether the crowd's thread can take a request; `there`: the bytes behind its head."""
-    return (
-        head.method == "POST"
-        and head.path.startswith("/append/")
-        # Content in parts takes a thread until it is whole, whatever the words that ask for it.
-        and "chunked" not in head.query
-        and "%" not in head.query
-        and head.get("xs-run") is None
-        and head.length is not None
-        and head.length <= min(there, INLINE_MAX)
-        and head.keep_alive
-    )
 
 
 # A listener

@@ -169,8 +169,8 @@ class Sequence:
         """`text(value)`, quicker for ids that follow each other: their first 13 digits are kept."""
         high, low = divmod(value, _LOW)
         if high != self._high:
+            self._high_text = text(value)[:13]  # first: there may be no memory for it
             self._high = high
-            self._high_text = text(value)[:13]
         return self._high_text + _twelve(low)
 
     def _random(self) -> int:

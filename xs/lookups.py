@@ -20,10 +20,10 @@ _STARTS = (b"GET /last/", b"GET /head/", b"GET /first/", b"GET /next/", b"GET /p
 _TARGET_MAX = 300  # bytes: a longer one is not looked at here
 
 
-def answered(buffer: bytearray, like: RequestHead, store: Store) -> tuple[int, bytes] | None:
-    """How many bytes the request in a buffer has, and the line of the frame that it asks for.
+def path_in(buffer: bytearray, like: RequestHead) -> tuple[bytes, int] | None:
+    """The path of the request at the start of a buffer, and its bytes; None if it is none of these.
 
-    None if it is not one of these. `like` is the head of an earlier request on its connection.
+    `like` is the head of an earlier request on its connection.
     """
     if not buffer.startswith(_STARTS):
         return None
@@ -34,26 +34,26 @@ def answered(buffer: bytearray, like: RequestHead, store: Store) -> tuple[int, b
     rest = b" HTTP/1.1\r\n%b\r\n\r\n" % block
     if not buffer.startswith(rest, end):
         return None
+    return bytes(buffer[5:end]), end + len(rest)
+
+
+def line_of(store: Store, path: bytes) -> bytes | None:
+    """The line of the frame that such a request asks for; None where the whole way has to tell."""
+    word, slash, rest = path.decode("latin-1").partition("/")
     try:
-        line = _line(store, buffer[5:end].decode("ascii"))
+        if not slash:
+            return store.get(ids.parse(word))
+        if word in ("last", "head"):
+            # Not parsed if it is one word: what is no topic, or has a query, is that of no frame.
+            several = "," in rest or "*" in rest
+            patterns = frame.parse_patterns(rest) if several else frozenset((rest,))
+            return store.index.last(patterns, store.clock())
+        if word == "first":
+            return store.index.first(frame.parse_patterns(rest), store.clock())
+        if word == "next":
+            return store.index.next(ids.parse(rest), None, store.clock())
+        if word == "prev":
+            return store.index.prev(ids.parse(rest), None, store.clock())
     except Exception:  # the whole way meets it as well, and tells it
-        return None
-    return None if line is None else (end + len(rest), line)
-
-
-def _line(store: Store, path: str) -> bytes | None:
-    word, slash, rest = path.partition("/")
-    if not slash:
-        return store.get(ids.parse(word))
-    if word in ("last", "head"):
-        # A word that is no topic is that of no frame.
-        several = "," in rest or "*" in rest
-        patterns = frame.parse_patterns(rest) if several else frozenset((rest,))
-        return store.index.last(patterns, store.clock())
-    if word == "first":
-        return store.index.first(frame.parse_patterns(rest), store.clock())
-    if word == "next":
-        return store.index.next(ids.parse(rest), None, store.clock())
-    if word == "prev":
-        return store.index.prev(ids.parse(rest), None, store.clock())
+        pass
     return None

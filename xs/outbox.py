@@ -41,8 +41,7 @@ class Outbox:
 
     def is_settled(self) -> bool:
         """Whether every append so far is answered."""
-        with self._changed:
-            return not (self._awaited or self._draining or self._broken)
+        return not (self._awaited or self._draining or self._broken)
 
     def settle(self) -> None:
         """Waits until every append so far is answered."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Optional
 
+    from xs.content import Content
+
 
 BUCKET_FRAMES = 8192  # frames that share a bucket of the digest index, more or less
 _COUNTED = 64  # one in so many is counted where it is to be found out how many a bucket has
@@ -93,6 +95,7 @@ class Writer:
         self._bucket_left = 0
         self._fresh = False
         self._version = -1  # of the data, as SQLite counts what other connections commit
+        self._others_wrote = False  # since the last transaction that was committed
 
     def begin(self) -> bool:
         """Starts a transaction; whether another process has written since the last one."""
@@ -102,7 +105,8 @@ class Writer:
             self.execute("BEGIN IMMEDIATE")
             try:
                 version = int(self.execute("PRAGMA data_version").fetchone()[0])
-                has_changed = version != self._version != -1
+                has_changed = self._others_wrote or version != self._version != -1
+                self._others_wrote = has_changed  # until a transaction that knows it is through
                 self._version = version
                 if has_changed or not self._fresh:
                     self._reload()
@@ -110,6 +114,15 @@ class Writer:
                 self.rollback()
                 raise
             return has_changed
+
+    def begins_again(self) -> bool:
+        """As `begin`, where all is as the last transaction has left it; False if it is not.
+
+        SQLite's errors are its own here.
+        """
+        self.execute("BEGIN IMMEDIATE")
+        version = self.execute("PRAGMA data_version").fetchone()[0]
+        return self._fresh and not self._others_wrote and bool(version == self._version)
 
     def _reload(self) -> None:
         self._topics.clear()
@@ -137,6 +150,7 @@ class Writer:
         fault.at("commit.before-fsync")
         with translated():
             self.execute("COMMIT")
+        self._others_wrote = False
 
     def has_committed(self, value: int) -> bool:
         """Whether the frame with that id is durable, whatever `commit` has raised."""
@@ -200,6 +214,22 @@ class Writer:
         if row is None:
             return False
         self.add(row, new)
+        return True
+
+    def append_now(
+        self, value: int, topic: str, json: str, line: bytes, content: Content | None
+    ) -> bool:
+        """As `append`, of a frame that stays, with no other to be written: by one statement."""
+        row = self.row_above(value)
+        if row is None or len(line) > LARGE_JSON:
+            return False
+        number = self.number(topic)
+        digest = data = None
+        if content is not None:
+            digest, data = self.listed(content.digest), content.data
+        self.execute(_INSERT_ONE, (row, number, digest, sums.of(line), json, data))
+        for prefix in self._prefixes[number]:
+            self.execute("INSERT INTO below VALUES (?, ?)", (prefix, row))
         return True
 
     def row_above(self, value: int) -> int | None:
@@ -403,8 +433,7 @@ class Writer:
         """Writes what was gathered."""
         with translated():
             if self._frames:
-                columns = "frame (row, topic, digest, sum, json, content)"
-                _insert(self.execute, columns, 6, self._frames)
+                _insert(self.execute, _FRAME, 6, self._frames)
                 self._frames.clear()
             if self._expiring:
                 columns = "frame (row, topic, digest, sum, json, content, expires)"
@@ -515,6 +544,10 @@ _ROWS_MAX = 512 if VERSION >= (3, 32, 0) else 128
 def _insert_statement(table: str, width: int, rows: int) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
+
+
+_FRAME = "frame (row, topic, digest, sum, json, content)"
+_INSERT_ONE = _insert_statement(_FRAME, 6, 1)
 
 
 def _insert(execute: Callable[..., Any], table: str, width: int, values: list[Any]) -> None:
