@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import socket
@@ -259,6 +260,29 @@ def test_scripts_are_started_when_there_are_descriptors_again(tmp_path: Path) ->
                 until(lambda name=name: client.last(f"{name}.recv"))  # type: ignore[misc]
     finally:
         server.stop()
+
+
+def test_scripts_are_started_though_there_were_no_descriptors_when_an_earlier_server_s_were_gone(
+    store_dir: str,
+) -> None:
+    folder = Path(store_dir, "run")
+    folder.mkdir(parents=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as processes of an earlier server hold it
+        server = start_server(store_dir)
+        assert server.process.stderr is not None
+        try:
+            with xs.open(store_dir) as client:
+                client.append("one.spawn", b"#!/bin/sh\necho came")
+                with starved(server):
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+                    line = b""
+                    while b"Too many open files" not in line:
+                        line = server.process.stderr.readline()
+                        assert line, "the server has ended"
+                until(lambda: client.last("one.recv"))
+        finally:
+            server.stop()
 
 
 # For want of threads

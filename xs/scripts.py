@@ -116,11 +116,15 @@ class Scripts:
         return Evaluation(self.processes, log, text, line, is_wanted, release)
 
     def _main(self) -> None:
-        if not self.processes.acquire(lambda: self._stopping):
-            return
+        self._until_done(self._take_over)
         self._until_done(self._fold)
         self._until_done(self._hand_on)
-        threads.keep_on(self._hear)
+        if not self._stopping:
+            threads.keep_on(self._hear)
+
+    def _take_over(self) -> None:
+        """Waits until no process of an earlier server is left."""
+        self.processes.acquire(lambda: self._stopping)
 
     def _hear(self) -> bool:
         self._due.wait()
