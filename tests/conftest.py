@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Union
@@ -36,8 +37,26 @@ DEADLINE = 20.0  # seconds that anything in a test may take
 XS = [sys.executable, "-c", "from xs.cli import main; main()"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process runs by itself begins first, lest the others wait for its end."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-in", type=int, default=1, metavar="N", help="of each test's cases, run one in N"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out cases (`--one-in`), and sorts.
+
+    What one process runs by itself begins first, lest the others wait for its end.
+    """
+    cases: Counter[str] = Counter()
+    kept, left_out = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        is_kept = cases[test] % config.getoption("--one-in") == 0
+        (kept if is_kept else left_out).append(item)
+        cases[test] += 1
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 

@@ -31,8 +31,6 @@ from xs.store import Store
 from xs.transport import HttpTransport
 from xs.work import PinWork
 
-pytestmark = pytest.mark.once
-
 LARGE = b"large " * 5000
 FROM_START = {"run-from": "start"}
 

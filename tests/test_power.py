@@ -19,8 +19,6 @@ from power import Call
 from xs import frame
 from xs.content import INLINE_MAX
 
-pytestmark = pytest.mark.once
-
 LARGE = b"large" * INLINE_MAX
 MOMENTS = 40  # of some 900, each looked at twice; `tools/powerloss` looks at all of them
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import environment
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 6
 DAY = ("1", "6")  # hours, and the seconds in which they pass

@@ -29,8 +29,6 @@ from xs.connections import Connections
 from xs.errors import Damaged, Full, NotAStore, Unavailable
 from xs.store import Store
 
-pytestmark = pytest.mark.once
-
 FRAME = 24 + 4096
 SHM = "xs.db-shm"
 
