@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 from conftest import DEADLINE, Server, start_server
 from handling import until
 from stores import Gate, add, content, lines, problems
+from test_disk_faults import failing, wait_until_traced
 from wire import Answer, Wire, request
 
 import xs
@@ -367,3 +370,41 @@ def test_over_tcp_each_append_is_asked_for_its_token(store_dir: str) -> None:
             assert found == [str(n) for n in range(5)] * 2
     finally:
         server.stop()
+
+
+def test_an_fsync_that_fails_is_told_and_nothing_of_it_is_stored(server: Server) -> None:
+    answered = []
+    with Wire(server.directory) as wire:
+        for n in range(10):
+            if n == 5:
+                with failing(server, "fsync,fdatasync", "EIO"):
+                    refused = wire.ask("POST", "/append/a", b"%06d" % n)
+                assert refused.status >= 500, refused
+                continue
+            data = b"%06d" % n
+            answered.append((str(whole(wire.ask("POST", "/append/a", data))["id"]), data))
+    server.process.kill()
+    server.process.wait(DEADLINE)
+    assert left_of(server.directory, answered) == len(answered)
+
+
+def test_each_is_synced_before_it_is_answered(server: Server, tmp_path: Path) -> None:
+    """As the kernel is asked."""
+    trace = tmp_path / "trace"
+    calls = "trace=fsync,fdatasync,sendto"
+    with Wire(server.directory) as wire:
+        wire.ask("POST", "/append/a", b"000000")
+        strace = subprocess.Popen(
+            ["strace", "-f", "-qq", "-o", trace, "-e", calls, "-p", str(server.process.pid)]
+        )
+        wait_until_traced(server.process.pid, True)
+        for n in range(20):
+            whole(wire.ask("POST", "/append/a", b"%06d" % n))
+        strace.send_signal(signal.SIGINT)
+        strace.wait(DEADLINE)
+    ended = re.compile(r"\d+ +(?:<\.\.\. (\w+) resumed>|(\w+)\((?!.*<unfinished))")
+    found = map(ended.match, trace.read_text().splitlines())
+    done = [each[1] or each[2] for each in found if each is not None]
+    assert done.count("sendto") == 20
+    for before, call in zip(done, done[1:]):
+        assert call != "sendto" or before in ("fsync", "fdatasync"), done
