@@ -133,6 +133,25 @@ def test_what_another_process_has_written_is_acted_upon_by_the_next(
     assert alone(store, b"again") is not None
 
 
+def test_what_another_process_has_written_is_remembered_until_a_commit_is_through(
+    store: Store, store_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, "a")
+    os.unlink(os.path.join(store_dir, "lock"))
+    with contextlib.closing(Store(store_dir)) as other:
+        theirs = add(other, "theirs")
+    writer = store.group._committer._writer
+    assert writer is not None
+    monkeypatch.setattr(writer, "append", without_memory(writer.append))
+    with pytest.raises(NoMemory):
+        add(store, "mine")
+    assert alone(store, b"mine") is None
+    add(store, "mine")
+    assert [frame.topic_of(line) for line in lines(store)] == ["a", "theirs", "mine"]
+    assert store.bus.after(ids.parse(theirs) - 1) is None  # who follows goes to the index
+    assert alone(store, b"again") is not None
+
+
 def test_a_store_that_was_replaced_is_not_written_to(store: Store, store_dir: str) -> None:
     add(store, "a")
     path = os.path.join(store_dir, "xs.db")
