@@ -194,17 +194,7 @@ def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
     import zlib  # noqa: F401  # for `sums`
 
-    from xs import (  # noqa: F401
-        alike,
-        batch,
-        check,
-        chunked,
-        garbage,
-        places,
-        process,
-        removal,
-        version,
-    )
+    from xs import alike, batch, check, chunked, garbage, places, process, removal  # noqa: F401
 
     _load_writing()
     _load_reading()

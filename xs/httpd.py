@@ -284,7 +284,7 @@ class Connection(Handler):
         server, like = self.server, self._last_head[1]
         if like is None or server.access is not None or server.log.is_debug:
             return False
-        has_found = False
+        there = len(self.buffer)
         while not self._ending:
             found = lookups.path_in(self.buffer, like)
             if found is None:
@@ -297,8 +297,7 @@ class Connection(Handler):
             del self.buffer[:size]
             self._out.write(of_frame(line))
             self._appends = 0
-            has_found = True
-        return has_found
+        return len(self.buffer) < there
 
     def _receive_head(self) -> bytes:
         """What has come, or comes next. Raises `BlockingIOError` when the time is over.
@@ -408,7 +407,7 @@ class Connection(Handler):
             found = api.answer(self._served.store, request)
             if is_last:
                 self._last_append = api.append_in(found)
-                self._lone_append = self._lone(head)
+                self._lone_append = self._last_append if self._is_lone(head) else None
             return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path[:_LOGGED]}", error)
@@ -416,15 +415,15 @@ class Connection(Handler):
 
     def _is_owners(self, head: http1.RequestHead) -> bool:
         """Whether a request comes from who may do everything, now as before."""
-        access = self.server.access
         try:
-            return access is None or rights_of(head, access) is EVERYTHING
+            return rights_of(head, self.server.access) is EVERYTHING
         except XsError:
             return False
 
-    def _lone(self, head: http1.RequestHead) -> Append | None:
+    def _is_lone(self, head: http1.RequestHead) -> bool:
+        """Whether appends in the words of the last one may be done by `_append_alone`."""
         append = self._last_append
-        is_lone = (
+        return (
             append is not None
             and is_plain(append)
             and head.path.startswith("/append/")  # of the store that this address is of
@@ -432,7 +431,6 @@ class Connection(Handler):
             and head.keep_alive
             and head.length is not None
         )
-        return append if is_lone else None
 
     # For the body (see `body.Source`)
 
