@@ -30,8 +30,9 @@ def lines_of(path: str) -> Iterable[bytes]:
 
     store = Store(path)
     position = -1
+    walk = store.index.walk(None)
     while True:
-        page, count = store.index.page(position, None, None, 1000, store.clock())
+        page, count = walk.page(position, None, 1000, store.clock())
         if not count:
             break
         lines = page.split(b"\n")[:-1]

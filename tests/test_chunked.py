@@ -43,7 +43,7 @@ from stores import (
 from wire import Answer, Wire, request
 
 import xs
-from xs import chunked, claim, connections, frame, ids, index, runs, runsteps, schema
+from xs import chunked, claim, connections, frame, ids, runs, runsteps, schema, walk
 from xs.client import Client
 from xs.commit import Append, Commit
 from xs.content import small
@@ -1868,11 +1868,11 @@ def test_nothing_that_counts_a_run_once_goes_through_its_frames(store: Store) ->
             lambda p=patterns: store.index.prev(ids.MAX, p, now),
             lambda p=patterns: store.index.start_of_last(p, 5, -1, None, now, chunks=False),
             lambda p=patterns: store.index.start_of_last(p, 5, -1, None, now),
-            lambda p=patterns: store.index.page(-1, None, p, 1000, now, chunks=False),
-            lambda p=patterns: store.index.page(first + 1, None, p, 5, now),
+            lambda p=patterns: store.index.walk(p, chunks=False).page(-1, None, 1000, now),
+            lambda p=patterns: store.index.walk(p).page(first + 1, None, 5, now),
         ):  # type: ignore[misc]
             assert steps_of(store, act) < 20
-    assert steps_of(store, lambda: store.index.page(-1, None, frozenset("b"), 1000, now)) < 20
+    assert steps_of(store, lambda: store.index.walk(frozenset("b")).page(-1, None, 1000, now)) < 20
     # And a whole read costs each frame about once.
     whole = steps_of(store, lambda: lines(store))
     assert whole < 20_000
@@ -1930,8 +1930,8 @@ def test_every_read_agrees_with_a_plain_model(
     model = Model()
     writing: list[tuple[Run, dict[str, Any]]] = []
     store = Store(folder, exclusive=True, create=True, clock=clock)
-    kept = index.PAGE_ROWS
-    index.PAGE_ROWS = [kept, 1, 2, 3][page_rows]  # pages end amid runs
+    kept = walk.PAGE_ROWS
+    walk.PAGE_ROWS = [kept, 1, 2, 3][page_rows]  # pages end amid runs
     try:
         for act, n in acts:
             store = do(store, clock, model, writing, act, n)
@@ -1939,7 +1939,7 @@ def test_every_read_agrees_with_a_plain_model(
         found = problems(store)
         assert found == []
     finally:
-        index.PAGE_ROWS = kept
+        walk.PAGE_ROWS = kept
         store.close()
 
 

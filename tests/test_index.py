@@ -149,7 +149,7 @@ def test_pages_hold_large_frames_among_small_ones_once_in_order(store: Store) ->
         assert lines(store, topic=pattern, last=7) == wanted[-7:]
         position, sizes = -1, []
         while True:
-            page, count = store.index.page(position, None, patterns, 10**9, NOON)
+            page, count = store.index.walk(patterns).page(position, None, 10**9, NOON)
             if not count:
                 break
             sizes.append(len(page))
@@ -187,7 +187,7 @@ def test_a_topic_is_read_whole_where_it_is_dense_and_where_it_is_thin(store: Sto
 
 def test_a_topic_that_gets_thin_is_not_looked_for_among_all_frames(store: Store) -> None:
     def read() -> None:
-        _, frames = store.index.page(-1, None, frozenset({"a"}), 1000, NOON)
+        _, frames = store.index.walk(frozenset({"a"})).page(-1, None, 1000, NOON)
         assert 50 <= frames <= 100
 
     add_all(store, [Append("a")] * 100)

@@ -48,8 +48,9 @@ ARCHITECTURE = {
     "sqlite":      "",
     "schema":      "errors records sums sqlite | fault",
     "rows":        "errors ids frame sums schema",
-    "scan":        "errors frame records sums sqlite schema rows",
-    "pieces":      "errors ids frame records schema rows scan (writer)",
+    "scan":        "frame records sqlite schema rows",
+    "walk":        "errors frame records sums sqlite schema rows scan (connections)",
+    "pieces":      "errors ids frame records schema rows (writer)",
     "alike":       "sums schema",
     "writer":      "errors fault ids frame records sums sqlite schema rows | scan alike (content)",
     "removal":     "errors ids frame records schema rows | pieces (writer)",
@@ -57,8 +58,8 @@ ARCHITECTURE = {
     "still":       "errors",
     "connections": "errors sqlite schema | still wal",
     "places":      "schema rows",
-    "index":       "errors frame schema rows scan connections | pieces places",
-    "check":       "errors ids frame content schema rows scan pieces index (cas)",
+    "index":       "errors frame schema rows scan connections | pieces places walk",
+    "check":       "errors ids frame content schema rows pieces index (cas)",
     "bus":         "records (frame)",
     "snapshot":    "errors fault ids frame content schema still connections index",
     "salvage":     "records sums schema still",
@@ -103,7 +104,7 @@ ARCHITECTURE = {
     "rights":      "errors frame records",
     "tokens":      "errors fault frame place disk rights",
     "api":         "errors ids frame store | alike content times query commit work imports "
-                   "removal reader version meta batch check chunked garbage places process "
+                   "removal reader version meta batch check chunked garbage places process walk "
                    "(scripts rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
@@ -176,12 +177,13 @@ DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools"
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
 
 # The store and what is below it: no word of HTTP in its names or strings.
-BELOW_HTTP = ("ids", "frame", "disk", "content", "cas", "rows", "scan", "pieces", "alike", "writer")
-BELOW_HTTP += ("removal", "connections", "index", "check", "bus", "commit", "work", "bulk")
-BELOW_HTTP += ("runsteps", "imports", "claim", "runs", "committer", "group", "expiry", "garbage")
-BELOW_HTTP += ("creation", "store")
-THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "pieces", "alike", "writer", "removal")
-THE_ONES_WITH_SQL += ("wal", "connections", "places", "index", "check", "snapshot", "salvage")
+BELOW_HTTP = ("ids", "frame", "disk", "content", "cas", "rows", "scan", "walk", "pieces", "alike")
+BELOW_HTTP += ("writer", "removal", "connections", "index", "check", "bus", "commit", "work")
+BELOW_HTTP += ("bulk", "runsteps", "imports", "claim", "runs", "committer", "group", "expiry")
+BELOW_HTTP += ("garbage", "creation", "store")
+THE_ONES_WITH_SQL = ("sqlite", "schema", "rows", "scan", "walk", "pieces", "alike", "writer")
+THE_ONES_WITH_SQL += ("removal", "wal", "connections", "places", "index", "check", "snapshot")
+THE_ONES_WITH_SQL += ("salvage",)
 
 
 # What of it xs uses; a new name here is a decision.

@@ -361,7 +361,7 @@ def test_what_was_durable_by_the_time_that_memory_was_short_is_answered_so(
     told = [work.result for work in answered if work.error is None]
     assert len(answered) == count and all(work.finished for work in answered)
     reopened = Store(str(tmp_path / "store"))
-    assert told == reopened.index.page(-1, None, None, 10, 0)[0].splitlines()
+    assert told == reopened.index.walk(None).page(-1, None, 10, 0)[0].splitlines()
     reopened.close()
     if point != "commit.begun":
         assert len(told) == count

@@ -19,7 +19,7 @@ from conftest import DEADLINE, RunXs, environment
 import xs
 from xs import ids
 from xs.cas import Cas
-from xs.index import PAGE_ROWS
+from xs.schema import PAGE_ROWS
 
 # Everything is loaded before, as nobody may not read where it lies.
 _BEGIN = """

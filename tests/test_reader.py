@@ -15,9 +15,9 @@ from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, lin
 
 from xs import frame, ids
 from xs.commit import Append
-from xs.index import PAGE_ROWS
 from xs.query import ReadOptions
 from xs.reader import CONTENT_INLINE_MAX, Reader
+from xs.schema import PAGE_ROWS
 from xs.store import Store
 
 

@@ -28,7 +28,7 @@ _FILES = (
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _INDEX = "xs.index xs.rows xs.scan"
-_READING = f"{_INDEX} xs.query xs.reader xs.times"
+_READING = f"{_INDEX} xs.query xs.reader xs.times xs.walk"
 _WRITING = "fcntl itertools _sha2 _sha256 xs.commit xs.committer xs.content xs.group "
 _WRITING += "xs.fault xs.lock xs.rows xs.work xs.writer"
 

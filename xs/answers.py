@@ -448,7 +448,7 @@ class Answers:
     def _rows(self, position: int, until: int) -> tuple[list[Stored], int]:
         """Stored answers up to `until`, some at a time, and the position after them."""
         index, now = self._store.index, self._store.clock()
-        rows = index.rows(position, until, _RESPONSES, KEPT_FRAMES, now, chunks=False)
+        rows = index.walk(_RESPONSES, chunks=False).rows(position, until, KEPT_FRAMES, now)
         return rows, ids.parse(frame.id_of(rows[-1].line)) if rows else until
 
 

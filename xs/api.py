@@ -194,7 +194,17 @@ def load() -> None:
     """Loads what any route may need: later there may be no descriptor left, or no disk."""
     import zlib  # noqa: F401  # for `sums`
 
-    from xs import alike, batch, check, chunked, garbage, places, process, removal  # noqa: F401
+    from xs import (  # noqa: F401
+        alike,
+        batch,
+        check,
+        chunked,
+        garbage,
+        places,
+        process,
+        removal,
+        walk,
+    )
 
     _load_writing()
     _load_reading()

@@ -8,11 +8,9 @@ from __future__ import annotations
 from xs import frame, ids
 from xs.content import checked
 from xs.errors import Damaged, DiskError, NotFound, XsError
-from xs.index import PAGE_ROWS
 from xs.pieces import continues
 from xs.rows import LINE, is_whole, mark_of
-from xs.scan import LARGE_PAGE_BYTES
-from xs.schema import LARGE_JSON, ORDER_BITS, PIECES, sum_of_answer
+from xs.schema import LARGE_JSON, LARGE_PAGE_BYTES, ORDER_BITS, PAGE_ROWS, PIECES, sum_of_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

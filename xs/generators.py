@@ -467,7 +467,8 @@ class Generator(Runner):
         newest = store.newest()
         entries = store.bus.after(self._position)
         if entries is None:
-            page, _ = store.index.page(self._position, newest, frozenset((topic,)), SENDS, now)
+            walk = store.index.walk(frozenset((topic,)))
+            page, _ = walk.page(self._position, newest, SENDS, now)
             lines = page.split(b"\n")[:-1]
             order = self._next_order(frame.id_of(lines[-1])) if lines else None
             if order is not None:
@@ -488,11 +489,10 @@ class Generator(Runner):
         index, now = self.store.index, self.store.clock()
         found = [until]
         for topic in filter(_is_of_orders, index.script_topics()):
+            walk = index.walk(frozenset((topic,)), chunks=False)
             after, count = self._position, 1
             while count:
-                page, count = index.page(
-                    after, ids.parse(found[-1]), frozenset((topic,)), SENDS, now, chunks=False
-                )
+                page, count = walk.page(after, ids.parse(found[-1]), SENDS, now)
                 lines = page.split(b"\n")[:-1]
                 orders = [frame.id_of(line) for line in lines if self._is_new_order(topic, line)]
                 if orders:

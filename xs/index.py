@@ -24,7 +24,6 @@ from xs import frame
 from xs.connections import Reading
 from xs.errors import Damaged
 from xs.rows import (
-    LINE,
     bounds,
     id_at,
     inline_content,
@@ -36,33 +35,24 @@ from xs.rows import (
     stored_with_id,
 )
 from xs.scan import (
-    Asked,
-    Source,
-    bounded_page,
-    bounded_rows,
-    dense_page,
-    joined_page,
     merged,
     newest_of,
-    next_large,
     one,
     pieces_of,
     select,
     source_of,
 )
-from xs.schema import IS_SCRIPT_TOPIC, ROW_MAX, Script, Stored, StoredPiece, translated
+from xs.schema import IS_SCRIPT_TOPIC, Script, Stored, StoredPiece, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator
     from typing import Any
 
     from xs.connections import Connections
     from xs.pieces import Run
     from xs.places import Places
-
-PAGE_ROWS = 1000  # frames in one page of a read
+    from xs.walk import Walk
 
 
 class Index:
@@ -188,92 +178,11 @@ class Index:
             row = reader.execute(f"SELECT min(row) FROM ({newest})", values).fetchone()[0]
             return None if row is None else max(id_at(reader, row), id_at(reader, row, "piece"))
 
-    def page(
-        self,
-        after: int,
-        until: int | None,
-        patterns: frame.Patterns,
-        limit: int,
-        now: int,
-        *,
-        chunks: bool = True,
-    ) -> tuple[bytes, int]:
-        """The next selected frames above `after`: their lines, each with its newline, and how many.
+    def walk(self, patterns: frame.Patterns, *, chunks: bool = True) -> Walk:
+        """The way through the selected frames, for who wants many pages of them."""
+        from xs.walk import Walk  # here: a look-up has no need of it
 
-        At most PAGE_ROWS and `limit` frames; bounded in bytes too. No frames means that there are
-        none (now). A page ends before a damaged frame; one that would begin with it raises
-        `Damaged`. SQLite joins the page itself, so that Python handles one value (measured with
-        bench/replay.py: 2 × the frames a second that rows give). Without `chunks` frames that
-        continue a run are left out.
-        """
-        with self.reading() as reader:
-            source = source_of(patterns)
-            pieces = pieces_of(reader, patterns, after, until) if chunks else None
-            if source is None and pieces is None:
-                return b"", 0
-            asked = Asked(after, until, patterns)
-            low, high = bounds(reader, after, until)
-            values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
-            if source is not None:
-                values.update(source.values)
-                page, found = self._page_of_frames(reader, source, asked, values, pieces)
-                if found or pieces is None:
-                    return page, found
-            assert pieces is not None
-            values.update(pieces[0].values)
-            rows = merged(source, pieces[0], "sum, json")
-            return bounded_page(reader, f"SELECT {LINE} FROM ({rows}) f", asked, values)
-
-    def _page_of_frames(
-        self,
-        reader: sqlite3.Connection,
-        source: Source,
-        asked: Asked,
-        values: dict[str, Any],
-        pieces: tuple[Source, int] | None,
-    ) -> tuple[bytes, int]:
-        """The frames of a page that come before the first piece."""
-        if pieces is not None:
-            values = {**values, "high": min(values["high"], pieces[1] - 1)}
-        large, newest = next_large(reader, values["low"])
-        bound = min(large, values["high"] + 1)
-        small = {**values, "high": ROW_MAX if bound > newest else bound - 1}
-        page, found = dense_page(reader, source, asked, small)
-        if not found:
-            page, found = joined_page(reader, source, asked, small)
-        if found or bound > values["high"]:
-            return page, found
-        return bounded_page(reader, select(source, LINE), asked, {**values, "low": bound - 1})
-
-    def rows(
-        self,
-        after: int,
-        until: int | None,
-        patterns: frame.Patterns,
-        limit: int,
-        now: int,
-        *,
-        chunks: bool = True,
-    ) -> list[Stored]:
-        """As `page`, frame by frame and with inline content; the list is bounded in bytes.
-
-        It ends before a damaged frame; one that would begin with it raises `Damaged`.
-        """
-        with self.reading() as reader:
-            source = source_of(patterns)
-            pieces = pieces_of(reader, patterns, after, until) if chunks else None
-            if source is None and pieces is None:
-                return []
-            low, high = bounds(reader, after, until)
-            values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
-            if source is not None:
-                values.update(source.values)
-                rows = select(source, f"{LINE}, f.content, f.digest")
-            if pieces is not None:
-                values.update(pieces[0].values)
-                rows = merged(source, pieces[0], "sum, json, content, digest")
-                rows = f"SELECT {LINE}, f.content, f.digest FROM ({rows}) f"
-            return bounded_rows(reader, rows, Asked(after, until, patterns), values)
+        return Walk(self.reading, patterns, chunks=chunks)
 
     def content(self, digest: bytes, now: int) -> bytes | None:
         """Inline content with that digest, of a frame or pinned; None if there is none here."""

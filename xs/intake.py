@@ -160,9 +160,9 @@ class Intake:
         store = self._store
         bound = min(store.newest(), self.until - 1)
         if self._content:
-            rows = store.index.rows(self.position, bound, self._patterns, most, now)
+            rows = store.index.walk(self._patterns).rows(self.position, bound, most, now)
         else:
-            page, _ = store.index.page(self.position, bound, self._patterns, most, now)
+            page, _ = store.index.walk(self._patterns).page(self.position, bound, most, now)
             found = page.split(b"\n")[:-1]
             if found and self._is_all_to_be_given(page):
                 self.position = ids.parse(frame.id_of(found[-1]))

@@ -10,8 +10,7 @@ from xs import frame, ids
 from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.rows import LINE, as_stored, damage, floor, held, id_at, row_of
-from xs.scan import LARGE_PAGE_BYTES
-from xs.schema import BROKEN, GOES_ON, LARGE_JSON, WHOLE, StoredPiece, translated
+from xs.schema import BROKEN, GOES_ON, LARGE_JSON, LARGE_PAGE_BYTES, WHOLE, StoredPiece, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -66,6 +66,7 @@ class Reader:
         self.form = Form(sse, options.with_timestamp, options.with_content)
         self.patterns = options.patterns
         self.chunks = not options.no_chunks
+        self._walk = store.index.walk(self.patterns, chunks=self.chunks)
         self.left = _UNLIMITED if options.limit is None else options.limit
         self.has_passed_history = False  # `follow` has given it, and the threshold
         self.wants_threshold = threshold and options.follow and not options.new
@@ -132,11 +133,9 @@ class Reader:
             self.position = max(self.position, bound)
 
     def _page(self, bound: int) -> tuple[bytes, int, int]:
-        index, now = self.store.index, self.store.clock()
+        walk, now = self._walk, self.store.clock()
         if not self.form.content:
-            page, count = index.page(
-                self.position, bound, self.patterns, self.left, now, chunks=self.chunks
-            )
+            page, count = walk.page(self.position, bound, self.left, now)
             if not count:
                 return b"", 0, self.position
             last = ids.parse(frame.id_of(page[page.rfind(b"\n", 0, -1) + 1 :]))
@@ -145,7 +144,7 @@ class Reader:
                     [write(self.form, self.store, line) for line in page.split(b"\n")[:-1]]
                 )
             return page, count, last
-        rows = index.rows(self.position, bound, self.patterns, self.left, now, chunks=self.chunks)
+        rows = walk.rows(self.position, bound, self.left, now)
         if not rows:
             return b"", 0, self.position
         blocks = []

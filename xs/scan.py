@@ -1,4 +1,4 @@
-"""The way through rows: selections of topics, and pages of them. Functions over a connection.
+"""The way through rows: selections of topics, and the ends of them. Functions over a connection.
 
 A selection of topics becomes a `Source`, from which `select` builds the one statement of a scan.
 
@@ -9,19 +9,16 @@ runs. What wants everything merges the two, where there are pieces at all.
 
 from __future__ import annotations
 
-from xs import frame, sums
-from xs.errors import Damaged
+from xs import frame
 from xs.records import NamedTuple
-from xs.rows import LINE, as_stored, ceiling, damage, floor, id_in, is_whole, whole_id
-from xs.schema import LIVE, ROW_MAX, Stored
+from xs.rows import LINE, ceiling, damage, floor, is_whole, whole_id
+from xs.schema import LIVE, ROW_MAX
 from xs.sqlite import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from typing import Any, Optional
-
-LARGE_PAGE_BYTES = 1 << 20
+    from typing import Any
 
 
 class Part(NamedTuple):
@@ -150,148 +147,6 @@ def _select(parts: tuple[Part, ...], table: str, columns: str, descending: bool)
         f"SELECT {columns} FROM ({rows} ORDER BY row {order}) s "
         f"CROSS JOIN {table} f ON f.row = s.row ORDER BY s.row {order}"
     )
-
-
-def dense_page(
-    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
-) -> tuple[bytes, int]:
-    """As `joined_page`, for a topic that has a good share of the frames there; else empty.
-
-    Going through all frames then takes less than looking up each one that the topic's index names
-    (bench/replay.py: a quarter). How dense the topic is, its next few frames tell.
-    """
-    if not source.is_topic or values["count"] < _SAMPLE:
-        return b"", 0
-    topic, first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
-    if frames < _SAMPLE or among > _SAMPLE * _DENSE:
-        return b"", 0
-    # Not much further than a page of that density goes: it may get thinner.
-    far = last + (last - first) * (values["count"] // _SAMPLE)
-    among_all = Source((_AMONG_ALL,), {})
-    values = {**values, "high": min(far, values["high"]), "topic": topic}
-    return joined_page(reader, among_all, asked, values)
-
-
-_SAMPLE = 50  # frames
-_DENSE = 3  # times as many frames in all
-_DENSITY = (
-    "SELECT topic, first, last, frames, (SELECT count(*) FROM (SELECT 1 FROM frame "
-    f"WHERE row >= first AND row <= last LIMIT {_SAMPLE * _DENSE + 1})) FROM "
-    "(SELECT topic, min(row) AS first, max(row) AS last, count(*) AS frames FROM "
-    "(SELECT topic, row FROM frame WHERE topic = (SELECT number FROM topic WHERE name = :p0) "
-    f"AND row > :low AND row <= :high ORDER BY row LIMIT {_SAMPLE}))"
-)
-_AMONG_ALL = Part(  # `+`: not by way of the topic's index, which `rows` takes
-    f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = :topic AND {LIVE}",
-    "f.row",
-    "frame f WHERE f.topic = :topic AND f.row > :low AND f.row <= :high",
-)
-
-
-class Asked(NamedTuple):
-    """What frames of a page are to be: above an id, at most another one, and of which topics."""
-
-    after: int
-    until: Optional[int]
-    patterns: frame.Patterns
-
-    def fits(self, value: int, line: bytes, after: int) -> bool:
-        """Whether a frame may come next behind that id: if not, what lists it is damaged."""
-        return (
-            after < value
-            and (self.until is None or value <= self.until)
-            and (self.patterns is None or frame.matches(self.patterns, frame.topic_of(line)))
-        )
-
-
-def next_large(reader: sqlite3.Connection, low: int) -> tuple[int, int]:
-    """The rows of the next large frame above one (ROW_MAX: none is), and of the newest frame."""
-    large, newest = reader.execute(
-        "SELECT (SELECT min(row) FROM large WHERE row > ?), (SELECT max(row) FROM frame)", (low,)
-    ).fetchone()
-    return ROW_MAX if large is None else int(large), -1 if newest is None else int(newest)
-
-
-def joined_page(
-    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
-) -> tuple[bytes, int]:
-    """A page that SQLite joins. It is held to the sums of its lines all at once.
-
-    That its order and its topics are right is looked at where it begins and ends: it is that in
-    which SQLite goes through the one table or index that lists the frames.
-    """
-    expired = reader.execute(_EXPIRED, values).fetchone() is not None
-    if len(source.parts) == 1 and not expired:
-        rows = _up_to_last(source.parts[0], values["high"] == ROW_MAX)
-    else:
-        rows = f"({select(source, 'f.json AS json, f.sum AS sum')}) f"
-    # The newline as it is: SQLite would call `char(10)` for each row (bench/replay.py: an eighth).
-    page, count, total = reader.execute(
-        "SELECT CAST(group_concat(f.json, '\n') || '\n' AS BLOB), count(*), "
-        f"sum(f.sum & {sums.HALF}) FROM {rows}",
-        values,
-    ).fetchone()
-    has_values = page is not None and total is not None  # as columns of damaged rows may have not
-    if has_values and count <= values["count"] and sums.agree(page, total, count):
-        first, last = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
-        start, end = id_in(first), id_in(last)
-        if asked.fits(start, first, asked.after) and asked.fits(end, last, start - 1):
-            return page, count
-    # That nothing came is no proof that nothing is left: rows may be listed of which none is there.
-    return bounded_page(reader, select(source, LINE), asked, values)
-
-
-@lru_cache(maxsize=64)
-def _up_to_last(part: Part, is_endless: bool) -> str:
-    """The frames of a part above :low, at most :count, where none has expired, without a LIMIT.
-
-    A LIMIT takes a query of its own inside the one that joins them, which hands over each row: that
-    costs more than to find the last row first (bench/replay.py: a seventh of a page). Where :high
-    is none, not to look at it with each row there is a twentieth.
-    """
-    rows = part.rows.replace(f" AND {part.row} <= :high", "") if is_endless else part.rows
-    last = f"SELECT {part.row} FROM {rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
-    return part.listed.replace(f" AND {LIVE}", "").replace(":high", f"ifnull(({last}), :high)")
-
-
-_EXPIRED = "SELECT 1 FROM frame WHERE expires <= :now LIMIT 1"  # by way of its index
-
-
-def bounded_page(
-    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
-) -> tuple[bytes, int]:
-    """A page that is bounded in bytes, taken row by row from a statement that gives LINE.
-
-    It ends before a damaged frame; one that would begin with it raises `Damaged`.
-    """
-    lines = [stored.line for stored in bounded_rows(reader, statement, asked, values)]
-    return (b"\n".join(lines) + b"\n" if lines else b""), len(lines)
-
-
-def bounded_rows(
-    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
-) -> list[Stored]:
-    """As `bounded_page`, frame by frame; after LINE may come content and digest."""
-    found: list[Stored] = []
-    size = 0
-    last = asked.after
-    cursor = reader.execute(statement, values)
-    for columns in cursor:
-        try:
-            value, stored = as_stored(reader, *columns)
-            if not asked.fits(value, stored.line, last):
-                raise damage(reader, columns[0])
-        except Damaged:
-            if not found:
-                raise
-            break
-        last = value
-        found.append(stored)
-        size += len(stored.line) + len(stored.content or b"")
-        if size > LARGE_PAGE_BYTES:
-            break
-    cursor.close()
-    return found
 
 
 def one(

@@ -259,8 +259,9 @@ class Store:
 
     def lines(self, topics: frozenset[str], after: int, until: int) -> Iterator[bytes]:
         """The stored frames of these topics; of a run, only its first."""
+        walk = self.index.walk(topics, chunks=False)
         while True:
-            page, count = self.index.page(after, until, topics, 1 << 30, self.clock(), chunks=False)
+            page, count = walk.page(after, until, 1 << 30, self.clock())
             if not count:
                 return
             lines = page.split(b"\n")[:-1]

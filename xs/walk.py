@@ -1,0 +1,332 @@
+"""A walk through the stored frames of a selection, page by page.
+
+SQLite joins the lines of a page itself, so that Python handles one value (bench/replay.py: 2 × the
+frames a second that rows give).
+
+A position is an id. The row behind it, where the last page ended, is remembered, and so is how far
+a page of a topic went: both are hints, looked at in the transaction that uses them, which save a
+page the way to its beginning (bench/replay.py: a tenth of a page).
+"""
+
+from __future__ import annotations
+
+from xs import frame, sums
+from xs.errors import Damaged
+from xs.records import NamedTuple
+from xs.rows import LINE, as_stored, ceiling, damage, floor, id_at, id_in
+from xs.scan import Part, Source, merged, pieces_of, select, source_of
+from xs.schema import LARGE_PAGE_BYTES, LIVE, PAGE_ROWS, ROW_MAX, Stored
+from xs.sqlite import lru_cache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from typing import Any, Optional
+
+    from xs.connections import Reading
+
+
+class Page(NamedTuple):
+    """Frames, a line each with its newline, how many, and where the last lies, if that is known."""
+
+    lines: bytes
+    frames: int
+    id: int = -1
+    row: Optional[int] = None
+
+
+class Asked(NamedTuple):
+    """What frames of a page are to be: above an id, at most another one, and of which topics."""
+
+    after: int
+    until: Optional[int]
+    patterns: frame.Patterns
+
+    def fits(self, value: int, line: bytes, after: int) -> bool:
+        """Whether a frame may come next behind that id: if not, what lists it is damaged."""
+        return (
+            after < value
+            and (self.until is None or value <= self.until)
+            and (self.patterns is None or frame.matches(self.patterns, frame.topic_of(line)))
+        )
+
+
+class Walk:
+    """The stored frames of a selection, page by page, from one thread at a time.
+
+    Without `chunks` frames that continue a run are left out.
+    """
+
+    def __init__(
+        self, reading: Callable[[], Reading], patterns: frame.Patterns, *, chunks: bool
+    ) -> None:
+        self._reading = reading
+        self._patterns = patterns
+        self._chunks = chunks
+        self._source = source_of(patterns)
+        self._rows: dict[int, int] = {}  # where the frames with some ids were
+        self._dense: tuple[int, int] | None = None  # a topic's number, and how far its pages go
+
+    def page(self, after: int, until: int | None, limit: int, now: int) -> tuple[bytes, int]:
+        """The next selected frames above `after`: their lines, each with its newline, and how many.
+
+        At most PAGE_ROWS and `limit` frames; bounded in bytes too. No frames means that there are
+        none (now). A page ends before a damaged frame; one that would begin with it raises
+        `Damaged`.
+        """
+        source = self._source
+        with self._reading() as reader:
+            pieces = self._pieces(reader, after, until)
+            if source is None and pieces is None:
+                return b"", 0
+            asked = Asked(after, until, self._patterns)
+            values = self._values(reader, asked, limit, now)
+            if source is not None:
+                found = self._page_of_frames(reader, source, asked, values, pieces)
+                if found.frames or pieces is None:
+                    return found.lines, found.frames
+            assert pieces is not None
+            values.update(pieces[0].values)
+            rows = merged(source, pieces[0], "sum, json")
+            found = _bounded_page(reader, f"SELECT {LINE} FROM ({rows}) f", asked, values)
+            return found.lines, found.frames
+
+    def rows(self, after: int, until: int | None, limit: int, now: int) -> list[Stored]:
+        """As `page`, frame by frame and with inline content; the list is bounded in bytes.
+
+        It ends before a damaged frame; one that would begin with it raises `Damaged`.
+        """
+        source = self._source
+        with self._reading() as reader:
+            pieces = self._pieces(reader, after, until)
+            if source is None and pieces is None:
+                return []
+            asked = Asked(after, until, self._patterns)
+            values = self._values(reader, asked, limit, now)
+            if source is not None:
+                rows = select(source, f"{LINE}, f.content, f.digest")
+            if pieces is not None:
+                values.update(pieces[0].values)
+                rows = merged(source, pieces[0], "sum, json, content, digest")
+                rows = f"SELECT {LINE}, f.content, f.digest FROM ({rows}) f"
+            return _bounded_rows(reader, rows, asked, values)
+
+    def _pieces(
+        self, reader: sqlite3.Connection, after: int, until: int | None
+    ) -> tuple[Source, int] | None:
+        return pieces_of(reader, self._patterns, after, until) if self._chunks else None
+
+    def _values(
+        self, reader: sqlite3.Connection, asked: Asked, limit: int, now: int
+    ) -> dict[str, Any]:
+        """What statements name: between which rows, how many frames, and of which topics."""
+        low = self._row_of(reader, asked.after, floor)
+        high = ROW_MAX if asked.until is None else self._row_of(reader, asked.until, ceiling)
+        self._rows = {asked.after: low}
+        if asked.until is not None:
+            self._rows[asked.until] = high
+        values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
+        if self._source is not None:
+            values.update(self._source.values)
+        return values
+
+    def _row_of(
+        self,
+        reader: sqlite3.Connection,
+        value: int,
+        place: Callable[[sqlite3.Connection, int], int],
+    ) -> int:
+        """The row of an id: of the frame that has it, if that is where it was, or by its place."""
+        row = self._rows.get(value)
+        if row is not None:
+            try:
+                if id_at(reader, row) == value:
+                    return row
+            except Damaged:
+                pass  # the way to its place tells what that means
+        return place(reader, value)
+
+    def _page_of_frames(
+        self,
+        reader: sqlite3.Connection,
+        source: Source,
+        asked: Asked,
+        values: dict[str, Any],
+        pieces: tuple[Source, int] | None,
+    ) -> Page:
+        """The frames of a page that come before the first piece."""
+        if pieces is not None:
+            values = {**values, "high": min(values["high"], pieces[1] - 1)}
+        large, newest = _next_large(reader, values["low"])
+        bound = min(large, values["high"] + 1)
+        small = {**values, "high": ROW_MAX if bound > newest else bound - 1}
+        found = self._dense_page(reader, source, asked, small)
+        if not found.frames:
+            found = _joined_page(reader, source, asked, small)
+        if found.row is not None:
+            self._rows[found.id] = found.row
+        if found.frames or bound > values["high"]:
+            return found
+        return _bounded_page(reader, select(source, LINE), asked, {**values, "low": bound - 1})
+
+    def _dense_page(
+        self, reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
+    ) -> Page:
+        """As `_joined_page`, for a topic that has a good share of the frames there; else empty.
+
+        Going through all frames then takes less than looking up each one that the topic's index
+        names (bench/replay.py: a quarter). How dense the topic is, the page before tells, or its
+        next few frames.
+        """
+        if not source.is_topic or values["count"] < _SAMPLE:
+            return _NOTHING
+        if self._dense is not None:
+            found = self._among_all(reader, asked, values)
+            if found.frames:
+                return found
+        topic, first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
+        if frames < _SAMPLE or among > _SAMPLE * _DENSE:
+            return _NOTHING
+        self._dense = topic, (last - first + 1) * values["count"] * 2 // _SAMPLE
+        return self._among_all(reader, asked, {**values, "low": first - 1})
+
+    def _among_all(self, reader: sqlite3.Connection, asked: Asked, values: dict[str, Any]) -> Page:
+        """What a page's stretch of all frames has of a dense topic."""
+        assert self._dense is not None
+        topic, stretch = self._dense
+        # Not much further than a page of that density goes: it may get thinner.
+        high = min(values["low"] + stretch, values["high"])
+        found = _joined_page(reader, _AMONG_ALL, asked, {**values, "high": high, "topic": topic})
+        if found.row is None:
+            self._dense = None
+        return found
+
+
+_NOTHING = Page(b"", 0)
+
+_SAMPLE = 50  # frames
+_DENSE = 3  # times as many frames in all
+_DENSITY = (
+    "SELECT topic, first, last, frames, (SELECT count(*) FROM (SELECT 1 FROM frame "
+    f"WHERE row >= first AND row <= last LIMIT {_SAMPLE * _DENSE + 1})) FROM "
+    "(SELECT topic, min(row) AS first, max(row) AS last, count(*) AS frames FROM "
+    "(SELECT topic, row FROM frame WHERE topic = (SELECT number FROM topic WHERE name = :p0) "
+    f"AND row > :low AND row <= :high ORDER BY row LIMIT {_SAMPLE}))"
+)
+_AMONG_ALL = Source(
+    (
+        Part(  # `+`: not by way of the topic's index, which `rows` takes
+            f"frame f WHERE f.row > :low AND f.row <= :high AND +f.topic = :topic AND {LIVE}",
+            "f.row",
+            "frame f WHERE f.topic = :topic AND f.row > :low AND f.row <= :high",
+        ),
+    ),
+    {},
+)
+
+
+def _next_large(reader: sqlite3.Connection, low: int) -> tuple[int, int]:
+    """The rows of the next large frame above one (ROW_MAX: none is), and of the newest frame."""
+    large, newest = reader.execute(
+        "SELECT (SELECT min(row) FROM large WHERE row > ?), (SELECT max(row) FROM frame)", (low,)
+    ).fetchone()
+    return ROW_MAX if large is None else int(large), -1 if newest is None else int(newest)
+
+
+def _joined_page(
+    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
+) -> Page:
+    """A page that SQLite joins. It is held to the sums of its lines all at once.
+
+    That its order and its topics are right is looked at where it begins and ends: it is that in
+    which SQLite goes through the one table or index that lists the frames.
+    """
+    row = None
+    asked_for = values
+    if len(source.parts) == 1 and reader.execute(_EXPIRED, values).fetchone() is None:
+        # A LIMIT takes a query of its own inside the one that joins them, which hands over each
+        # row: that costs more than to find the last row first (bench/replay.py: a seventh).
+        last, statement = _up_to_last(source.parts[0], values["high"] == ROW_MAX)
+        found = reader.execute(last, values).fetchone()
+        if found is not None:
+            row = found[0]
+            values = {**values, "high": row}
+    else:
+        statement = _joined(f"({select(source, 'f.json AS json, f.sum AS sum')}) f")
+    page, total = reader.execute(statement, values).fetchone()
+    if page is not None and total is not None:  # as columns of damaged rows may not have them
+        count = total >> _COUNT_SHIFT
+        if count <= values["count"] and sums.agree(page, total & _TOTAL, count):
+            start, end = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
+            first, newest = id_in(start), id_in(end)
+            if asked.fits(first, start, asked.after) and asked.fits(newest, end, first - 1):
+                return Page(page, count, newest, row)
+    # That nothing came is no proof that nothing is left: rows may be listed of which none is there.
+    return _bounded_page(reader, select(source, LINE), asked, asked_for)
+
+
+_COUNT_SHIFT = 32  # of what is counted, above the sums of a page
+_TOTAL = (1 << _COUNT_SHIFT) - 1
+_EXPIRED = "SELECT 1 FROM frame WHERE expires <= :now LIMIT 1"  # by way of its index
+
+
+@lru_cache(maxsize=64)
+def _up_to_last(part: Part, is_endless: bool) -> tuple[str, str]:
+    """Two statements, for a part where nothing has expired: one finds the row of the last frame.
+
+    That is the last of :count above :low; the other joins the frames up to there. Where :high is
+    none, not to look at it with each row there is a twentieth (bench/replay.py).
+    """
+    rows = part.rows.replace(f" AND {part.row} <= :high", "") if is_endless else part.rows
+    last = f"SELECT {part.row} FROM {rows} ORDER BY {part.row} LIMIT 1 OFFSET :count - 1"
+    return last, _joined(part.listed.replace(f" AND {LIVE}", ""))
+
+
+def _joined(rows: str) -> str:
+    """A statement that joins the lines of rows `f`; their number and their sums come as one value.
+
+    The newline is given as it is: SQLite would call `char(10)` for each row (bench/replay.py: an
+    eighth).
+    """
+    return (
+        "SELECT CAST(group_concat(f.json, '\n') || '\n' AS BLOB), "
+        f"sum((f.sum & {sums.HALF}) + {1 << _COUNT_SHIFT}) FROM {rows}"
+    )
+
+
+def _bounded_page(
+    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
+) -> Page:
+    """A page that is bounded in bytes, taken row by row from a statement that gives LINE.
+
+    It ends before a damaged frame; one that would begin with it raises `Damaged`.
+    """
+    lines = [stored.line for stored in _bounded_rows(reader, statement, asked, values)]
+    return Page(b"\n".join(lines) + b"\n", len(lines)) if lines else _NOTHING
+
+
+def _bounded_rows(
+    reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
+) -> list[Stored]:
+    """As `_bounded_page`, frame by frame; after LINE may come content and digest."""
+    found: list[Stored] = []
+    size = 0
+    last = asked.after
+    cursor = reader.execute(statement, values)
+    for columns in cursor:
+        try:
+            value, stored = as_stored(reader, *columns)
+            if not asked.fits(value, stored.line, last):
+                raise damage(reader, columns[0])
+        except Damaged:
+            if not found:
+                raise
+            break
+        last = value
+        found.append(stored)
+        size += len(stored.line) + len(stored.content or b"")
+        if size > LARGE_PAGE_BYTES:
+            break
+    cursor.close()
+    return found
