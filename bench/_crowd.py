@@ -33,6 +33,7 @@ from _soak import (
     Wrong,
     check,
     most,
+    told,
 )
 
 from xs import http1
@@ -298,15 +299,5 @@ def crowd(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def main() -> int:
-    try:
-        for line in crowd(*map(float, sys.argv[1:])):
-            print(line, flush=True)
-    except Wrong as error:
-        print(f"WRONG: {error}", flush=True)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(crowd(*map(float, sys.argv[1:]))))

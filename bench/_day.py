@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import _soak
 from _fast import fast
-from _soak import NDJSON, RING_FRAMES, Connection, Sample, Server, Wrong, batch, judge, script
+from _soak import NDJSON, RING_FRAMES, Connection, Sample, Server, Wrong, batch, judge, script, told
 
 HOURS, SECONDS = 24.0, 120.0
 PULSES = (60, 120, 300, 600, 900, 1800, 3600)  # seconds between two, of three followers each
@@ -182,15 +182,5 @@ def live(server: Server, expiry: Expiry, samples: list[Sample], end: float) -> i
     return visits
 
 
-def main() -> int:
-    try:
-        for line in day(*map(float, sys.argv[1:])):
-            print(line, flush=True)
-    except Wrong as error:
-        print(f"WRONG: {error}", flush=True)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(day(*map(float, sys.argv[1:]))))

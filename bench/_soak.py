@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -543,16 +543,21 @@ def check(path: str) -> None:
         raise Wrong(f"xs check {path}: {(done.stdout + done.stderr).decode()}")
 
 
-def main() -> int:
-    length = float(sys.argv[1]) if sys.argv[1:] else SECONDS
-    seed = int(sys.argv[2]) if sys.argv[2:] else int.from_bytes(os.urandom(3), "big")
+def told(lines: Iterable[str]) -> int:
+    """Prints what a run says as it goes; the exit status."""
     try:
-        for line in soak(length, seed):
+        for line in lines:
             print(line, flush=True)
     except Wrong as error:
         print(f"WRONG: {error}", flush=True)
         return 1
     return 0
+
+
+def main() -> int:
+    length = float(sys.argv[1]) if sys.argv[1:] else SECONDS
+    seed = int(sys.argv[2]) if sys.argv[2:] else int.from_bytes(os.urandom(3), "big")
+    return told(soak(length, seed))
 
 
 if __name__ == "__main__":

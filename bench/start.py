@@ -27,7 +27,7 @@ from _measure import (
     server,
 )
 
-STARTS = pick(15, 6)  # in a round
+STARTS = pick(11, 6)  # in a round
 ROUNDS = pick(7, 2)
 FRAMES = pick(1_000_000, 200_000)
 COMMAND, SERVER = 8.0, 120.0  # ms above the floor: the goals

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import pytest
 
@@ -23,7 +23,11 @@ if str(ROOT) not in sys.path:  # the tests are of this checkout, whatever is ins
     sys.path.insert(0, str(ROOT))
 
 from xs.server import Running  # noqa: E402  # of this checkout
+from xs.store import Store  # noqa: E402
 from xs.transport import connect_unix  # noqa: E402
+
+if TYPE_CHECKING:
+    from stores import Clock
 
 # Under nohup, and in the background of a script, they are ignored, and so they would be in every
 # process that is started here.
@@ -142,6 +146,21 @@ def open_files(pid: int, directory: str) -> int:
 def store_dir(tmp_path: Path) -> str:
     """Where a store may be made; nothing is there yet."""
     return str(tmp_path / "store")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    from stores import Clock  # here: it is built on this module
+
+    return Clock()
+
+
+@pytest.fixture
+def store(store_dir: str, clock: Clock) -> Iterator[Store]:
+    """A store that this process has for itself, as a server does; its clock stands still."""
+    opened = Store(store_dir, exclusive=True, create=True, clock=clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

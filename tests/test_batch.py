@@ -25,13 +25,6 @@ from xs.work import RemoveWork
 from xs.writer import BUCKET_FRAMES
 
 
-@pytest.fixture
-def store(store_dir: str) -> Iterator[Store]:
-    opened = Store(store_dir, exclusive=True, create=True, clock=Clock())
-    yield opened
-    opened.close()
-
-
 def cut(data: bytes, seed: int) -> list[bytes]:
     chance = random.Random(seed)
     found = []

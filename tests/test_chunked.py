@@ -58,11 +58,6 @@ FIRST_IDS = itertools.count(ids.first_of(NOON - 1_000_000), 1 << 40)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def store(store_dir: str, clock: Clock) -> Iterator[Store]:
     """A store that this process has for itself."""
     opened = Store(store_dir, exclusive=True, create=True, clock=clock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from conftest import DEADLINE, Server
@@ -34,18 +33,6 @@ from xs.store import Store
 from xs.work import PinWork
 
 LARGE = b"large" * INLINE_MAX
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(store_dir: str, clock: Clock) -> Iterator[Store]:
-    opened = Store(store_dir, exclusive=True, create=True, clock=clock)
-    yield opened
-    opened.close()
 
 
 def files(store: Store) -> list[bytes]:

@@ -23,7 +23,6 @@ import pytest
 from conftest import DEADLINE, Server, environment, start_server
 from stores import (
     NOON,
-    Clock,
     add,
     add_all,
     import_all,
@@ -347,13 +346,6 @@ def test_damaged_content_breaks_off_its_follower_and_no_other(
 
 
 # In one process
-
-
-@pytest.fixture
-def store(store_dir: str) -> Iterator[Store]:
-    opened = Store(store_dir, exclusive=True, create=True, clock=Clock())
-    yield opened
-    opened.close()
 
 
 def follow(store: Store, **options: object) -> tuple[threading.Thread, list[str]]:

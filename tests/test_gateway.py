@@ -21,6 +21,7 @@ import http1_corpus
 import pytest
 from conftest import DEADLINE, RunXs, environment
 from handling import program
+from stores import together
 from web import (
     Handler,
     WebServer,
@@ -383,27 +384,7 @@ def test_an_answer_that_was_appended_at_once_is_never_lost(server: WebServer) ->
             for _ in range(200):
                 assert wire.ask("GET", "/").status == 200
 
-    in_threads([ask] * 8)
-
-
-def in_threads(jobs: list[Callable[[], None]]) -> None:
-    """Runs each in a thread, and raises what one of them raised."""
-    raised: list[BaseException] = []
-
-    def run(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE * 3)
-        assert not thread.is_alive()
-    for error in raised:
-        raise error
+    together(8, lambda _: ask())
 
 
 # Runs of frames
@@ -736,16 +717,13 @@ def test_a_connection_is_kept_for_many_requests(shared: WebServer) -> None:
 
 
 def test_requests_that_are_sent_ahead_are_answered_in_their_order(shared: WebServer) -> None:
-    def talk(n: int) -> Callable[[], None]:
-        def run() -> None:
-            with Wire(shared.web[0]) as wire:
-                wire.send(b"".join(request("POST", f"/{n}/{k}", b"%d" % k) for k in range(50)))
-                for k in range(50):
-                    assert wire.answer().body == b"POST /%d/%d %d" % (n, k, k)
+    def talk(n: int) -> None:
+        with Wire(shared.web[0]) as wire:
+            wire.send(b"".join(request("POST", f"/{n}/{k}", b"%d" % k) for k in range(50)))
+            for k in range(50):
+                assert wire.answer().body == b"POST /%d/%d %d" % (n, k, k)
 
-        return run
-
-    in_threads([talk(n) for n in range(8)])
+    together(8, talk)
 
 
 def test_who_asks_for_the_connection_s_end_gets_it(shared: WebServer) -> None:

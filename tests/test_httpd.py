@@ -20,6 +20,7 @@ from pathlib import Path
 import http1_corpus
 import pytest
 from conftest import DEADLINE, Server, environment, open_files, start_server
+from stores import together
 from wire import Wire, chunked, request
 
 from xs import grants, tokens
@@ -215,26 +216,7 @@ def test_pipelined_requests_are_answered_in_their_order(shared: Server) -> None:
         contents = frames(shared, topic)
         assert len(contents) == 100
 
-    run_all([lambda n=n: talk(f"piped{n}") for n in range(8)])  # type: ignore[misc]
-
-
-def run_all(jobs: list[Callable[[], None]]) -> None:
-    """Runs each in a thread, and raises what one of them raised."""
-    raised: list[BaseException] = []
-
-    def run(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE * 3)
-    if raised:
-        raise raised[0]
+    together(8, lambda n: talk(f"piped{n}"))
 
 
 def test_a_request_may_come_byte_by_byte(shared: Server) -> None:
@@ -700,7 +682,7 @@ def test_half_closed_clients_get_every_answer(server: Server) -> None:
                     assert wire.answer().status == 200
                 assert wire.is_ended()
 
-    run_all([lambda n=n: talk(n) for n in range(16)])  # type: ignore[misc]
+    together(16, talk)
 
 
 def test_netcat_that_sends_no_more_gets_its_answers_and_follows(server: Server) -> None:
@@ -1056,7 +1038,7 @@ def test_followers_that_keep_pace_badly_are_never_cut_off(server: Server) -> Non
                 newest = frame_id
                 seen += 1
 
-    run_all([write, *[lambda wire=wire: read(wire) for wire in wires]])  # type: ignore[misc]
+    together(1 + len(wires), lambda n: read(wires[n - 1]) if n else write())
     for wire in wires:
         wire.sock.close()
 

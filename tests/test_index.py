@@ -9,7 +9,6 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from conftest import DEADLINE, ROOT, environment
@@ -34,13 +33,6 @@ from xs.content import small
 from xs.rows import floor, id_at
 from xs.schema import LARGE_JSON, ORDER_BITS
 from xs.store import Store
-
-
-@pytest.fixture
-def store(store_dir: str) -> Iterator[Store]:
-    opened = Store(store_dir, exclusive=True, create=True, clock=Clock())
-    yield opened
-    opened.close()
 
 
 def random_ids(chance: random.Random, count: int) -> list[int]:

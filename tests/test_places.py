@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 from stores import NOON, Clock, add, add_all, import_all, imported, remove
@@ -16,17 +16,6 @@ from xs.commit import Append
 from xs.errors import Damaged
 from xs.places import Places
 from xs.store import Store
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(store_dir: str, clock: Clock) -> Iterator[Store]:
-    with contextlib.closing(Store(store_dir, exclusive=True, create=True, clock=clock)) as found:
-        yield found
 
 
 def id_of(line: bytes | None) -> int | None:

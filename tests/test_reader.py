@@ -6,12 +6,11 @@ import base64
 import json
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import DEADLINE
-from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, lines, remove
+from stores import NOON, add, add_all, all_ids, import_all, imported, lines, remove
 
 from xs import frame, ids
 from xs.commit import Append
@@ -19,13 +18,6 @@ from xs.query import ReadOptions
 from xs.reader import CONTENT_INLINE_MAX, Reader
 from xs.schema import PAGE_ROWS
 from xs.store import Store
-
-
-@pytest.fixture
-def store(store_dir: str) -> Iterator[Store]:
-    opened = Store(store_dir, exclusive=True, create=True, clock=Clock())
-    yield opened
-    opened.close()
 
 
 def read(store: Store, *, sse: bool = False, **options: Any) -> bytes:

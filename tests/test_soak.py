@@ -16,48 +16,35 @@ CROWD = ("5", "200", "10", "1500")  # seconds, followers, writers, connections
 WITH_ALL_ELSE = 240  # seconds: before and after it stores are made, filled, checked and removed
 
 
-@pytest.mark.timeout(WITH_ALL_ELSE + 20)
+pytestmark = pytest.mark.timeout(WITH_ALL_ELSE + 20)
+
+
+def said(script: str, *words: str) -> str:
+    """What a run says that goes well."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / script), *words],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=WITH_ALL_ELSE,
+    )
+    found = done.stdout.decode()
+    assert done.returncode == 0, found
+    return found
+
+
 def test_under_a_mixed_load_on_twenty_stores_nothing_is_lost_and_nothing_grows() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "_soak.py"), str(SECONDS)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=WITH_ALL_ELSE,
-    )
-    said = done.stdout.decode()
-    assert done.returncode == 0, said
-    assert said.endswith("checked: each store is whole\n"), said
+    assert said("_soak.py", str(SECONDS)).endswith("checked: each store is whole\n")
 
 
-@pytest.mark.timeout(WITH_ALL_ELSE + 20)
 def test_a_crowd_of_followers_some_of_them_stalled_is_given_all_in_order_and_once() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "_crowd.py"), *CROWD],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=WITH_ALL_ELSE,
-    )
-    said = done.stdout.decode()
-    assert done.returncode == 0, said
-    assert "1500 connections opened and dropped" in said
-    assert said.endswith("checked: the store is whole\n"), said
+    found = said("_crowd.py", *CROWD)
+    assert "1500 connections opened and dropped" in found
+    assert found.endswith("checked: the store is whole\n"), found
 
 
-@pytest.mark.timeout(WITH_ALL_ELSE + 20)
 def test_by_a_fast_clock_pulses_keep_their_times_and_frames_go_when_theirs_has_passed() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "_day.py"), *DAY],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=WITH_ALL_ELSE,
-    )
-    said = done.stdout.decode()
-    assert done.returncode == 0, said
-    assert "none drifts" in said
-    assert said.endswith("checked: the store is whole\n"), said
+    found = said("_day.py", *DAY)
+    assert "none drifts" in found
+    assert found.endswith("checked: the store is whole\n"), found

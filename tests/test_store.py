@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,6 @@ from xs.work import AppendWork, PinWork, RemoveWork, Work
 from xs.writer import NewFrame, Writer
 
 LARGE = b"large" * INLINE_MAX
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(store_dir: str, clock: Clock) -> Iterator[Store]:
-    """A store that this process has for itself, as a server does; its clock stands still."""
-    opened = Store(store_dir, exclusive=True, create=True, clock=clock)
-    yield opened
-    opened.close()
 
 
 def temporary_files(store: Store) -> list[str]:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
-import pytest
-from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, remove
+from stores import NOON, add, add_all, all_ids, import_all, imported, remove
 
 from xs import frame, ids
 from xs.commit import Append
 from xs.schema import PAGE_ROWS
 from xs.store import Store
 from xs.walk import Walk
-
-
-@pytest.fixture
-def store(store_dir: str) -> Iterator[Store]:
-    store = Store(store_dir, exclusive=True, create=True, clock=Clock())
-    yield store
-    store.close()
 
 
 def ids_of(page: bytes) -> list[str]:
