@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from stores import NOON, add, add_all, all_ids, import_all, imported, remove
+from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, remove, steps_of
 
 from xs import frame, ids
 from xs.commit import Append
@@ -82,15 +82,40 @@ def test_a_topic_is_read_whole_across_pauses(store: Store) -> None:
     assert all_ids(store, topic="a") == wanted
 
 
-def test_a_topic_that_gets_thin_is_looked_for_in_its_index_from_the_next_page_on(
-    store: Store,
+def test_a_topic_that_others_outgrow_is_looked_for_in_its_index_from_the_next_page_on(
+    store: Store, clock: Clock
 ) -> None:
-    add_all(store, [Append("a")] * 2 * PAGE_ROWS)
-    add_all(store, ([Append("b")] * 199 + [Append("a")]) * 40)
-    walk, position, counts = store.index.walk(frozenset({"a"})), -1, [1]
-    while counts[-1]:
-        page, count = walk.page(position, None, 1 << 30, NOON)
-        position = ids.parse(ids_of(page)[-1]) if count else position
-        counts.append(count)
-    assert sum(counts[1:]) == 2 * PAGE_ROWS + 40
-    assert len(counts) <= 6, counts  # 1,000, 1,000, what the last page's stretch has, and the rest
+    """It goes on as evenly as before: only how many others there are tells."""
+    ends = []
+    for others in (0, 40):
+        for _ in range(PAGE_ROWS):
+            lines = add_all(store, [Append("a")] + [Append("b")] * others)
+            clock.now += 1
+        ends.append(ids.parse(frame.id_of(lines[0])))
+    walk = store.index.walk(frozenset({"a"}))
+
+    def read(after: int) -> None:
+        _, count = walk.page(after, None, 1 << 30, clock.now)
+        assert count == PAGE_ROWS
+
+    among_few = steps_of(store, lambda: read(-1))
+    assert steps_of(store, lambda: read(ends[0])) < 3 * among_few
+
+
+def test_a_topic_that_has_ended_is_not_looked_for_among_what_goes_on(
+    store: Store, clock: Clock
+) -> None:
+    add_all(store, [Append("a")] * 20)
+    clock.now += 3_600_000
+    last = ids.parse(frame.id_of(add_all(store, [Append("a")] * (2 * PAGE_ROWS - 20))[-1]))
+    walk = store.index.walk(frozenset({"a"}))
+
+    def read() -> None:
+        page, after = b"", -1
+        while after < last:
+            page, _ = walk.page(after, None, 1 << 30, clock.now)
+            after = ids.parse(ids_of(page)[-1])
+
+    alone = steps_of(store, read)
+    add_all(store, [Append("b")] * 20_000)
+    assert steps_of(store, lambda: walk.page(last, None, 1 << 30, clock.now)) < alone / 10

@@ -3,9 +3,8 @@
 SQLite joins the lines of a page itself, so that Python handles one value (bench/replay.py: 2 × the
 frames a second that rows give).
 
-A position is an id. The row behind it, where the last page ended, is remembered, and so is how far
-a page of a topic went: both are hints, looked at in the transaction that uses them, which save a
-page the way to its beginning (bench/replay.py: a tenth of a page).
+A position is an id. Where the last page ended is remembered as a row, and looked at again in the
+transaction that uses it: that saves a page the way to its beginning (bench/replay.py).
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ class Walk:
         self._chunks = chunks
         self._source = source_of(patterns)
         self._rows: dict[int, int] = {}  # where the frames with some ids were
-        self._dense: tuple[int, int] | None = None  # a topic's number, and how far its pages go
 
     def page(self, after: int, until: int | None, limit: int, now: int) -> tuple[bytes, int]:
         """The next selected frames above `after`: their lines, each with its newline, and how many.
@@ -161,7 +159,7 @@ class Walk:
         large, newest = _next_large(reader, values["low"])
         bound = min(large, values["high"] + 1)
         small = {**values, "high": ROW_MAX if bound > newest else bound - 1}
-        found = self._dense_page(reader, source, asked, small)
+        found = _dense_page(reader, source, asked, small)
         if not found.frames:
             found = _joined_page(reader, source, asked, small)
         if found.row is not None:
@@ -170,40 +168,29 @@ class Walk:
             return found
         return _bounded_page(reader, select(source, LINE), asked, {**values, "low": bound - 1})
 
-    def _dense_page(
-        self, reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
-    ) -> Page:
-        """As `_joined_page`, for a topic that has a good share of the frames there; else empty.
-
-        Going through all frames then takes less than looking up each one that the topic's index
-        names (bench/replay.py: a quarter). How dense the topic is, the page before tells, or its
-        next few frames.
-        """
-        if not source.is_topic or values["count"] < _SAMPLE:
-            return _NOTHING
-        if self._dense is not None:
-            found = self._among_all(reader, asked, values)
-            if found.frames:
-                return found
-        topic, first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
-        if frames < _SAMPLE or among > _SAMPLE * _DENSE:
-            return _NOTHING
-        self._dense = topic, (last - first + 1) * values["count"] * 2 // _SAMPLE
-        return self._among_all(reader, asked, {**values, "low": first - 1})
-
-    def _among_all(self, reader: sqlite3.Connection, asked: Asked, values: dict[str, Any]) -> Page:
-        """What a page's stretch of all frames has of a dense topic."""
-        assert self._dense is not None
-        topic, stretch = self._dense
-        # Not much further than a page of that density goes: it may get thinner.
-        high = min(values["low"] + stretch, values["high"])
-        found = _joined_page(reader, _AMONG_ALL, asked, {**values, "high": high, "topic": topic})
-        if found.row is None:
-            self._dense = None
-        return found
-
 
 _NOTHING = Page(b"", 0)
+
+
+def _dense_page(
+    reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
+) -> Page:
+    """As `_joined_page`, for a topic that has a good share of the frames there; else empty.
+
+    Going through all frames then takes less than looking up each one that the topic's index names
+    (bench/replay.py: a quarter). How dense the topic is, its next few frames tell: each page asks,
+    since from one to the next others may have become many.
+    """
+    if not source.is_topic or values["count"] < _SAMPLE:
+        return _NOTHING
+    topic, first, last, frames, among = reader.execute(_DENSITY, values).fetchone()
+    if frames < _SAMPLE or among > _SAMPLE * _DENSE:
+        return _NOTHING
+    # Not much further than a page of that density goes: it may get thinner.
+    far = last + (last - first) * (values["count"] // _SAMPLE)
+    values = {**values, "high": min(far, values["high"]), "topic": topic}
+    return _joined_page(reader, _AMONG_ALL, asked, values)
+
 
 _SAMPLE = 50  # frames
 _DENSE = 3  # times as many frames in all
