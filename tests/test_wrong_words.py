@@ -92,6 +92,21 @@ def test_help_is_not_what_an_option_has_for_its_value(store_dir: str, run_xs: Ru
         assert not wants_help(append, words)
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["--version", "more"], "xs --version"),
+        (["help", "cat", "more"], "xs help [COMMAND]"),
+        (["-h", "cat", "more"], "xs -h [COMMAND]"),
+        (["version", "./none", "more"], "xs version [ADDR]"),
+    ],
+)
+def test_a_word_too_many_is_refused(run_xs: RunXs, words: list[str], usage: str) -> None:
+    done = run_xs(words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == f"xs: too many arguments, from 'more' on: {usage}\n"
+
+
 @pytest.mark.parametrize("addr", ["ftp://x", "unix://s", "file:///tmp/s"])
 def test_an_address_that_xs_does_not_speak_is_no_directory(addr: str, run_xs: RunXs) -> None:
     done = run_xs(["append", addr, "t"], stdin="x")

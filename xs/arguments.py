@@ -121,9 +121,14 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     required = sum(not name.startswith("[") for name in names)
     if len(words) < required:
         raise errors.Usage(f"{names[len(words)]} is missing: {command.usage}")
-    if len(words) > len(names):
-        raise errors.Usage(f"too many arguments, from {words[len(names)]!r} on: {command.usage}")
+    check_count(words, len(names), command.usage)
     return Arguments(addr, words, options)
+
+
+def check_count(words: Sequence[str], most: int, usage: str) -> None:
+    """Raises `Usage` for words that are more than that."""
+    if len(words) > most:
+        raise errors.Usage(f"too many arguments, from {words[most]!r} on: {usage}")
 
 
 def wants_help(command: Command, argv: Sequence[str]) -> bool:

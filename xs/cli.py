@@ -18,7 +18,7 @@ import sys
 gc.set_threshold(50_000)  # objects made, less those that went, between two looks
 
 from xs import errors, stdio  # noqa: E402
-from xs.arguments import nearest, parse, wants_help  # noqa: E402
+from xs.arguments import check_count, nearest, parse, wants_help  # noqa: E402
 from xs.commands import COMMANDS  # noqa: E402
 
 TYPE_CHECKING = False
@@ -76,8 +76,10 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
 def _run(argv: list[str], is_program: bool) -> int:
     name = argv[0] if argv else ""
     if name in ("--help", "-h", "help"):
-        return _help(argv[1:2])
+        check_count(argv[1:], 1, f"xs {name} [COMMAND]")
+        return _help(argv[1:])
     if name == "--version":
+        check_count(argv[1:], 0, "xs --version")
         from xs.version import VERSION
 
         stdio.write(f"xs {VERSION}\n".encode())
