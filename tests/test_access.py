@@ -205,7 +205,7 @@ def port_of(server: Server) -> int:
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
     folder = str(tmp_path_factory.mktemp("exposed") / "store")
-    server = start_server(folder, "--expose", ":0", "--host", "My.Box")
+    server = start_server(folder, "--expose", ":0", "--host", "My.Box.")
     try:
         yield Exposed(server, port_of(server), Path(folder, "token").read_text().strip())
     finally:

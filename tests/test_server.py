@@ -221,6 +221,20 @@ def test_what_is_no_address_is_refused_before_a_store_is_made(
     assert not os.path.exists(store_dir)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a..b", ".a", "a\n", "a:80", "[::1]", "*.a", "b\xfccher", "a" * 64],
+)
+def test_what_no_host_is_called_is_refused_before_a_store_is_made(
+    store_dir: str, run_xs: RunXs, name: str
+) -> None:
+    done = run_xs(["serve", store_dir, "--expose", ":0", "--host", name])
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.startswith(b"xs: --host takes a name such as xs.example, not '")
+    assert done.stderr.count(b"\n") == 1
+    assert not os.path.exists(store_dir)
+
+
 @pytest.mark.parametrize("port", ["0", "8080"])
 def test_an_address_that_others_could_read_along_on_is_refused_with_one_that_is_private(
     store_dir: str, run_xs: RunXs, port: str

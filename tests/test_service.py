@@ -139,14 +139,14 @@ def variables_of(unit: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_unit_starts_the_very_words_that_were_given(home: Home, name: str) -> None:
-    options = ["--expose", ":8080", "--host", "a b", "--no-scripts", "--grace", "7"]
+    options = ["--expose", ":8080", "--host", "xs.example", "--no-scripts", "--grace", "7"]
     options += ["--log", "warning", "--log-file", f"logs/{name}", "--http", f"./{name}/web"]
     unit = sections(home.printed(name, *options))
     words = words_of(value_of(unit, "Service", "ExecStart"))
     assert words[0] == sys.executable
     folder = str(home.folder)
     assert words[1:] == [
-        "-m", "xs", "serve", os.path.join(folder, name), "--expose=:8080", "--host=a b",
+        "-m", "xs", "serve", os.path.join(folder, name), "--expose=:8080", "--host=xs.example",
         "--no-scripts", f"--http={os.path.normpath(os.path.join(folder, name, 'web'))}",
         "--grace=7", "--log=warning", f"--log-file={os.path.join(folder, 'logs', name)}",
     ]  # fmt: skip
@@ -360,6 +360,7 @@ def test_a_service_is_found_by_its_store_through_links(home: Home) -> None:
         (["install", "notes", "--name", ".."], "--name takes letters, digits"),
         (["install", "~/notes"], "has a literal ~"),
         (["install", "notes", "--expose", "nonsense"], "can't expose 'nonsense'"),
+        (["install", "notes", "--host", "a b"], "--host takes a name"),
         (["install", "notes", "--http-max", "5"], "--http-max goes with --http"),
         (["install", "notes", "--log", "loud"], "--log takes error"),
         (["status", "notes", "--expose", ":1"], "--expose goes with install"),

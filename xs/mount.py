@@ -133,7 +133,7 @@ class Mount:
             server.others = others
 
     def expose(self, host: str, port: int, hosts: list[str]) -> None:
-        """Listens on a TCP address too; `hosts` are further names of this machine."""
+        """Listens on a TCP address too; `hosts`, in lower case, name this machine, too."""
         try:
             token = owner_token(self.folder)
         except OSError as error:
@@ -143,8 +143,7 @@ class Mount:
         sock = self._sockets.listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.exposed.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
-        names = [host.lower(), *(each.lower() for each in hosts)]
-        self._add(sock, access(token, names, Finder(self.folder)))
+        self._add(sock, access(token, [host.lower(), *hosts], Finder(self.folder)))
 
     def _add(
         self, sock: socket.socket, asked: Access | None, *, is_for_owner: bool = False

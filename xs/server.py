@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -27,6 +28,9 @@ _STORES_GRACE = 0.5  # of it, at most, is for further stores, which end before t
 
 # Exit statuses of a server that can't start, for whoever has to decide whether to try again.
 _EXITS = ((Locked, 3), ((NotAStore, NoStore, Damaged), 4), (NoAddress, 5))
+# What a Host field can name (RFC 9110 §7.2), less what no resolver knows; case doesn't matter.
+_LABEL = r"[A-Za-z0-9_-]{1,63}"
+_HOST_NAME = re.compile(rf"(?!.{{254}}){_LABEL}(\.{_LABEL})*\.?")
 _TO_STANDARD_ERROR = log.Options()
 
 _log = Log()  # of this process; `serve` says where it goes
@@ -58,6 +62,7 @@ class Running:
         self._scripts = scripts
         self._options = None if web is None else web.options
         addresses = [exposed_address(each, insecure=insecure) for each in expose]
+        hosts = [host_name(each) for each in hosts]
         for host, port in sockets.exposed:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             _check_is_private(address, host, port, insecure=insecure)
@@ -207,6 +212,16 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
     port = 0 if any_port else port
     _check_is_private(address, host, port, insecure=insecure)
     return ("127.0.0.1" if host == "localhost" else host), port
+
+
+def host_name(name: str) -> str:
+    """A name that was given to `--host`, as requests are compared with it. Raises `Usage`."""
+    if not _HOST_NAME.fullmatch(name):
+        raise Usage(
+            f"--host takes a name such as xs.example, not {name!r}: letters, digits, - and _ with "
+            "dots between, without a port (an IP address needs no --host)"
+        )
+    return name.rstrip(".").lower()
 
 
 def _check_is_private(address: str, host: str, port: int, *, insecure: bool) -> None:

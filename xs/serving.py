@@ -70,10 +70,12 @@ def _checked(arguments: Arguments, options_of_serve: Sequence[Option]) -> list[s
 
     What it would refuse is refused here: nobody reads a service's standard error.
     """
-    from xs.server import exposed_address
+    from xs.server import exposed_address, host_name
 
     for each in arguments.options.get("expose", []):
         exposed_address(each, insecure=arguments.has("insecure"))
+    for each in arguments.options.get("host", []):
+        host_name(each)
     _web(arguments)
     log.options_of(arguments.get, is_json=arguments.has("log-json"))
     words = []
