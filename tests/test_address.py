@@ -91,7 +91,7 @@ def test_a_host_is_understood(addr, connect, token):
         "[::1",
         "[]:80",
         "[::1]x:80",
-        "http://",
+        "http://:",
         "http://host:80/path",
         "http://host:80?x",
         "@host:80",
@@ -106,8 +106,14 @@ def test_what_is_no_host_and_port_is_refused_in_one_line(addr):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("addr", ["https://", "HTTPS:///", "https://t0k@"])
+def test_a_scheme_alone_is_told_by_its_name(addr):
+    with pytest.raises(errors.Invalid, match=r"^https:// lacks its host: use https://HOST or "):
+        open_transport(addr)
+
+
 def test_no_error_repeats_the_token():
-    for addr in ("s3cret@host:x", "http://s3cret@host:1/path"):
+    for addr in ("s3cret@host:x", "http://s3cret@host:1/path", "http://s3cret@"):
         with pytest.raises(errors.Invalid) as caught:
             open_transport(addr)
         assert "s3cret" not in str(caught.value)

@@ -108,6 +108,10 @@ def parse_host(addr: str) -> tuple[Address, str | None]:
     token, at, host_port = rest.rpartition("@")
     if at and not token:
         raise errors.Invalid("no token stands before the @ of the address")
+    if mark and not host_port:
+        raise errors.Invalid(
+            f"{scheme}:// lacks its host: use {scheme}://HOST or {scheme}://HOST:PORT"
+        )
     if "/" in host_port or "?" in host_port or "#" in host_port:
         raise errors.Invalid(f"an address ends with its port: not a path, as in {host_port!r}")
     if host_port.startswith("["):  # RFC 3986 §3.2.2: an IPv6 address
