@@ -395,6 +395,7 @@ def test_an_error_is_one_line_on_standard_error(scripted, run_xs):
         (["cat", "no-such-host.invalid:1"], 1),
         (["append", "./none", ""], 1),
         (["append", "./none", "t", "--key", ""], 1),
+        (["cas-post", "./none"], 1),
         (["scru128", "unpack", "x"], 1),
         (["scru128", "pack", "{}"], 1),
         (["import", "./none", "./no-such-folder"], 1),
@@ -844,6 +845,12 @@ def test_content_can_be_stored_alone_and_is_collected_later(store, xs, run_xs):
     assert json.loads(xs("gc", store))["removed"] == 0
     assert json.loads(xs("gc", store, "--age", "0s"))["removed"] == 1
     assert run_xs(["cas", store, hash]).returncode == 1
+
+
+def test_content_alone_can_not_be_empty(store, run_xs):
+    done = run_xs(["cas-post", store])
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"xs: no content came on standard input: xs cas-post ADDR < FILE\n"
 
 
 def a_full_store(store, xs):

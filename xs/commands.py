@@ -77,6 +77,8 @@ def _post_input(
     transport = arguments.open(create=True)
     try:
         body = stdio.blocks_of() if as_it_comes else stdio.content()
+        if not body and target == "/cas":  # told here: a store would be made to refuse it
+            raise errors.Invalid("no content came on standard input: xs cas-post ADDR < FILE")
         show_text(ask(transport, "POST", target, fields, body))
     finally:
         transport.close()
