@@ -1443,8 +1443,8 @@ def test_it_says_where_it_answers_and_the_first_frame_too(shared: WebServer) -> 
         (["--http", ":0", "--http-timeout", "0"], "--http-timeout takes a number above 0"),
         (["--http", ":0", "--http-max", "x"], "--http-max takes a whole number"),
         (["--http", ":0", "--tls-key", "DIR/file"], "--tls-key goes with --tls-cert"),
-        (["--http", ":0", "--tls-cert", "DIR/none"], "can't use the certificate"),
-        (["--http", ":0", "--tls-cert", "DIR/file"], "can't use the certificate"),
+        (["--http", ":0", "--tls-cert", "DIR/none"], "/none: No such file or directory"),
+        (["--http", ":0", "--tls-cert", "DIR/file"], "/file: it has no certificate in PEM"),
         (["--http-max", "5"], "--http-max goes with --http ADDR"),
         (["--tls-cert", "DIR/file"], "--tls-cert goes with --http ADDR"),
     ],
@@ -1605,6 +1605,55 @@ def secure(
         handler = Handler(server.directory, Routes(server))
         yield server
         handler.check()
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "says"),
+    [
+        ("cert", None, "cert {cert}: it has no key in it: give the key's file as --tls-key"),
+        ("key", "cert", "cert {cert}: it has no certificate in PEM: no line"),
+        ("damaged", "key", "cert {cert}: a certificate in it is damaged"),
+        ("cert", "folder", "key {key}: Is a directory"),
+        ("cert", "cert", "key {key}: it has no key in PEM: no line -----BEGIN PRIVATE KEY-----"),
+        ("cert", "locked", "key {key}: the key has a passphrase, and nobody is asked"),
+        ("cert", "another", "key {key}: the key is not that of the first certificate of {cert}, "),
+        ("cert", "of another kind", "key {key}: the key is not that of the first certificate"),
+        ("cert", "damaged key", "key {key}: the key in it is damaged"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_or_its_key_is_told_with_its_file(
+    certificate: Certificate,
+    tmp_path: Path,
+    run_xs: RunXs,
+    cert: str,
+    key: Optional[str],
+    says: str,
+) -> None:
+    files = {"cert": certificate.path, "key": certificate.key, "folder": str(tmp_path)}
+    for made in (cert, key):
+        if made is not None and made not in files:
+            files[made] = str(tmp_path / made)
+            make_wrong(certificate, made, files[made])
+    words = ["--tls-cert", files[cert], *(["--tls-key", files[key]] if key else [])]
+    done = run_xs(["serve", str(tmp_path / "store"), "--http", ":0", *words])
+    assert (done.returncode, done.stdout) == (2, b"")
+    text = done.stderr.decode()
+    said = says.format(cert=files[cert], key=files[key or cert])
+    assert text.startswith(f"xs: can't use --tls-{said}") and text.count("\n") == 1, text
+    assert not (tmp_path / "store").exists()
+
+
+def make_wrong(certificate: Certificate, what: str, path: str) -> None:
+    if what in ("damaged", "damaged key"):
+        lines = Path(certificate.path if what == "damaged" else certificate.key).read_text()
+        Path(path).write_text(lines.replace("MI", "AA", 1))
+        return
+    asked = {
+        "locked": ["pkey", "-in", certificate.key, "-aes128", "-passout", "pass:word", "-out"],
+        "another": ["genpkey", "-algorithm", "RSA", "-out"],
+        "of another kind": ["ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out"],
+    }
+    subprocess.run(["openssl", *asked[what], path], check=True, capture_output=True)
 
 
 class TlsWire(Wire):

@@ -125,8 +125,9 @@ ARCHITECTURE = {
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
     "door":        "errors ids times http1 log content commit sockets listener exchange answers "
                    "(gateway)",
+    "certificate": "errors",
     "gateway":     "errors frame log content commit work store chunked activation address "
-                   "listener hangups exchange answers door",
+                   "listener hangups exchange answers door | certificate",
     "mount":       "errors log meta connections commit store scripts activation access tokens "
                    "crowd delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame times log schema commit work store httpd mount",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from xs import chunked, exchange, frame
 from xs.activation import Sockets
@@ -25,9 +25,6 @@ from xs.listener import Connections
 from xs.log import ERROR, WARNING, log_of
 from xs.store import Store
 from xs.work import AppendWork, Work
-
-if TYPE_CHECKING:
-    import ssl
 
 _TIMEOUT_MAX = 10**9  # seconds; the system knows no wait of more than nine times that
 
@@ -98,7 +95,11 @@ class Gateway:
         self.options = options
         self.log = log_of(log)
         self.connections = Connections(room, within)
-        self._tls = None if options.certificate is None else _tls(options.certificate, options.key)
+        self._tls = None
+        if options.certificate is not None:
+            from xs.certificate import server_context  # here: most stores are served without
+
+            self._tls = server_context(options.certificate, options.key)
         self._doors: list[Door] = []
         self._sockets = sockets or Sockets()
 
@@ -227,22 +228,3 @@ class Gateway:
 
 
 _GOODBYE_SECONDS = 1.0  # for what is said at the end
-
-
-def _tls(certificate: str, key: Optional[str]) -> ssl.SSLContext:
-    import ssl  # here: most stores are served without
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    # A client that goes without TLS's goodbye is nothing special: a request says where it ends.
-    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # since OpenSSL 3
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # A key with a passphrase would have OpenSSL ask for it at the terminal.
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        files = certificate if key is None else f"{certificate} with the key {key}"
-        raise Usage(f"can't use the certificate {files}: {reason}") from None
-    return context
