@@ -348,6 +348,25 @@ def test_a_backup_overwrites_nothing_else(store: Store, tmp_path: Path) -> None:
     assert len(whole(str(tmp_path / "other"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("addr", "says"),
+    [
+        ("misspelt", "; make one with `xs serve"),
+        ("file", ": it is a file, and a store is a directory"),
+    ],
+)
+def test_where_no_store_is_there_is_no_backup_and_no_repair(
+    tmp_path: Path, run_xs: Any, addr: str, says: str
+) -> None:
+    (tmp_path / "file").write_text("text")
+    addr = str(tmp_path / addr)
+    for words in (["backup", addr, str(tmp_path / "copy")], ["check", addr, "--repair"]):
+        done = run_xs(words)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(f"xs: no store at: {addr}{says}".encode()), done.stderr
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_the_command_sums_it_up(store: Store, tmp_path: Path, run_xs: Any) -> None:
     add(store, "a", LARGE)
     done = run_xs(["backup", store.folder, str(tmp_path / "copy")])

@@ -155,10 +155,10 @@ ARCHITECTURE = {
     "serving":     "errors log service stdio arguments | activation gateway mount server",
     "ndjson":      "errors frame request stdio terminal | meta (arguments)",
     "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",
-    "backup":      "errors fault lock place cas disk schema connections index snapshot "
+    "backup":      "errors fault lock place cas disk schema connections index snapshot address "
                    "terminal",
     "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "
-                   "store batch salvage wal",
+                   "store batch salvage wal address",
     "storing":     "errors address request transport stdio (arguments)",
     "autoload":    "errors | nu",
     "commands":    "errors address request stdio arguments | query serving tokens version idfields "

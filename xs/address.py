@@ -51,7 +51,7 @@ def absolute(addr: str) -> str:
 
     What is opened by it is opened bit by bit: files when they are needed, sockets again.
     """
-    if not addr or addr.startswith("~") or "\0" in addr or _is_host(addr):
+    if not addr or addr.startswith("~") or "\0" in addr or is_host(addr):
         return addr
     try:
         return os.path.abspath(addr)
@@ -59,7 +59,8 @@ def absolute(addr: str) -> str:
         return addr
 
 
-def _is_host(addr: str) -> bool:
+def is_host(addr: str) -> bool:
+    """Whether an ADDR names a server by its host; else it is a path."""
     scheme, mark, _ = addr.partition("://")
     return bool(mark and scheme.isalpha()) or ("/" not in addr and ":" in addr)
 
@@ -82,7 +83,7 @@ def open_transport(addr: str, *, timeout: float | None = None, create: bool = Fa
         )
     if "\0" in addr:
         raise errors.Invalid("an address has no NUL character in it")
-    if _is_host(addr):
+    if is_host(addr):
         connect, token = parse_host(addr)
         return _open_host(connect, token or os.environ.get("XS_TOKEN") or None, timeout)
     return _open_path(addr, timeout, create)
@@ -153,7 +154,7 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
     try:
         kind = os.stat(addr).st_mode & _TYPE_BITS
     except (FileNotFoundError, NotADirectoryError):
-        if create and os.path.basename(addr) != "sock":
+        if create and os.path.basename(addr) != "sock" and not _dead_end(addr):
             return _NotYet(addr, timeout)
         folder, name = os.path.split(addr)
         if name != "sock":
@@ -166,7 +167,7 @@ def _open_path(addr: str, timeout: float | None, create: bool) -> Transport:
     if kind == _SOCKET:
         return _open_socket(addr, timeout)
     if kind != _DIRECTORY:
-        raise errors.NoStore(f"no store at: {addr}: it is a file, and a store is a directory")
+        raise no_store(addr)
     return _open_directory(addr, timeout, create)
 
 
@@ -215,7 +216,7 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
     if "xs.db" not in names:
         if "xs.db.new" in names:
             raise errors.half_repaired(addr)
-        if not create:
+        if not create or _dead_end(addr):
             # Other files there: a store can't be made in their midst, but beside them.
             raise no_store(addr, addr if not names else os.path.join(addr, "store"))
         # What another process has just begun to make may lie there already, but nothing else.
@@ -269,6 +270,15 @@ def _open_files(directory: str, *, create: bool) -> Transport:
 def no_store(addr: str, place: str | None = None) -> errors.NoStore:
     """The error for an address where no store is; `place` is where one can be made."""
     place = place or addr
-    return errors.NoStore(
+    return _dead_end(addr) or errors.NoStore(
         f"no store at: {addr}; make one with `xs serve {place}` or `xs append {place} TOPIC`"
     )
+
+
+def _dead_end(addr: str) -> errors.NoStore | None:
+    """The error for a path at which no store can be made, either."""
+    if os.path.isdir(addr):
+        return None
+    if os.path.exists(addr):
+        return errors.NoStore(f"no store at: {addr}: it is a file, and a store is a directory")
+    return None

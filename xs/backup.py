@@ -14,6 +14,7 @@ import json
 import os
 
 from xs import fault
+from xs.address import is_host, no_store
 from xs.cas import Cas
 from xs.connections import Connections
 from xs.disk import sync_folder, sync_names
@@ -130,13 +131,15 @@ def _remove_unnamed(ours: Cas, dest: str) -> int:
 
 
 def _folder_of(addr: str) -> str:
-    if os.path.basename(addr) == "sock" and not os.path.isdir(addr):
-        return os.path.dirname(addr) or "."
-    if not os.path.isdir(addr):
+    if is_host(addr):
         raise Invalid(
-            f"a backup reads a store's directory, and {addr} is none: "
-            "`xs export` takes what it needs from a server"
+            f"a backup reads a store's directory, and {addr} is a server: "
+            "`xs export` takes what it needs from that"
         )
+    if os.path.basename(addr) == "sock" and not os.path.isdir(addr):
+        addr = os.path.dirname(addr) or "."
+    if not os.path.isdir(addr):
+        raise no_store(addr)
     return addr
 
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 
 from xs import fault, frame, ids, wal
+from xs.address import is_host, no_store
 from xs.batch import parse_imported
 from xs.cas import Cas
 from xs.commit import Commit
@@ -54,8 +55,10 @@ _FAR = 1 << 47  # a clock for which no import is in the future
 
 def run(folder: str) -> Iterator[bytes]:
     """Repairs the store in `folder`: JSON lines, `lost` or `problem`, and at the end a summary."""
+    if is_host(folder):
+        raise Invalid(f"a repair needs a store's directory, and {folder} is a server")
     if not os.path.isdir(folder):
-        raise Invalid(f"a repair needs a store's directory, and {folder} is none")
+        raise no_store(folder)
     check_writable(folder)
     lock = Lock(folder)
     try:
