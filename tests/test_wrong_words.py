@@ -121,6 +121,33 @@ def test_an_address_is_no_directory_to_be_served(run_xs: RunXs, words: list[str]
         assert done.returncode == 2 and says.encode() in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["append", "LINK", "t"],
+        ["append", "LINK/", "t", "--lines"],
+        ["cat", "LINK"],
+        ["serve", "LINK"],
+        ["token", "list", "LINK"],
+        ["check", "LINK", "--repair"],
+        ["backup", "LINK", "COPY"],
+        ["backup", "STORE", "LINK"],
+    ],
+)
+def test_a_link_that_leads_nowhere_is_told_and_nothing_is_made(
+    made: str, tmp_path: Path, run_xs: RunXs, words: list[str]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    before = sorted(os.listdir(tmp_path))
+    paths = {"LINK": str(link), "LINK/": f"{link}/", "STORE": made, "COPY": str(tmp_path / "copy")}
+    done = run_xs([paths.get(word, word) for word in words])
+    assert (done.returncode, done.stdout) == (4 if words[0] == "serve" else 1, b"")
+    text = done.stderr.decode()
+    assert f": it is a symbolic link, and {tmp_path}/nowhere isn't there" in text
+    assert text.count("\n") == 1 and sorted(os.listdir(tmp_path)) == before
+
+
 def test_a_scheme_may_be_in_capitals(run_xs: RunXs) -> None:
     done = run_xs(["append", "HTTP://localhost:1", "t"], stdin="x")
     assert done.returncode == 1 and b"nobody answers at localhost:1" in done.stderr

@@ -281,4 +281,5 @@ def _dead_end(addr: str) -> errors.NoStore | None:
         return None
     if os.path.exists(addr):
         return errors.NoStore(f"no store at: {addr}: it is a file, and a store is a directory")
-    return None
+    is_link = os.path.islink(addr.rstrip("/"))
+    return errors.dangling(addr, os.path.realpath(addr)) if is_link else None

@@ -151,6 +151,9 @@ def _check_apart(source: str, dest: str) -> None:
 
 def _make_folder(dest: str) -> None:
     """Makes the folder of a first copy, marked as not whole; one that is there stays as it is."""
+    if os.path.islink(dest) and not os.path.exists(dest):
+        target = os.path.realpath(dest)
+        raise Invalid(f"can't back up to {dest}: it is a symbolic link, and {target} isn't there")
     try:
         os.makedirs(dest, 0o700, exist_ok=True)
         names = set(os.listdir(dest))

@@ -8,7 +8,7 @@ from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
 from xs.connections import Connections, has_index
 from xs.disk import sync_names
-from xs.errors import NoStore, NotAStore, half_repaired
+from xs.errors import NoStore, NotAStore, dangling, half_repaired
 from xs.lock import SERVE, WRITE
 from xs.place import check_writable
 from xs.schema import FILENAME as INDEX_FILENAME
@@ -27,6 +27,8 @@ _BEFORE_THE_INDEX = frozenset(
 
 def check_folder(folder: str, *, create: bool) -> None:
     """Raises `NoStore`, … for a folder without an index, unless it may get one."""
+    if os.path.islink(folder) and not os.path.exists(folder):
+        raise dangling(folder, os.path.realpath(folder))
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise NotAStore(f"not a store: {folder} is not a directory")
     if os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):

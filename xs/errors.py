@@ -152,6 +152,14 @@ class BrokenBody(XsError):
     status = 400
 
 
+def dangling(path: str, target: str) -> NoStore:
+    """What is told of a symbolic link, at a store's path, to a target that isn't there."""
+    return NoStore(
+        f"no store at: {path}: it is a symbolic link, and {target} isn't there: mend the link, or "
+        "make a store by that name"
+    )
+
+
 def replaced(folder: str) -> Unavailable:
     """What is told to who has files of a store open that don't lie in its folder any more.
 
