@@ -148,6 +148,33 @@ def test_a_link_that_leads_nowhere_is_told_and_nothing_is_made(
     assert text.count("\n") == 1 and sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["append", "./store", "t"],
+        ["append", ".", "t"],
+        ["cat", "./store"],
+        ["serve", "./store"],
+        ["service", "install", "./store", "--print"],
+        ["token", "list", "./store"],
+        ["check", "./store", "--repair"],
+        ["backup", "STORE", "./copy"],
+    ],
+)
+def test_that_the_current_directory_was_removed_is_told(
+    made: str, tmp_path: Path, words: list[str]
+) -> None:
+    command = [sys.executable, "-m", "xs", *(made if word == "STORE" else word for word in words)]
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command],
+        stdin=subprocess.DEVNULL, capture_output=True, cwd=tmp_path, env=environment(),
+        timeout=DEADLINE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"xs: ") and done.stderr.count(b"\n") == 1
+    assert b"the current directory was removed: change to another one" in done.stderr
+
+
 def test_a_scheme_may_be_in_capitals(run_xs: RunXs) -> None:
     done = run_xs(["append", "HTTP://localhost:1", "t"], stdin="x")
     assert done.returncode == 1 and b"nobody answers at localhost:1" in done.stderr

@@ -277,6 +277,11 @@ def no_store(addr: str, place: str | None = None) -> errors.NoStore:
 
 def _dead_end(addr: str) -> errors.NoStore | None:
     """The error for a path at which no store can be made, either."""
+    if not os.path.isabs(addr):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return errors.NoStore(f"no store at: {addr}: {errors.HERE_IS_GONE}")
     if os.path.isdir(addr):
         return None
     if os.path.exists(addr):

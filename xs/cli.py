@@ -59,7 +59,9 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
     except OSError as error:
         has_name = isinstance(error.filename, (str, bytes))  # it may be a descriptor, too
         name = f"{os.fsdecode(error.filename)}: " if has_name else ""
-        _complain(f"{name}{error.strerror or error}")
+        # Whoever makes a path absolute asks for the directory that it begins in, which has no name.
+        is_here = isinstance(error, FileNotFoundError) and error.filename is None
+        _complain(errors.HERE_IS_GONE if is_here else f"{name}{error.strerror or error}")
         return 1
     except Exception as error:
         if os.environ.get("XS_DEBUG"):

@@ -152,6 +152,10 @@ class BrokenBody(XsError):
     status = 400
 
 
+# What is wrong with every relative path while the directory that the process is in is none.
+HERE_IS_GONE = "the current directory was removed: change to another one, or give whole paths"
+
+
 def dangling(path: str, target: str) -> NoStore:
     """What is told of a symbolic link, at a store's path, to a target that isn't there."""
     return NoStore(
