@@ -134,8 +134,8 @@ ARCHITECTURE = {
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",
-    "server":      "errors log activation listener httpd mount stores notify signals liveness | "
-                   "address gateway",
+    "server":      "errors log connections sockets activation listener httpd mount stores notify "
+                   "signals liveness | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors | ids",
     "transport":   "errors http1 request",

@@ -261,6 +261,9 @@ def test_an_address_in_use_is_refused_and_nothing_is_left(store_dir: str, run_xs
         port = taken.getsockname()[1]
         text = refused(run_xs, store_dir, "--expose", f":{port}")
         assert re.search(f"can't listen on .*:{port}: ", text)
+        assert not os.path.exists(store_dir)
+        assert run_xs(["append", store_dir, "t"]).returncode == 0
+        assert refused(run_xs, store_dir, "--expose", f":{port}") == text
     assert not os.path.exists(os.path.join(store_dir, "sock"))
     server = start_server(store_dir)  # the lock is free
     assert end(server) == 0

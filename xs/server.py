@@ -11,6 +11,7 @@ import time
 
 from xs import liveness, log
 from xs.activation import Sockets, handed_down
+from xs.connections import has_index
 from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
 from xs.httpd import Limits
 from xs.listener import Connections
@@ -18,6 +19,7 @@ from xs.log import Log
 from xs.mount import Mount, Room, Web
 from xs.notify import Manager, Watchdog
 from xs.signals import Signals
+from xs.sockets import listen_tcp
 from xs.stores import STORES_MAX, Asked, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
@@ -66,6 +68,10 @@ class Running:
         for host, port in sockets.exposed:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             _check_is_private(address, host, port, insecure=insecure)
+        if not has_index(folder):  # nothing is made for an address that can't be had: each is tried
+            for each in addresses:
+                if each not in sockets.exposed:
+                    listen_tcp(*each).close()
         self.root = Mount(folder, self._room, _log, scripts=scripts, sockets=sockets, web=web)
         try:
             self.stores = Stores(self.root.store, self._mount, self._unmount, _log)
