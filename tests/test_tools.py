@@ -150,6 +150,12 @@ def test_arguments_input_and_exit_status_pass_unchanged(telltale: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_directory_as_standard_input_is_told_in_one_line(telltale: Path) -> None:
+    done = run("sh", "-c", '"$0" append ./store t < /', str(telltale / "tools/xs"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "xs: standard input is a directory: give it a file or a pipe\n"
+
+
 @pytest.mark.parametrize("way", ["link", "link to a link", "link to the folder", "sh", "./xs"])
 def test_xs_works_from_anywhere_by_any_name(telltale: Path, tmp_path: Path, way: str) -> None:
     elsewhere = tmp_path / "else where"
