@@ -163,7 +163,7 @@ ARCHITECTURE = {
     "autoload":    "errors | nu",
     "commands":    "errors address request stdio arguments | query serving tokens version idfields "
                    "ndjson transfer backup repair storing autoload completion",
-    "cli":         "errors stdio arguments commands | version help terminal threads",
+    "cli":         "errors address stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
 }  # fmt: skip

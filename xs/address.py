@@ -277,14 +277,20 @@ def no_store(addr: str, place: str | None = None) -> errors.NoStore:
 
 def _dead_end(addr: str) -> errors.NoStore | None:
     """The error for a path at which no store can be made, either."""
-    if not os.path.isabs(addr):
-        try:
-            os.getcwd()
-        except FileNotFoundError:
-            return errors.NoStore(f"no store at: {addr}: {errors.HERE_IS_GONE}")
+    if not os.path.isabs(addr) and here_is_gone():
+        return errors.NoStore(f"no store at: {addr}: {errors.HERE_IS_GONE}")
     if os.path.isdir(addr):
         return None
     if os.path.exists(addr):
         return errors.NoStore(f"no store at: {addr}: it is a file, and a store is a directory")
     is_link = os.path.islink(addr.rstrip("/"))
     return errors.dangling(addr, os.path.realpath(addr)) if is_link else None
+
+
+def here_is_gone() -> bool:
+    """Whether the directory that this process is in was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False

@@ -18,6 +18,7 @@ import sys
 gc.set_threshold(50_000)  # objects made, less those that went, between two looks
 
 from xs import errors, stdio  # noqa: E402
+from xs.address import here_is_gone  # noqa: E402
 from xs.arguments import check_count, nearest, parse, wants_help  # noqa: E402
 from xs.commands import COMMANDS  # noqa: E402
 
@@ -60,8 +61,8 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
         has_name = isinstance(error.filename, (str, bytes))  # it may be a descriptor, too
         name = f"{os.fsdecode(error.filename)}: " if has_name else ""
         # Whoever makes a path absolute asks for the directory that it begins in, which has no name.
-        is_here = isinstance(error, FileNotFoundError) and error.filename is None
-        _complain(errors.HERE_IS_GONE if is_here else f"{name}{error.strerror or error}")
+        is_gone = not has_name and isinstance(error, FileNotFoundError) and here_is_gone()
+        _complain(errors.HERE_IS_GONE if is_gone else f"{name}{error.strerror or error}")
         return 1
     except Exception as error:
         if os.environ.get("XS_DEBUG"):
