@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Union
 
 import pytest
 
-from xs import api, ids
+from xs import api, ids, messages
 from xs.errors import BrokenBody
 from xs.store import Store
 from xs.version import VERSION
@@ -89,11 +89,11 @@ class Api:
 
     def request(
         self, method: str, target: str, body: Body = b"", fields: dict[str, str] | None = None
-    ) -> api.Request:
+    ) -> messages.Request:
         path, _, query = target.partition("?")
         named = [(name.replace("_", "-"), value) for name, value in (fields or {}).items()]
         blocks = ([body] if body else []) if isinstance(body, bytes) else body
-        return api.Request(method, path, query, named, blocks)
+        return messages.Request(method, path, query, named, blocks)
 
     def get(self, target: str, **fields: str) -> Answer:
         return self.ask("GET", target, **fields)
@@ -301,7 +301,7 @@ def test_meta_has_at_most_a_mebibyte_of_json(xs: Api) -> None:
 def test_a_header_that_comes_twice_is_refused(xs: Api) -> None:
     for name in ("xs-meta", "idempotency-key", "content-type"):
         target = "/append" if name == "content-type" else "/append/t"
-        request = api.Request("POST", target, "", [(name, "1"), (name, "1")])
+        request = messages.Request("POST", target, "", [(name, "1"), (name, "1")])
         found = api.answer(xs.store, request)
         assert (found.status, found.body) == (400, f"the header {name} is given twice\n".encode())
     assert xs.frames() == []
@@ -814,7 +814,7 @@ def test_last_event_id_resumes_after_it(xs: Api) -> None:
 
 def test_an_accept_field_may_come_in_several_lines(xs: Api) -> None:
     fields = [("accept", "text/html"), ("accept", "text/event-stream")]
-    found = api.answer(xs.store, api.Request("GET", "/", "", fields))
+    found = api.answer(xs.store, messages.Request("GET", "/", "", fields))
     assert (found.status, found.fields) == (200, [("content-type", "text/event-stream")])
 
 

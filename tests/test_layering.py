@@ -103,9 +103,12 @@ ARCHITECTURE = {
     # requests, and what answers them
     "rights":      "errors frame records",
     "tokens":      "errors fault frame place disk rights",
-    "api":         "errors ids frame store | alike content times query commit work imports "
-                   "removal reader version meta batch check chunked garbage places process walk "
-                   "(scripts rights)",
+    "messages":    "errors ids frame (work reader scripts rights)",
+    "operations":  "errors ids messages | times imports batch garbage process chunked "
+                   "(commit work store scripts)",
+    "api":         "errors ids frame store messages | meta alike content query commit work removal "
+                   "reader version batch check chunked garbage places process walk operations "
+                   "(rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
     "delivery":    "errors threads frame http1 sockets store reader (bus)",
@@ -116,10 +119,11 @@ ARCHITECTURE = {
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
     "following":   "errors threads http1 store reader delivery outbox",
-    "responses":   "times http1 version api",
+    "responses":   "times http1 version messages",
     "lookups":     "ids frame (http1 store)",
-    "httpd":       "errors http1 log content commit work store reader scripts api sockets rights "
-                   "access grants body crowd delivery outbox following responses lookups listener",
+    "httpd":       "errors http1 log content commit work store reader scripts messages api "
+                   "sockets rights access grants body crowd delivery outbox following responses "
+                   "lookups listener",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
@@ -141,8 +145,8 @@ ARCHITECTURE = {
     "transport":   "errors http1 request",
     "forward":     "errors ids frame cas content batch imports runsteps work bulk request "
                    "transport",
-    "local":       "errors ids frame store api request | lock bulk imports runsteps transport "
-                   "forward (reader work)",
+    "local":       "errors ids frame store messages api request | lock bulk imports runsteps "
+                   "transport forward (reader work)",
     "address":     "errors | transport local (request)",
     "client":      "errors request | frame",
     # what a person or a program starts

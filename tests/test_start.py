@@ -24,7 +24,7 @@ BARE = [sys.executable, "-I", "-S", "-c"]
 _EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
 _FILES = (
     f"{_EVERY} _collections _functools _sqlite3 xs.api xs.connections xs.frame xs.ids xs.local "
-    "xs.place xs.records xs.schema xs.sqlite xs.store xs.sums"
+    "xs.messages xs.place xs.records xs.schema xs.sqlite xs.store xs.sums"
 )
 _SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
 _INDEX = "xs.index xs.rows xs.scan"
@@ -105,7 +105,7 @@ def test_a_server_has_loaded_what_its_requests_need_before_the_first_of_them(
     """Later it may have no descriptor left, or no disk."""
     in_a_process(
         f"""
-from xs import api, server
+from xs import api, messages, server
 from xs.store import Store
 store = Store({store_dir!r}, exclusive=True, create=True)
 store.start_sweeping()
@@ -114,7 +114,7 @@ before = set(sys.modules)
 def ask(method, target, body=b"", **fields):
     path, _, query = target.partition("?")
     lines = [(name.replace("_", "-"), value) for name, value in fields.items()]
-    found = api.run(store, api.answer(store, api.Request(method, path, query, lines, [body])))
+    found = api.run(store, api.answer(store, messages.Request(method, path, query, lines, [body])))
     assert found.status < 300, (target, found.status, found.body)
     return b"".join(found.blocks or [found.body])
 fields = {{"xs_meta": '{{"a": 1}}', "idempotency_key": "k"}}

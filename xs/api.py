@@ -3,151 +3,47 @@
 Knows the store, the routes and the statuses, and no sockets: `httpd` puts it on connections, and
 `local` calls it in the same process when no server has the store. There a command starts with it:
 so what only writing needs, or only reading more than a frame, is loaded when the first request
-comes to it (`_load_writing`, `_load_reading`). What few requests need is imported by their routes.
-A server has all of that from its start (`load`).
+comes to it (`_load_writing`, `_load_reading`). What few requests need is imported by their routes,
+and the routes that few want are `operations`. A server has all of that from its start (`load`).
 """
 
 from __future__ import annotations
 
 from xs import frame, ids
-from xs.errors import (
-    Conflict,
-    Forbidden,
-    Invalid,
-    MethodNotAllowed,
-    NoMemory,
-    NotFound,
-    TooLarge,
-    XsError,
+from xs.errors import Invalid, MethodNotAllowed, NoMemory, NotFound, XsError
+from xs.messages import (
+    BYTES,
+    EVENTS,
+    JSON,
+    NDJSON,
+    TEXT,
+    Answer,
+    Request,
+    decode,
+    error_answer,
+    need_ndjson,
+    of_frame,
+    parse_expected,
+    parse_key,
 )
 from xs.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, Optional
+    from typing import Any
 
     from xs.commit import Append
     from xs.content import Content, small, take
     from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
     from xs.reader import Form, Reader, write
     from xs.rights import Rights
-    from xs.scripts import Scripts
     from xs.work import AppendWork, PinWork, RemoveWork, Work
 
-    Fields = list[tuple[str, str]]
-    Handler = Callable[[Store, "Request", str], "Answer"]
+    Handler = Callable[[Store, Request, str], Answer]
     _Handlers = dict[str, Handler]
 else:
     AppendWork = Reader = None  # not loaded yet
-
-NDJSON = "application/x-ndjson"
-JSON = "application/json"
-TEXT = "text/plain; charset=utf-8"
-BYTES = "application/octet-stream"
-EVENTS = "text/event-stream"
-
-
-class Request:
-    """What a handler is told: `path` and `query` still percent-encoded, names of fields lower case.
-
-    `body` gives the body's blocks as they arrive and raises `BrokenBody` if it breaks off.
-    `scripts` are those of the server that is asked; None if it has none, or there is no server.
-    `stores` are the other stores of that server, if it is the root store that is asked, else None.
-    `is_wanted` tells whether the client is still there. `will_run` is called before a script is run
-    for it: the client may lose the right to that while it waits.
-    """
-
-    __slots__ = (
-        "body",
-        "fields",
-        "is_wanted",
-        "method",
-        "path",
-        "query",
-        "rights",
-        "scripts",
-        "stores",
-        "will_run",
-    )
-
-    def __init__(
-        self, method: str, path: str, query: str, fields: Fields, body: Iterable[bytes] = ()
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.fields = fields
-        self.body = body
-        self.scripts: Scripts | None = None
-        self.stores: Any = None
-        self.is_wanted: Callable[[], bool] = lambda: True
-        self.will_run: Callable[[], None] = lambda: None
-        self.rights: Rights | None = None  # the owner's: everything
-
-    def get(self, name: str) -> str | None:
-        """The value of a field that may come once. Raises `Invalid` if it comes twice."""
-        found = None
-        for each, value in self.fields:
-            if each == name:
-                if found is not None:
-                    raise Invalid(f"the header {name} is given twice")
-                found = value
-        return found
-
-    def parameters(self) -> list[tuple[str, str]]:
-        """Names and values of the query, decoded; `+` stands for itself (RFC 3986)."""
-        if not self.query:
-            return []
-        pairs = []
-        for part in self.query.split("&"):
-            if part:
-                name, _, value = part.partition("=")
-                pairs.append((decode(name), decode(value)))
-        return pairs
-
-    def options(self, *allowed: str) -> dict[str, str]:
-        """The query as a dictionary. Raises `Invalid` for one not allowed, or given twice."""
-        found: dict[str, str] = {}
-        for name, value in self.parameters():
-            if name not in allowed:
-                known = f"; here one can give: {', '.join(allowed)}" if allowed else ""
-                raise Invalid(f"unknown parameter: {name[:64]!r}{known}")
-            if name in found:
-                raise Invalid(f"{name} is given twice")
-            found[name] = value
-        return found
-
-
-class Answer:
-    """What goes back. The body is one of `body`, `blocks` (`length` if it is known) and `reader`.
-
-    With `work` the answer depends on what a commit will do: `finish(work)` gives the real one once
-    it is done.
-    """
-
-    __slots__ = ("blocks", "body", "fields", "finish", "length", "reader", "status", "work")
-
-    def __init__(
-        self,
-        status: int,
-        kind: str | None = None,
-        body: bytes = b"",
-        *,
-        blocks: Iterator[bytes] | None = None,
-        length: int | None = None,
-        reader: Reader | None = None,
-        work: Work | None = None,
-        finish: Callable[[Work], Answer] | None = None,
-    ) -> None:
-        self.status = status
-        self.fields: Fields = [] if kind is None else [("content-type", kind)]
-        self.body = body
-        self.blocks = blocks
-        self.length = length
-        self.reader = reader
-        self.work = work
-        self.finish = finish
 
 
 def answer(store: Store, request: Request) -> Answer:
@@ -158,20 +54,6 @@ def answer(store: Store, request: Request) -> Answer:
         return error_answer(error)
     except MemoryError:
         return error_answer(NoMemory())
-
-
-def error_answer(error: XsError) -> Answer:
-    """An error as an answer: one sentence, or the newest frame when `if-last` did not hold."""
-    if isinstance(error, Conflict) and error.frame is not None:
-        found = Answer(error.status, JSON, error.frame + b"\n")
-        found.fields.append(("xs-error", str(error).encode("ascii", "replace").decode()))
-        return found
-    found = Answer(error.status, TEXT, f"{error}\n".encode("utf-8", "replace"))
-    if isinstance(error, MethodNotAllowed):
-        found.fields.append(("allow", error.allow))
-    if error.status == 401:
-        found.fields.append(("www-authenticate", 'Bearer realm="xs"'))
-    return found
 
 
 # Routes
@@ -200,6 +82,7 @@ def load() -> None:
         check,
         chunked,
         garbage,
+        operations,
         places,
         process,
         removal,
@@ -296,7 +179,7 @@ def _get(store: Store, request: Request, rest: str) -> Answer:
     value = ids.parse(decode(rest))
     given = request.options("with-timestamp", "with-content")
     form = Form(False, *(_flag(given, n) for n in _WITH))
-    return _frame(write(form, store, store.get(value)))
+    return of_frame(write(form, store, store.get(value)))
 
 
 _WITH = ("with-timestamp", "with-content")
@@ -392,20 +275,30 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
     if request.rights is not None:
         request.rights.check_append(topic, ttl)
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None
-    meta = parse_meta_field(request.get("xs-meta"))
+    meta = _meta(request.get("xs-meta"))
     key = parse_key(request.get("idempotency-key"))
     step = request.get("xs-run")
     if step is not None or "chunked" in given:
         append = Append(topic, None, meta, ttl, if_last, key)
         if step is not None:
-            return _append_step(store, request, append, step)
+            from xs.operations import go_on
+
+            return go_on(store, request, append, step)
         if _flag(given, "chunked"):
             from xs import chunked
 
-            return _frame(chunked.append(store, append, request.body) + b"\n")
+            return of_frame(chunked.append(store, append, request.body) + b"\n")
     content = _taken_in(store, request)
     work = AppendWork(Append(topic, content, meta, ttl, if_last, key))
     return Answer(200, work=work, finish=_appended)
+
+
+def _meta(value: str | None) -> str:
+    if value is None:
+        return "null"
+    from xs.meta import of_field  # here: most appends have none
+
+    return of_field(value)
 
 
 def append_in(found: Answer) -> Append | None:
@@ -439,43 +332,16 @@ def appended_again(append: Append, body: Iterable[bytes]) -> Answer:
         return error_answer(NoMemory())
 
 
-def _append_step(store: Store, request: Request, append: Append, step: str) -> Answer:
-    """For a command on the files that goes on with its run through this server (`forward`).
-
-    `step` is: `more`, `whole` or `broken`; the run's writer; the ids of its first frame and of the
-    last one that the command knows of, unless it is to begin; percent-encoded, why it broke off.
-    """
-    from xs import chunked
-
-    state, writer, first, last, reason = f"{step}    ".split(" ")[:5]
-    if state not in ("more", "whole", "broken"):
-        raise Invalid(f"xs-run: {step[:64]!r}: that is for commands that go on through a server")
-    result = chunked.go_on(
-        store,
-        append,
-        writer,
-        ids.parse(first) if first else None,
-        ids.parse(last) if last else None,
-        request.body,
-        ended=state != "more",
-        error_text=decode(reason) if state == "broken" else None,
-    )
-    found = _frame(result.line + b"\n") if result.line else Answer(204)
-    if result.first is not None and result.last is not None:
-        found.fields.append(("xs-run", f"{ids.text(result.first)} {ids.text(result.last)}"))
-    return found
-
-
 def _appended(work: Work) -> Answer:
     if work.error is not None:
         return error_answer(work.error)
-    return _frame(work.result + b"\n")
+    return of_frame(work.result + b"\n")
 
 
 def _append_lines(store: Store, request: Request, _: str) -> Answer:
     from xs.batch import append_lines, append_lines_each
 
-    _need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
+    need_ndjson(request, "POST /append takes one event a line; for one event POST /append/TOPIC")
     given = request.options("each", "atomic")
     each = _flag(given, "each")
     atomic = _flag(given, "atomic")
@@ -488,29 +354,6 @@ def _append_lines(store: Store, request: Request, _: str) -> Answer:
     return Answer(200, JSON, append_lines(store, request.body, may, atomic=atomic))
 
 
-def _import(store: Store, request: Request, _: str) -> Answer:
-    from xs.batch import EVERY_LINE, import_lines, parse_imported
-    from xs.imports import ImportWork
-
-    request.options()
-    kind = _kind(request)
-    if kind == NDJSON:
-        return Answer(200, JSON, import_lines(store, request.body))
-    body = b""
-    for block in request.body:
-        body += block
-        if len(body) > EVERY_LINE:
-            raise TooLarge(f"the frame is too large: at most {EVERY_LINE} bytes")
-
-    def finish(work: Work) -> Answer:
-        if work.error is not None:
-            return error_answer(work.error)
-        (result,) = work.result
-        return error_answer(result) if isinstance(result, XsError) else _frame(result + b"\n")
-
-    return Answer(200, work=ImportWork([parse_imported(store, body)]), finish=finish)
-
-
 def _version(store: Store, request: Request, _: str) -> Answer:
     from xs.version import VERSION
 
@@ -518,109 +361,16 @@ def _version(store: Store, request: Request, _: str) -> Answer:
     return Answer(200, JSON, f'{{"version":"{VERSION}"}}\n'.encode())
 
 
-def _check(store: Store, request: Request, _: str) -> Answer:
-    request.options()
-    return Answer(200, NDJSON, blocks=_report(store))
+def _later(name: str) -> Handler:
+    """A handler of `operations`, which most commands on the files end without."""
 
+    def handle(store: Store, request: Request, rest: str) -> Answer:
+        from xs import operations
 
-def _report(store: Store) -> Iterator[bytes]:
-    import json
+        found: Answer = getattr(operations, name)(store, request, rest)
+        return found
 
-    problems = 0
-    for found in store.check():
-        if isinstance(found, str):
-            problems += 1
-            yield b'{"problem":' + json.dumps(found).encode() + b"}\n"
-        else:
-            checked = f'{{"frames":{found[0]},"contents":{found[1]}}}'
-            yield f'{{"checked":{checked},"problems":{problems}}}\n'.encode()
-
-
-def _gc(store: Store, request: Request, _: str) -> Answer:
-    from xs.garbage import AGE_SECONDS
-
-    age = request.options("age").get("age")
-    seconds: float = AGE_SECONDS
-    if age is not None:
-        from xs.times import parse_time
-
-        ms = parse_time(age, 0)
-        if ms is None or ms > 0:
-            raise Invalid(f"age={age[:64]!r}: use how long ago, such as 90s, 2h or 7d")
-        seconds = -ms / 1000
-    removed, size = store.gc(seconds)
-    return Answer(200, JSON, f'{{"removed":{removed},"bytes":{size}}}\n'.encode())
-
-
-def _eval(store: Store, request: Request, _: str) -> Answer:
-    return _evaluate(request, None)
-
-
-def _pipe(store: Store, request: Request, rest: str) -> Answer:
-    return _evaluate(request, store.get(ids.parse(decode(rest))))
-
-
-def _evaluate(request: Request, line: bytes | None) -> Answer:
-    from xs.process import SCRIPT_BYTES
-
-    request.options()
-    scripts = _scripts(request)
-    text = b""
-    for block in request.body:
-        text += block
-        if len(text) > SCRIPT_BYTES:
-            raise TooLarge(f"the script is too long: at most {SCRIPT_BYTES} bytes")
-    if not text.strip():
-        raise Invalid("the body is empty: it is to be a script")
-    request.will_run()
-    evaluation = scripts.evaluate(text, line, request.is_wanted)
-    kind = _EVALUATED[evaluation.kind]
-    if kind is None:
-        evaluation.close()
-        return Answer(204)
-    if evaluation.kind in ("text", "json"):
-        body = b"".join(evaluation)
-        evaluation.close()
-        return Answer(200, kind, body)
-    return Answer(200, kind, blocks=evaluation)
-
-
-_EVALUATED = {
-    "nothing": None,
-    "text": TEXT,
-    "long text": TEXT,
-    "json": JSON,
-    "lines": NDJSON,
-    "bytes": BYTES,
-}
-
-
-def _ps(store: Store, request: Request, _: str) -> Answer:
-    request.options()
-    found = _scripts(request).status()
-    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
-
-
-def _stores(store: Store, request: Request, _: str) -> Answer:
-    request.options()
-    if request.stores is None:
-        raise NotFound("no other stores are served here: it takes the root store of xs serve")
-    found = request.stores.status()
-    return Answer(200, NDJSON, b"".join([_compact(each) for each in found]))
-
-
-def _compact(value: object) -> bytes:
-    import json
-
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _scripts(request: Request) -> Scripts:
-    if request.scripts is None:
-        raise Forbidden(
-            "no scripts are run here: that takes a server (xs serve), without --no-scripts"
-        )
-    return request.scripts
+    return handle
 
 
 # A path's first word → what it does by itself, and with one more part behind it.
@@ -628,20 +378,20 @@ _ROUTES: dict[str, tuple[_Handlers, _Handlers]] = {
     "": ({"GET": _read}, {}),
     "append": ({"POST": _append_lines}, {"POST": _append}),
     "cas": ({"POST": _put_content}, {"GET": _cas}),
-    "check": ({"POST": _check}, {}),
+    "check": ({"POST": _later("check")}, {}),
     "content": ({}, {"GET": _content}),
-    "eval": ({"POST": _eval}, {}),
+    "eval": ({"POST": _later("eval_")}, {}),
     "first": ({"GET": _first}, {"GET": _first}),
-    "gc": ({"POST": _gc}, {}),
+    "gc": ({"POST": _later("gc")}, {}),
     "head": ({}, {"GET": _last}),
-    "import": ({"POST": _import}, {}),
+    "import": ({"POST": _later("import_")}, {}),
     "last": ({"GET": _last}, {"GET": _last}),
     "next": ({}, {"GET": _next}),
-    "pipe": ({}, {"POST": _pipe}),
+    "pipe": ({}, {"POST": _later("pipe")}),
     "prev": ({}, {"GET": _prev}),
-    "ps": ({"GET": _ps}, {}),
+    "ps": ({"GET": _later("ps")}, {}),
     "store": ({}, {}),  # a store's own API is behind it: see `httpd`
-    "stores": ({"GET": _stores}, {}),
+    "stores": ({"GET": _later("stores")}, {}),
     "stream": ({}, {"GET": _read_topic, "POST": _append}),
     "version": ({"GET": _version}, {}),
 }
@@ -652,81 +402,6 @@ _BY_ID_OR_TOPIC: tuple[_Handlers, _Handlers] = (
 
 
 # Parts of requests
-
-
-def decode(text: str) -> str:
-    """Percent-decoded UTF-8. Raises `Invalid` for bytes that are no UTF-8."""
-    if "%" not in text:
-        return text
-    import binascii
-
-    pieces = text.encode("latin-1").split(b"%")
-    data = [pieces[0]]
-    for piece in pieces[1:]:
-        try:
-            if not piece:
-                raise binascii.Error
-            data.append(binascii.a2b_hex(piece[:2]) + piece[2:])
-        except binascii.Error:
-            raise Invalid(f"broken percent-encoding: {text[:64]!r}") from None
-    try:
-        return b"".join(data).decode()
-    except UnicodeDecodeError:
-        raise Invalid(f"not UTF-8 behind the percent-encoding: {text[:64]!r}") from None
-
-
-def parse_meta_field(value: str | None) -> str:
-    """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
-    if value is None:
-        return "null"
-    import binascii
-
-    from xs import meta  # here: most appends have none
-
-    try:
-        return meta.compact_meta(value.encode("latin-1").decode())
-    except UnicodeDecodeError:
-        raise Invalid("xs-meta is not UTF-8: send base64 of the JSON instead") from None
-    except Invalid as error:
-        try:
-            text = binascii.a2b_base64(value.encode("latin-1")).decode()
-            if not text or binascii.b2a_base64(text.encode()).strip() != value.encode().strip():
-                raise error
-        except ValueError:
-            raise error from None
-        return meta.compact_meta(text)
-
-
-def parse_key(value: Optional[str]) -> str | None:
-    """An idempotency key, as a field has it: UTF-8, read as Latin-1."""
-    if value is None:
-        return None
-    key = value.encode("latin-1")
-    if not 1 <= len(key) <= frame.KEY_MAX:
-        raise Invalid(f"the idempotency key has 1 to {frame.KEY_MAX} bytes")
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        raise Invalid("the idempotency key is not UTF-8") from None
-
-
-def parse_expected(value: str) -> str:
-    """What `if-last` expects: an id, or none."""
-    if value == "none":
-        return value
-    if not ids.is_id(value):
-        raise Invalid(f"if-last={value[:64]!r}: use the id of the topic's newest frame, or none")
-    return value.lower()
-
-
-def _kind(request: Request) -> str:
-    return (request.get("content-type") or "").split(";")[0].strip().lower()
-
-
-def _need_ndjson(request: Request, sentence: str) -> None:
-    kind = _kind(request)
-    if kind != NDJSON:
-        raise Invalid(f"the content type is {kind or 'missing'}, not {NDJSON}: {sentence}")
 
 
 def _patterns(text: str | None) -> frame.Patterns:
@@ -762,14 +437,10 @@ def _one_topic(request: Request, given: dict[str, str], rest: str) -> str | None
 # Parts of answers
 
 
-def _frame(line: bytes) -> Answer:
-    return Answer(200, JSON, line)
-
-
 def _frame_or_none(line: bytes | None, none: str) -> Answer:
     if line is None:
         raise NotFound(none)
-    return _frame(line + b"\n")
+    return of_frame(line + b"\n")
 
 
 def _none_of(pattern: str | None) -> str:

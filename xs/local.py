@@ -12,7 +12,7 @@ import os
 import time
 from _thread import allocate_lock
 
-from xs import api, errors, frame, ids
+from xs import api, errors, frame, ids, messages
 from xs.request import ask, with_query
 from xs.store import Store
 
@@ -61,14 +61,14 @@ class Local:
             () if body is None else [body] if isinstance(body, bytes) else body
         )
         lower = [(name.lower(), value) for name, value in fields]
-        request = api.Request(method, path, query, lower, blocks)
+        request = messages.Request(method, path, query, lower, blocks)
         found = api.run(self._store, api.answer(self._store, request))
         reader = found.reader
         if reader is None:
             return _Answered(found, iter((found.body,)) if found.blocks is None else found.blocks)
         if reader.options.pulse is not None:
             pulse = errors.Invalid("a pulse needs a server: start one with xs serve")
-            return _Answered(api.error_answer(pulse), iter((f"{pulse}\n".encode(),)))
+            return _Answered(messages.error_answer(pulse), iter((f"{pulse}\n".encode(),)))
         return _Answered(found, _Following(self._store, reader).blocks())
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Local:
 class _Answered:
     """An answer of this process, in the form of one that came over a socket."""
 
-    def __init__(self, found: api.Answer, blocks: Iterator[bytes]) -> None:
+    def __init__(self, found: messages.Answer, blocks: Iterator[bytes]) -> None:
         self.status = found.status
         self.fields = found.fields
         self._blocks = blocks
@@ -256,7 +256,7 @@ class _Following:
     def _from_server(self, transport: HttpTransport) -> Iterator[bytes]:
         """What the server gives from here on; the reader's position goes along."""
         reader = self._reader
-        fields = [("accept", api.EVENTS)] if reader.form.sse else []
+        fields = [("accept", messages.EVENTS)] if reader.form.sse else []
         end = b"\n\n" if reader.form.sse else b"\n"
         rest = b""
         awaits_threshold = True  # it was given already, or was never asked for

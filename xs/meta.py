@@ -30,6 +30,24 @@ def compact_meta(text: str) -> str:
     return _compact(text, value)
 
 
+def of_field(value: str) -> str:
+    """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
+    import binascii
+
+    try:
+        return compact_meta(value.encode("latin-1").decode())
+    except UnicodeDecodeError:
+        raise Invalid("xs-meta is not UTF-8: send base64 of the JSON instead") from None
+    except Invalid as error:
+        try:
+            text = binascii.a2b_base64(value.encode("latin-1")).decode()
+            if not text or binascii.b2a_base64(text.encode()).strip() != value.encode().strip():
+                raise error
+        except ValueError:
+            raise error from None
+        return compact_meta(text)
+
+
 def _compact(text: str, value: object) -> str:
     if "\\u" in text:
         check_surrogates(value)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 
-from xs import api, http1, times
+from xs import http1, messages, times
 from xs.version import VERSION
 
 CLOSE = ("connection", "close")
 _SIGN = ("xs-version", VERSION)
-_JSON_FIELDS = [("content-type", api.JSON)]
+_JSON_FIELDS = [("content-type", messages.JSON)]
 
 # A second; the Date of answers that are given in it (RFC 9110 §6.6.1); what an append is answered
 # with then, but for its length. They are made once a second, and needed with every answer
@@ -32,17 +32,17 @@ def _this_second() -> tuple[int, str, bytes]:
     return last
 
 
-def signed(found: api.Answer) -> api.Fields:
+def signed(found: messages.Answer) -> messages.Fields:
     """The fields of an answer; of one that says that all went well, with the sign."""
     return [*found.fields, _SIGN] if found.status < 300 else list(found.fields)
 
 
-def head_of(status: int, fields: api.Fields) -> bytes:
+def head_of(status: int, fields: messages.Fields) -> bytes:
     """A response's head, with its date."""
     return http1.response_head(status, [("date", _this_second()[1]), *fields])
 
 
-def kept(head: http1.RequestHead, keep: bool) -> api.Fields:
+def kept(head: http1.RequestHead, keep: bool) -> messages.Fields:
     """What a response says of whether its connection goes on: what its client wouldn't expect."""
     if not keep:
         return [CLOSE]
@@ -54,7 +54,7 @@ def of_frame(line: bytes) -> bytes:
     return b"%b%d\r\n\r\n%b\n" % (_this_second()[2], len(line) + 1, line)
 
 
-def whole(head: http1.RequestHead, found: api.Answer, keep: bool) -> bytes:
+def whole(head: http1.RequestHead, found: messages.Answer, keep: bool) -> bytes:
     """The response to a request, of an answer whose body is in memory."""
     if keep and head.minor == 1 and found.status == 200 and found.fields == _JSON_FIELDS:
         # What an append is answered with.
