@@ -25,14 +25,8 @@ if TYPE_CHECKING:
 
     from xs.connections import Reading
 
-
-class Page(NamedTuple):
-    """Frames, a line each with its newline, how many, and where the last lies, if that is known."""
-
-    lines: bytes
-    frames: int
-    id: int = -1
-    row: Optional[int] = None
+    # Frames, a line each with its newline; how many; in which row the last lies, if it is known.
+    _Page = tuple[bytes, int, Optional[int]]
 
 
 class Asked(NamedTuple):
@@ -81,14 +75,13 @@ class Walk:
             asked = Asked(after, until, self._patterns)
             values = self._values(reader, asked, limit, now)
             if source is not None:
-                found = self._page_of_frames(reader, source, asked, values, pieces)
-                if found.frames or pieces is None:
-                    return found.lines, found.frames
+                lines, count = self._page_of_frames(reader, source, asked, values, pieces)
+                if count or pieces is None:
+                    return lines, count
             assert pieces is not None
             values.update(pieces[0].values)
             rows = merged(source, pieces[0], "sum, json")
-            found = _bounded_page(reader, f"SELECT {LINE} FROM ({rows}) f", asked, values)
-            return found.lines, found.frames
+            return _bounded_page(reader, f"SELECT {LINE} FROM ({rows}) f", asked, values)[:2]
 
     def rows(self, after: int, until: int | None, limit: int, now: int) -> list[Stored]:
         """As `page`, frame by frame and with inline content; the list is bounded in bytes.
@@ -152,29 +145,30 @@ class Walk:
         asked: Asked,
         values: dict[str, Any],
         pieces: tuple[Source, int] | None,
-    ) -> Page:
+    ) -> tuple[bytes, int]:
         """The frames of a page that come before the first piece."""
         if pieces is not None:
             values = {**values, "high": min(values["high"], pieces[1] - 1)}
         large, newest = _next_large(reader, values["low"])
         bound = min(large, values["high"] + 1)
         small = {**values, "high": ROW_MAX if bound > newest else bound - 1}
-        found = _dense_page(reader, source, asked, small)
-        if not found.frames:
-            found = _joined_page(reader, source, asked, small)
-        if found.row is not None:
-            self._rows[found.id] = found.row
-        if found.frames or bound > values["high"]:
-            return found
-        return _bounded_page(reader, select(source, LINE), asked, {**values, "low": bound - 1})
+        lines, count, row = _dense_page(reader, source, asked, small)
+        if not count:
+            lines, count, row = _joined_page(reader, source, asked, small)
+        if row is not None:
+            self._rows[id_in(lines[lines.rfind(b"\n", 0, -1) + 1 :])] = row
+        if count or bound > values["high"]:
+            return lines, count
+        values = {**values, "low": bound - 1}
+        return _bounded_page(reader, select(source, LINE), asked, values)[:2]
 
 
-_NOTHING = Page(b"", 0)
+_NOTHING: _Page = (b"", 0, None)
 
 
 def _dense_page(
     reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
-) -> Page:
+) -> _Page:
     """As `_joined_page`, for a topic that has a good share of the frames there; else empty.
 
     Going through all frames then takes less than looking up each one that the topic's index names
@@ -223,7 +217,7 @@ def _next_large(reader: sqlite3.Connection, low: int) -> tuple[int, int]:
 
 def _joined_page(
     reader: sqlite3.Connection, source: Source, asked: Asked, values: dict[str, Any]
-) -> Page:
+) -> _Page:
     """A page that SQLite joins. It is held to the sums of its lines all at once.
 
     That its order and its topics are right is looked at where it begins and ends: it is that in
@@ -248,7 +242,7 @@ def _joined_page(
             start, end = page[: page.index(b"\n")], page[page.rfind(b"\n", 0, -1) + 1 :]
             first, newest = id_in(start), id_in(end)
             if asked.fits(first, start, asked.after) and asked.fits(newest, end, first - 1):
-                return Page(page, count, newest, row)
+                return page, count, row
     # That nothing came is no proof that nothing is left: rows may be listed of which none is there.
     return _bounded_page(reader, select(source, LINE), asked, asked_for)
 
@@ -284,13 +278,13 @@ def _joined(rows: str) -> str:
 
 def _bounded_page(
     reader: sqlite3.Connection, statement: str, asked: Asked, values: dict[str, Any]
-) -> Page:
+) -> _Page:
     """A page that is bounded in bytes, taken row by row from a statement that gives LINE.
 
     It ends before a damaged frame; one that would begin with it raises `Damaged`.
     """
     lines = [stored.line for stored in _bounded_rows(reader, statement, asked, values)]
-    return Page(b"\n".join(lines) + b"\n", len(lines)) if lines else _NOTHING
+    return (b"\n".join(lines) + b"\n", len(lines), None) if lines else _NOTHING
 
 
 def _bounded_rows(
