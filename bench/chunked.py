@@ -31,10 +31,10 @@ from _measure import (
 
 READERS = (1, 10, 100)
 BYTES_SENT = pick(40, 20)  # in each round
-ROUNDS = pick(3, 2)
+ROUNDS = pick(3, 1)
 APART = 0.055  # seconds: further than what is gathered
-BODY = os.urandom(1 << 20) * pick(128, 32)
-PIECES = pick(500_000, 60_000)
+BODY = os.urandom(1 << 20) * pick(128, 16)
+PIECES = pick(500_000, 30_000)
 CLOSE = "Connection: close"
 
 

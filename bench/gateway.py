@@ -187,7 +187,7 @@ def requests(report: Report, web: str, api: str, who: str) -> None:
 def events(report: Report, web: str, ttl: str) -> None:
     """A page of events that are all ready at once."""
     took = []
-    for _ in range(pick(5, 2)):
+    for _ in range(pick(5, 1)):
         client = Client(web)
         started = time.perf_counter()
         client.sock.sendall(request("GET", "/events"))

@@ -48,12 +48,12 @@ from _measure import (
 from xs import frame, ids, nu
 from xs.process import Command, command_of
 
-FRAMES = pick(20_000, 8_000)
-LIVE_FRAMES = pick(20_000, 8_000)
+FRAMES = pick(20_000, 5_000)
+LIVE_FRAMES = pick(20_000, 5_000)
 VALUES = pick(200_000, 20_000)
 SINGLE = pick(400, 100)  # appends of which each waits for its output, in a round
 APPENDS = pick(200, 50)  # at a Nushell prompt, in a round
-ROUNDS = pick(3, 2)
+ROUNDS = pick(3, 1)
 
 
 class Kind:

@@ -34,7 +34,7 @@ from _measure import (
 from memory import settled
 
 COUNTS = (100, 1000) if "--huge" in sys.argv[1:] else (100,)
-ROUNDS = pick(3, 2)
+ROUNDS = pick(3, 1)
 SECONDS = pick(0.5, 0.2)
 START = 2.0  # s for the first of COUNTS: the goal
 IDLE = 2.0  # MB a store, idle: the goal
