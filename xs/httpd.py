@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
 
-from xs import api, http1, lookups, messages
+from xs import api, http1, lookups
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.commit import Append, is_plain
@@ -23,6 +23,7 @@ from xs.following import Following
 from xs.grants import Grants
 from xs.listener import Connections, Handler, Listener
 from xs.log import DEBUG, WARNING, Seldom
+from xs.messages import TEXT, Answer, Request, decode, error_answer
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
 from xs.responses import CLOSE, head_of, kept, of_frame, signed, whole
@@ -63,7 +64,7 @@ _CLOSING = "the store is closing"
 _REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
-_Found = tuple[RequestBody, messages.Answer]  # an answer, and what is left of the request
+_Found = tuple[RequestBody, Answer]  # an answer, and what is left of the request
 _Taken = tuple[http1.RequestHead, Optional[_Found]]
 
 
@@ -338,7 +339,7 @@ class Connection(Handler):
         try:
             rights = rights_of(head, self.server.access)
         except XsError as refused:
-            found = messages.error_answer(refused)
+            found = error_answer(refused)
             path = head.path[:_LOGGED]
             self.server.warn_of_stranger(f"{self._who}: {head.method} {path}: {refused}")
         else:
@@ -349,7 +350,7 @@ class Connection(Handler):
             found = self._ask(head, body, rights)
         return body, found
 
-    def _give(self, head: http1.RequestHead, body: RequestBody, found: messages.Answer) -> bool:
+    def _give(self, head: http1.RequestHead, body: RequestBody, found: Answer) -> bool:
         """Writes an answer, or lets an append's commit do it; whether the connection goes on."""
         is_one = found.work is not None and body.came_whole and not self._visits
         self._appends = self._appends + 1 if is_one else 0
@@ -385,18 +386,18 @@ class Connection(Handler):
         set_timeout(self.sock, Limits.idle_seconds)
         return True
 
-    def _ask(self, head: http1.RequestHead, body: RequestBody, rights: Rights) -> messages.Answer:
+    def _ask(self, head: http1.RequestHead, body: RequestBody, rights: Rights) -> Answer:
         try:
             path = self._find_store(head.path, rights)
         except XsError as error:
-            return messages.error_answer(error)
+            return error_answer(error)
         is_last = head is self._last_head[1]
         same = self._last_append if is_last and rights is EVERYTHING else None
         if same is not None and head.length is not None and head.length <= len(self.buffer):
             # The words of the last append ask for the same again, and its content has the length
             # that was small then (bench/append.py).
             return api.appended_again(same, body)
-        request = messages.Request(head.method, path, head.query, head.fields, body)
+        request = Request(head.method, path, head.query, head.fields, body)
         request.rights = rights
         request.scripts = self._served.scripts
         if not self._visits:
@@ -411,9 +412,7 @@ class Connection(Handler):
             return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path[:_LOGGED]}", error)
-            return messages.Answer(
-                500, messages.TEXT, b"the server met an error of its own; see its log\n"
-            )
+            return Answer(500, TEXT, b"the server met an error of its own; see its log\n")
 
     def _is_owners(self, head: http1.RequestHead) -> bool:
         """Whether a request comes from who may do everything, now as before."""
@@ -485,7 +484,7 @@ class Connection(Handler):
         if others is not None and path.startswith(OTHERS_PATH):
             rights.check_admin("use another store than its own")
             name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
-            found, path = others.find(messages.decode(name)), slash + rest or "/"
+            found, path = others.find(decode(name)), slash + rest or "/"
         if found is not self._served:
             self._out.settle()
             self._served = found
@@ -496,7 +495,7 @@ class Connection(Handler):
 
     # Answers
 
-    def _answer(self, head: http1.RequestHead, found: messages.Answer, keep: bool) -> bool:
+    def _answer(self, head: http1.RequestHead, found: Answer, keep: bool) -> bool:
         """Writes an answer; whether another one can follow it on the connection."""
         if found.blocks is None:
             self._out.write(whole(head, found, keep))
@@ -541,14 +540,14 @@ class Connection(Handler):
         self._out.write_body(start + (http1.LAST_CHUNK if chunked else b""))
         return True
 
-    def _answer_later(self, head: http1.RequestHead, found: messages.Answer, keep: bool) -> None:
+    def _answer_later(self, head: http1.RequestHead, found: Answer, keep: bool) -> None:
         work = self._expected(head, found, keep)
         try:
             self._served.store.submit(work)
         except XsError as error:
             work.fail(error)
 
-    def _expected(self, head: http1.RequestHead, found: messages.Answer, keep: bool) -> Work:
+    def _expected(self, head: http1.RequestHead, found: Answer, keep: bool) -> Work:
         """What is to be submitted for an append, which is then answered in its turn."""
         work, finish = found.work, found.finish
         assert work is not None and finish is not None
@@ -570,7 +569,7 @@ class Connection(Handler):
     def _refuse(self, status: int, sentence: str) -> None:
         self.server.log(f"{self._who}: no request: {status}: {sentence}", DEBUG)
         self._out.settle()
-        found = messages.Answer(status, messages.TEXT, f"{sentence}\n".encode())
+        found = Answer(status, TEXT, f"{sentence}\n".encode())
         data = head_of(status, [*found.fields, ("content-length", str(len(found.body))), CLOSE])
         self._out.write(data + found.body)
         self._linger(None)
@@ -588,7 +587,7 @@ class Connection(Handler):
         except OSError:
             pass  # it is gone, or silent: either way there is nobody to wait for
 
-    def _follow(self, head: http1.RequestHead, found: messages.Answer, reader: Reader) -> None:
+    def _follow(self, head: http1.RequestHead, found: Answer, reader: Reader) -> None:
         chunked = head.minor == 1
         fields = [*signed(found), ("cache-control", "no-store"), CLOSE]
         if chunked:

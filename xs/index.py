@@ -1,7 +1,8 @@
 """The SQLite index of a store: everything that is read from it.
 
 Behind it lie the modules with SQL: `schema` (what is there), `rows` (single ones), `scan` (the way
-through them), `pieces` (runs), and `connections`, which open the database; `writer` changes it.
+through them), `walk` (page by page), `pieces` (runs), and `connections`, which open the database;
+`writer` changes it.
 
 Where a frame lies: its row is `milliseconds of its id << 15 | order within the millisecond`, so
 rows are in order of id by themselves, the id needs no index of its own and times are ranges. Rows
