@@ -28,6 +28,8 @@ from _measure import (
     server,
 )
 
+from xs.schema import PAGE_ROWS
+
 FRAMES = pick(1_000_000, 200_000)
 DRESSED = FRAMES // 5  # of those to which something is added
 ROUNDS = pick(5, 3)
@@ -36,9 +38,10 @@ ONE_TOPIC, WILDCARD = 0.7, 0.3  # of the rate of all: the goals
 FIRST_BYTE = 2.0  # ms: the goal
 CLOSE = "Connection: close"
 
-PAGE = """
-SELECT CAST(group_concat(json, '\n') AS BLOB), max(row) FROM frame WHERE row > ?1 AND row <=
-    ifnull((SELECT row FROM frame WHERE row > ?1 ORDER BY row LIMIT 1 OFFSET 999), 1 << 62)
+# As many rows as the pages of ours have.
+PAGE = f"""
+SELECT CAST(group_concat(json, '\n') AS BLOB), max(row) FROM frame WHERE row > ?1 AND row <= ifnull(
+    (SELECT row FROM frame WHERE row > ?1 ORDER BY row LIMIT 1 OFFSET {PAGE_ROWS - 1}), 1 << 62)
 """
 
 

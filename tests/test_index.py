@@ -31,7 +31,7 @@ from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.content import small
 from xs.rows import floor, id_at
-from xs.schema import LARGE_JSON, ORDER_BITS
+from xs.schema import LARGE_JSON, ORDER_BITS, PAGE_ROWS
 from xs.store import Store
 
 
@@ -284,7 +284,7 @@ def test_contents_are_found_in_every_bucket(store: Store) -> None:
 
 def test_a_limit_holds_where_the_index_of_topics_lacks_some_of_its_rows(store_dir: str) -> None:
     with contextlib.closing(Store(store_dir, exclusive=True, create=True, clock=Clock())) as opened:
-        every = add_all(opened, [Append("a") for _ in range(2000)])
+        every = add_all(opened, [Append("a") for _ in range(1900)])
     with contextlib.closing(sqlite3.connect(f"{store_dir}/xs.db")) as db:
         (declared,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'frame_topic'")
         db.executescript(
@@ -296,7 +296,9 @@ def test_a_limit_holds_where_the_index_of_topics_lacks_some_of_its_rows(store_di
         db.execute(update, declared)
         db.commit()
     with contextlib.closing(Store(store_dir, exclusive=True, clock=Clock())) as opened:
-        for limit in (100, 400, 1500):
+        above_listed = 1450
+        assert 1900 * 3 // 4 < above_listed < PAGE_ROWS < 1900
+        for limit in (100, 400, above_listed):
             found = lines(opened, topic="a", limit=limit)
             assert len(found) == limit
             assert found == sorted(set(found), key=every.index)

@@ -34,7 +34,7 @@ _UNLIMITED = 1 << 62
 # Pages come and go. glibc would give their memory back each time, to be faulted in anew (bench/
 # replay.py: 0.05 µs a frame); it keeps twice as much as the largest block that was ever freed
 # (mallopt(3), M_MMAP_THRESHOLD), so one is. Untouched, it costs no memory.
-bytes(1 << 19)
+bytes(1 << 20)
 
 
 class Form(NamedTuple):

@@ -29,7 +29,7 @@ ORDER_BITS = 15  # of a row: the order of a frame within its millisecond
 ORDER_MAX = (1 << ORDER_BITS) - 1
 ROW_MAX = (1 << 63) - 1
 LARGE_JSON = 4096  # bytes: a frame above it is read in pages that are bounded in bytes
-PAGE_ROWS = 1000  # frames in one page of a read
+PAGE_ROWS = 1500  # frames in one page of a read
 LARGE_PAGE_BYTES = 1 << 20  # … after which one ends that has large frames
 
 _SCHEMA_1 = """

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HALF = 0xFFFF  # what SQL takes of each sum before it adds them up
+LOW = 1 << 16  # a sum's low half is what is left when this divides it; SQL adds those up
 _BASE = 65521
 _NEWLINE = 10
 _FEW = 2048  # bytes: in the time that it takes to load zlib they are gone through without it
@@ -43,4 +43,4 @@ def agree(page: bytes, total: int, count: int) -> bool:
     """
     # The page's sum has one 1 in it, where each line's had its own, and newlines, which no line's
     # sum knows of.
-    return of(page) & HALF == (total + (_NEWLINE - 1) * count + 1) % _BASE
+    return of(page) % LOW == (total + (_NEWLINE - 1) * count + 1) % _BASE
