@@ -36,7 +36,7 @@ from _soak import (
     told,
 )
 
-from xs import http1
+from xs import framing, http1
 
 SECONDS, FOLLOWERS, WRITERS, CONNECTIONS = 600.0, 1000, 50, 10_000
 APPENDS_A_SECOND = 100.0  # of all writers: each goes to every follower
@@ -58,7 +58,7 @@ class Follower:
         self.digest = hashlib.sha256()
         self.stalled_until = 0.0
         self._buffer = bytearray()
-        self._body: http1.LengthBody | http1.ChunkedBody | http1.UntilCloseBody | None = None
+        self._body: framing.LengthBody | framing.ChunkedBody | framing.UntilCloseBody | None = None
         self.has_caught_up = False
 
     def take(self) -> None:
@@ -73,7 +73,7 @@ class Follower:
             head = http1.read_response_head(self._buffer, "GET")
             if head is None:
                 return
-            self._body = http1.response_body_reader(head)
+            self._body = framing.response_body_reader(head)
         while True:
             block = self._body.read(self._buffer)
             if block is None:

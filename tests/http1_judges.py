@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h11
 
-from xs import http1
+from xs import framing, http1
 
 
 def head_fields(head: http1.RequestHead) -> tuple:
@@ -44,7 +44,7 @@ def read_all(pieces) -> tuple[list, tuple]:
                         break
                     assert head_alone(whole) == (head_fields(head), buffer)
                     before = head
-                    body = http1.body_reader(head)
+                    body = framing.body_reader(head)
                 data = body.read(buffer)
                 if data is None:
                     break
@@ -72,7 +72,7 @@ def read_response(pieces, method: str = "GET"):
                 head = http1.read_response_head(buffer, method)
                 if head is None:
                     continue
-                body = http1.response_body_reader(head)
+                body = framing.response_body_reader(head)
             while not body.done:
                 data = body.read(buffer)
                 if data is None:
@@ -83,7 +83,7 @@ def read_response(pieces, method: str = "GET"):
         body.eof()
     except http1.Refusal as refusal:
         return "refused", str(refusal)
-    except http1.BrokenOff:
+    except framing.BrokenOff:
         return "broken off", got
     return head.status, head.fields, head.keep_alive, got, bytes(buffer)
 
@@ -130,7 +130,7 @@ def http1_reads(data: bytes):
         head = http1.read_request_head(buffer)
         if head is None:
             return ("waiting",)
-        reader = http1.body_reader(head)
+        reader = framing.body_reader(head)
         while not reader.done:
             block = reader.read(buffer)
             if block is None:

@@ -126,7 +126,7 @@ def test_each_limit_in_the_code_is_in_the_protocol() -> None:
 SPENT = {
     "connections": "httpd.Limits.connections door.Limits.connections",
     "the size of a head": "httpd.Limits.head_bytes httpd.Limits.head_bytes_tcp "
-    "door.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT http1.TRAILER_LIMIT",
+    "door.Limits.head_bytes http1.FIELD_LIMIT http1.REQUEST_LINE_LIMIT framing.TRAILER_LIMIT",
     "the size of a body": "content.CONTENT_MAX door.Limits.body_bytes process.SCRIPT_BYTES",
     "the rate of a body": "door.Limits.body_seconds door.Limits.body_rate",
     "the time of a head": "httpd.Limits.head_seconds httpd.Limits.idle_seconds "

@@ -12,7 +12,7 @@ from http1_judges import compare, head_fields, one_by_one, read_all, read_respon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xs import http1
+from xs import framing, http1
 
 # The examples are the same in every run; `XS_FUZZ=20000 pytest tests/test_http1.py` looks for a
 # difference among others, and that much longer.
@@ -219,7 +219,7 @@ def test_data_that_is_not_enough_stays_in_the_buffer():
 
 
 def test_a_length_body_never_hands_out_bytes_past_its_end():
-    body, buffer = http1.LengthBody(5), bytearray(b"hel")
+    body, buffer = framing.LengthBody(5), bytearray(b"hel")
     assert body.read(buffer) == b"hel"
     assert body.read(buffer) is None
     assert not body.done
@@ -231,7 +231,7 @@ def test_a_length_body_never_hands_out_bytes_past_its_end():
 
 
 def test_a_chunked_body_never_hands_out_bytes_past_its_end():
-    body, buffer = http1.ChunkedBody(), bytearray(b"3\r\nhel\r\n2\r\nl")
+    body, buffer = framing.ChunkedBody(), bytearray(b"3\r\nhel\r\n2\r\nl")
     assert body.read(buffer) == b"hell"
     assert body.read(buffer) is None
     buffer += b"o\r\n0\r\nA: b\r\n\r\nGET"
@@ -243,36 +243,36 @@ def test_a_chunked_body_never_hands_out_bytes_past_its_end():
 
 def test_a_request_without_framing_has_no_body():
     head = read(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
-    body = http1.body_reader(head)
+    body = framing.body_reader(head)
     assert head.length == 0
     assert body.done
     assert body.read(bytearray(b"GET")) == b""
 
 
 def test_a_chunk_may_be_larger_than_any_memory():
-    body, buffer = http1.ChunkedBody(), bytearray(b"ffffffffffffffff\r\nabc")
+    body, buffer = framing.ChunkedBody(), bytearray(b"ffffffffffffffff\r\nabc")
     assert body.read(buffer) == b"abc"
     assert body.read(buffer) is None
     assert not buffer
 
 
 def test_chunk_lines_are_read_up_to_their_limits_to_the_byte():
-    line = b"5;" + b"a" * (http1.CHUNK_LINE_LIMIT - 2)
-    assert http1.ChunkedBody().read(bytearray(line + b"\r\nhello")) == b"hello"
+    line = b"5;" + b"a" * (framing.CHUNK_LINE_LIMIT - 2)
+    assert framing.ChunkedBody().read(bytearray(line + b"\r\nhello")) == b"hello"
     with pytest.raises(http1.Refusal):
-        http1.ChunkedBody().read(bytearray(line + b"a\r\nhello"))
-    size = b"5".rjust(http1.CHUNK_SIZE_DIGITS, b"0")
-    assert http1.ChunkedBody().read(bytearray(size + b"\r\nhello")) == b"hello"
+        framing.ChunkedBody().read(bytearray(line + b"a\r\nhello"))
+    size = b"5".rjust(framing.CHUNK_SIZE_DIGITS, b"0")
+    assert framing.ChunkedBody().read(bytearray(size + b"\r\nhello")) == b"hello"
 
 
 def test_what_a_chunked_body_keeps_back_is_bounded():
     endless = {
         b"0": 300,  # a size
         b"5;": 300,  # an extension
-        b"0\r\nA: ": http1.TRAILER_LIMIT + 10,  # a trailer
+        b"0\r\nA: ": framing.TRAILER_LIMIT + 10,  # a trailer
     }
     for start, most in endless.items():
-        body, buffer = http1.ChunkedBody(), bytearray(start)
+        body, buffer = framing.ChunkedBody(), bytearray(start)
         with pytest.raises(http1.Refusal):
             for _ in range(most):
                 buffer += b"0"
@@ -281,8 +281,8 @@ def test_what_a_chunked_body_keeps_back_is_bounded():
 
 def test_many_small_chunks_take_no_quadratic_time():
     # 1.2 MB; copied for each chunk that would be 240 GB.
-    buffer = bytearray(b"1\r\na\r\n" * 200_000 + http1.LAST_CHUNK)
-    assert http1.ChunkedBody().read(buffer) == b"a" * 200_000
+    buffer = bytearray(b"1\r\na\r\n" * 200_000 + framing.LAST_CHUNK)
+    assert framing.ChunkedBody().read(buffer) == b"a" * 200_000
 
 
 def test_a_large_buffer_is_taken_in_pieces_in_no_quadratic_time():
@@ -293,16 +293,16 @@ def test_a_large_buffer_is_taken_in_pieces_in_no_quadratic_time():
     while buffer:
         head = http1.read_request_head(buffer)
         assert head is not None
-        assert http1.body_reader(head).read(buffer) == b"x" * 50
+        assert framing.body_reader(head).read(buffer) == b"x" * 50
         count += 1
     assert count == 80_000
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.data())
 def test_chunks_make_a_round_trip(blocks, draw):
-    data = b"".join(map(http1.chunk, blocks)) + http1.LAST_CHUNK + b"GET"
+    data = b"".join(map(framing.chunk, blocks)) + framing.LAST_CHUNK + b"GET"
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=10)))
-    body, buffer, got = http1.ChunkedBody(), bytearray(), b""
+    body, buffer, got = framing.ChunkedBody(), bytearray(), b""
     for start, end in zip([0, *cuts], [*cuts, len(data)]):
         buffer += data[start:end]
         while not body.done:
@@ -317,7 +317,7 @@ def test_chunks_make_a_round_trip(blocks, draw):
 
 def test_an_empty_chunk_is_never_made():
     with pytest.raises(ValueError, match="empty chunk"):
-        http1.chunk(b"")
+        framing.chunk(b"")
 
 
 # --- what is sent -------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_these_responses_have_no_body_whatever_their_fields(method, status):
     for field in (b"Content-Length: 5", b"Transfer-Encoding: chunked", b"A: b"):
         head, buffer = response(b"HTTP/1.1 %d X\r\n%b\r\n\r\nHTTP" % (status, field), method)
         assert head.length == 0
-        assert http1.response_body_reader(head).done
+        assert framing.response_body_reader(head).done
         assert head.keep_alive
         assert buffer == b"HTTP"
 
@@ -497,7 +497,7 @@ def test_a_body_that_breaks_off_is_never_taken_for_whole(name):
     for size in range(len(data)):
         got = read_response([data[:size]])
         assert got == "no head" or got[0] == "broken off"
-    assert issubclass(http1.BrokenOff, ValueError)
+    assert issubclass(framing.BrokenOff, ValueError)
 
 
 @pytest.mark.parametrize(

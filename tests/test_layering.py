@@ -38,6 +38,7 @@ ARCHITECTURE = {
     "times":       "",
     "query":       "errors ids frame records | times",
     "http1":       "",
+    "framing":     "http1",
     "terminal":    "",
     # what lies on the disk, and what is live
     "lock":        "errors",
@@ -111,24 +112,24 @@ ARCHITECTURE = {
                    "(rights)",
     "sockets":     "errors",
     "access":      "errors http1 rights",
-    "delivery":    "errors threads frame http1 sockets store reader (bus)",
+    "delivery":    "errors threads frame framing sockets store reader (bus)",
     "crowd":       "errors threads http1 content work store",
     "outbox":      "threads work",
-    "body":        "errors http1 sockets",
+    "body":        "errors framing http1 sockets",
     "grants":      "access",
     "activation":  "errors records sockets",
     "listener":    "threads http1 log sockets",
-    "following":   "errors threads http1 store reader delivery outbox",
+    "following":   "errors threads framing store reader delivery outbox",
     "responses":   "times http1 version messages",
     "lookups":     "ids frame (http1 store)",
-    "httpd":       "errors http1 log content commit work store reader scripts messages api "
-                   "sockets rights access grants body crowd delivery outbox following responses "
-                   "lookups listener",
+    "httpd":       "errors framing http1 log content commit work store reader scripts messages "
+                   "api sockets rights access grants body crowd delivery outbox following "
+                   "responses lookups listener",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
-    "door":        "errors ids times http1 log content commit sockets listener exchange answers "
-                   "(gateway)",
+    "door":        "errors ids times framing http1 log content commit sockets listener exchange "
+                   "answers (gateway)",
     "certificate": "errors",
     "gateway":     "errors frame log content commit work store chunked activation address "
                    "listener hangups exchange answers door | certificate",
@@ -142,7 +143,7 @@ ARCHITECTURE = {
                    "signals liveness | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors | ids",
-    "transport":   "errors http1 request",
+    "transport":   "errors framing http1 request",
     "forward":     "errors ids frame cas content batch imports runsteps work bulk request "
                    "transport",
     "local":       "errors ids frame store messages api request | lock bulk imports runsteps "
@@ -175,7 +176,7 @@ ARCHITECTURE = {
 # Starting is part of the command line's speed: what it takes to say "append" to a server imports at
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
 HOT_PATH = ("__init__", "cli", "commands", "arguments", "stdio", "address", "request", "transport")
-HOT_PATH += ("http1", "errors")
+HOT_PATH += ("http1", "framing", "errors")
 CHEAP = ("sys", "os", "gc", "_socket")
 # … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")

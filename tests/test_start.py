@@ -26,7 +26,7 @@ _FILES = (
     f"{_EVERY} _collections _functools _sqlite3 xs.api xs.connections xs.frame xs.ids xs.local "
     "xs.messages xs.place xs.records xs.schema xs.sqlite xs.store xs.sums"
 )
-_SERVER = f"{_EVERY} _socket xs.http1 xs.transport"
+_SERVER = f"{_EVERY} _socket xs.framing xs.http1 xs.transport"
 _INDEX = "xs.index xs.rows xs.scan"
 _READING = f"{_INDEX} xs.query xs.reader xs.times xs.walk"
 _WRITING = "fcntl itertools _sha2 _sha256 xs.commit xs.committer xs.content xs.group "

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Optional, Protocol, Union
 
-from xs import http1
+from xs import framing, http1
 from xs.errors import BrokenBody
 from xs.sockets import set_timeout
 
@@ -44,8 +44,8 @@ class RequestBody:
     def __init__(self, connection: Source, head: http1.RequestHead) -> None:
         self._connection = connection
         self._head = head
-        self._reader: Optional[Union[http1.LengthBody, http1.ChunkedBody]] = (
-            None if head.length == 0 else http1.body_reader(head)
+        self._reader: Optional[Union[framing.LengthBody, framing.ChunkedBody]] = (
+            None if head.length == 0 else framing.body_reader(head)
         )
         self._started = False
         self._deadline: Optional[float] = None

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional, Protocol
 
-from xs import frame, http1, threads
+from xs import frame, framing, threads
 from xs.errors import Unavailable, XsError
 from xs.frame import Entry
 from xs.reader import LIVE_BYTES, Form, Reader, portion, write_entries
@@ -71,11 +71,11 @@ class Follower:
         return options.limit is None and options.until is None
 
     def framed(self, data: bytes) -> bytes:
-        return http1.chunk(data) if self.connection.chunked else data
+        return framing.chunk(data) if self.connection.chunked else data
 
     def parts(self, data: bytes) -> tuple[bytes, ...]:
         """As `framed`, in parts to be sent one after the other."""
-        return http1.chunk_parts(data) if self.connection.chunked else (data,)
+        return framing.chunk_parts(data) if self.connection.chunked else (data,)
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Optional
 
-from xs import exchange, http1, ids, times
+from xs import exchange, framing, http1, ids, times
 from xs.answers import Found, Gone, Lost, RequestWork, Stopped, Waiter
 from xs.commit import Append
 from xs.content import Content, discard
@@ -299,7 +299,7 @@ class Connection(Handler):
                     self._write(start)
                     start = b""
                 for block in blocks:
-                    self._write(start + (http1.chunk(block) if framed.is_chunked else block))
+                    self._write(start + (framing.chunk(block) if framed.is_chunked else block))
                     start = b""
                 if start:
                     self._write(start)
@@ -319,7 +319,7 @@ class Connection(Handler):
             self._log(head, found, f"breaks off: {error}")
             return self._break_off(framed)
         if framed.is_chunked:
-            self._write(http1.LAST_CHUNK)
+            self._write(framing.LAST_CHUNK)
         return framed.keep
 
     def _break_off(self, framed: exchange.Framed) -> bool:
@@ -424,7 +424,7 @@ class _Body:
         self._connection = connection
         self._head = head
         self._most = most
-        self._reader = http1.body_reader(head)
+        self._reader = framing.body_reader(head)
 
     @property
     def is_read(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from xs import http1, threads
+from xs import framing, threads
 from xs.delivery import Delivery, Follower
 from xs.errors import XsError
 from xs.outbox import Outbox
@@ -84,7 +84,7 @@ class Following:
 
     def _end_body(self) -> None:
         if self.chunked:
-            self._out.write_body(http1.LAST_CHUNK)
+            self._out.write_body(framing.LAST_CHUNK)
 
     # By the delivery's threads
 
@@ -113,7 +113,7 @@ class Following:
     def end_following(self) -> None:
         try:
             if self.chunked:
-                self.sock.send(http1.LAST_CHUNK, socket.MSG_DONTWAIT)
+                self.sock.send(framing.LAST_CHUNK, socket.MSG_DONTWAIT)
         except (OSError, MemoryError):
             pass  # it is gone, or too slow to hear the end
         self._close()

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as pure functions over bytes: heads and bodies, in and out (RFC 9110, RFC 9112).
+"""The heads of HTTP/1.1 as pure functions over bytes, in and out (RFC 9110, RFC 9112).
 
 There is one strategy. A reader takes a bytearray and either consumes what it reads from its front
 and returns it, or raises `Refusal`, or returns None for "more data" (what has come stays in the
@@ -27,9 +27,6 @@ METHOD_LIMIT = 32  # bytes; the longest registered method has 17 (UPDATEREDIRECT
 FIELD_LIMIT = 100  # field lines in a head or a trailer section
 EMPTY_LINES_LIMIT = 4  # before a request line (RFC 9112 §2.2: at least one)
 LENGTH_DIGITS = 18  # of a Content-Length: below 2**63, so any program after us can count it too
-CHUNK_LINE_LIMIT = 256  # bytes, a chunk's size with its extensions (RFC 9112 §7.1.1)
-CHUNK_SIZE_DIGITS = 16  # hexadecimal (RFC 9112 §7.1: anticipate large numbers)
-TRAILER_LIMIT = 8192  # bytes, with its empty line
 
 # Character classes, named as the RFCs name them. `x.translate(None, CLASS)` is what is not in it.
 DIGIT = b"0123456789"
@@ -43,8 +40,6 @@ REG_NAME = DIGIT + ALPHA + b"-._~!$&'()*+,;=%"  # RFC 3986 §3.2.2
 
 # The fields that decide how a message is framed and where it goes.
 FRAMING = frozenset(("host", "content-length", "transfer-encoding", "connection", "expect"))
-
-LAST_CHUNK = b"0\r\n\r\n"  # RFC 9112 §7.1, with an empty trailer section
 
 REASONS: dict[int, str] = {  # RFC 9110 §15; 428 429 431 511: RFC 6585; 507: RFC 4918 §11.5
     100: "Continue",
@@ -107,10 +102,6 @@ class Refusal(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-class BrokenOff(ValueError):
-    """The connection was closed before the body's end."""
 
 
 class _Head:
@@ -183,7 +174,7 @@ def read_request_head(
         return None
     head = RequestHead()
     absolute = _parse_request_line(head, line)
-    block = _take_field_block(buffer, len(line) + 2, limit)
+    block = take_field_block(buffer, len(line) + 2, limit)
     if block is None:
         return None
     head.block = block if absolute is None else None
@@ -192,7 +183,7 @@ def read_request_head(
         head.length, head.keep_alive = like.length, like.keep_alive
         head.expects_continue = like.expects_continue
         return head
-    head.fields = _fields(block)
+    head.fields = fields_of(block)
     framing = _framing_fields(head.fields)
     head.length = None if _is_chunked(framing, head.minor) else _content_length(framing) or 0
     head.keep_alive = _keeps_alive(framing, head.minor)
@@ -344,7 +335,7 @@ def _expects_continue(framing: dict[str, list[str]], minor: int) -> bool:
 # --- fields, of requests, responses and trailer sections ----------------------------------------
 
 
-def _take_field_block(buffer: bytearray, start: int, limit: int) -> bytes | None:
+def take_field_block(buffer: bytearray, start: int, limit: int) -> bytes | None:
     """Consumes a head or trailer section: its field lines, from `start` on, without the last CRLF.
 
     Nothing is remembered between calls, so a slow sender's bytes are searched again with each of
@@ -369,7 +360,7 @@ def _check_field_bytes(block: bytes) -> None:
         raise Refusal(400, "A header field has a control character, or a CR or LF that is alone.")
 
 
-def _fields(block: bytes) -> list[tuple[str, str]]:
+def fields_of(block: bytes) -> list[tuple[str, str]]:
     """RFC 9112 §5: field-name ":" OWS field-value OWS, each on its line."""
     if not block:
         return []
@@ -447,170 +438,6 @@ def _keeps_alive(framing: dict[str, list[str]], minor: int) -> bool:
     return "close" not in options and (minor == 1 or "keep-alive" in options)
 
 
-# --- bodies -------------------------------------------------------------------------------------
-
-
-def _copy(buffer: bytearray, at: int, size: int) -> bytes:
-    """Up to `size` bytes from `at` on, copied once: bytes(buffer[…]) would copy them twice."""
-    with memoryview(buffer) as whole, whole[at : at + size] as part:
-        return part.tobytes()
-
-
-class LengthBody:
-    """A body of `length` bytes (RFC 9112 §6.2); 0 for no body."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-
-    @property
-    def done(self) -> bool:
-        return self._left == 0
-
-    def read(self, buffer: bytearray) -> bytes | None:
-        """What is there of the body; b"" only at its end; None for "more data"."""
-        size = min(self._left, len(buffer))
-        self._left -= size
-        if not size:
-            return b"" if self.done else None
-        data = _copy(buffer, 0, size)
-        del buffer[:size]  # CPython moves the front of a bytearray, not its bytes
-        return data
-
-    def eof(self) -> None:
-        """The connection was closed: raises `BrokenOff` unless the body was complete."""
-        if self._left:
-            raise BrokenOff(f"The body broke off, {self._left} bytes before its end.")
-
-
-class ChunkedBody:
-    """A body in chunks (RFC 9112 §7.1). Extensions are ignored, trailer fields checked and dropped.
-
-    Of its framing nothing is kept but what is still incomplete, and that is bounded.
-    """
-
-    __slots__ = ("_expect", "_left", "done")
-
-    def __init__(self) -> None:
-        self.done = False
-        self._left = 0  # bytes of the current chunk that are still to come
-        self._expect = "size"  # then "data", "end" and again; after a size of 0 "trailer"
-
-    def read(self, buffer: bytearray) -> bytes | None:
-        """What is there of the body; b"" only at its end; None for "more data"."""
-        pieces: list[bytes] = []
-        at = 0  # read up to here; one deletion at the end, not three for each small chunk
-        while not self.done:
-            if self._expect == "size":
-                end = _chunk_line_end(buffer, at)
-                if end < 0:
-                    break
-                self._left = _chunk_size(bytes(buffer[at:end]))
-                self._expect = "data" if self._left else "trailer"
-                at = end + 2
-            elif self._expect == "data":
-                piece = _copy(buffer, at, self._left)
-                if not piece:
-                    break
-                pieces.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if not self._left:
-                    self._expect = "end"
-            elif self._expect == "end":
-                if not buffer.startswith(b"\r\n", at):
-                    if b"\r\n".startswith(bytes(buffer[at : at + 2])):
-                        break
-                    raise Refusal(400, "A chunk's data has more bytes than its size says.")
-                self._expect = "size"
-                at += 2
-            else:
-                del buffer[:at]
-                at = 0
-                self.done = _take_trailer(buffer)
-                break
-        del buffer[:at]
-        return b"".join(pieces) if pieces or self.done else None
-
-    def eof(self) -> None:
-        """The connection was closed: raises `BrokenOff` unless the body was complete."""
-        if not self.done:
-            raise BrokenOff("The body broke off before its last chunk.")
-
-
-def _chunk_line_end(buffer: bytearray, at: int) -> int:
-    """Where the line at `at` ends; -1 for "more data", unless it can't become a chunk's line."""
-    end = buffer.find(b"\r\n", at, at + CHUNK_LINE_LIMIT + 2)
-    if end >= 0:
-        return end
-    line = bytes(buffer[at : at + CHUNK_LINE_LIMIT + 2])
-    if line not in (b"", b"\r"):
-        _chunk_size(line[:-1] if line.endswith(b"\r") else line)
-    if len(line) == CHUNK_LINE_LIMIT + 2:
-        raise Refusal(400, f"A chunk's line has more than {CHUNK_LINE_LIMIT} bytes.")
-    return -1
-
-
-def _chunk_size(line: bytes) -> int:
-    """chunk-size [ chunk-ext ] (RFC 9112 §7.1), or the beginning of such a line.
-
-    No white space goes before the ";": §7.1.1 would have it removed, but nobody sends it, and
-    parsers that do and that don't have been played against each other.
-    """
-    digits, _, extension = line.partition(b";")
-    # Not left to int(), which takes signs, 0x and _ as well.
-    if not digits or digits[: CHUNK_SIZE_DIGITS + 1].translate(None, HEXDIG):
-        raise Refusal(400, "A chunk's size is not a hexadecimal number.")
-    if len(digits) > CHUNK_SIZE_DIGITS:
-        raise Refusal(400, f"A chunk's size has more than {CHUNK_SIZE_DIGITS} digits.")
-    if extension.translate(None, FIELD_VCHAR):  # RFC 9112 §2.2: a bare CR or LF, too
-        raise Refusal(400, "A chunk's extension has a control character.")
-    return int(digits, 16)
-
-
-def _take_trailer(buffer: bytearray) -> bool:
-    """Consumes the trailer section when it is there as a whole (RFC 9112 §7.1.2).
-
-    A field that frames or routes has no place there (RFC 9110 §6.5.1): it comes too late to count.
-    """
-    if buffer.startswith(b"\r\n"):
-        del buffer[:2]
-        return True
-    if b"\r\n".startswith(bytes(buffer[:2])):
-        return False
-    block = _take_field_block(buffer, 0, TRAILER_LIMIT)
-    if block is not None:
-        for name, _ in _fields(block):
-            if name in FRAMING:
-                raise Refusal(400, f"The field {name} has no place in a trailer section.")
-    return block is not None
-
-
-class UntilCloseBody:
-    """A response's body that the end of the connection ends (RFC 9112 §6.3, 8)."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done = False
-
-    def read(self, buffer: bytearray) -> bytes | None:
-        """What is there of the body; b"" only at its end; None for "more data"."""
-        data = bytes(buffer)
-        del buffer[:]
-        return data if data or self.done else None
-
-    def eof(self) -> None:
-        """The connection was closed, and all before it was read: that is the body's end."""
-        self.done = True
-
-
-def body_reader(head: RequestHead) -> LengthBody | ChunkedBody:
-    """What reads the body of a request; an empty one is `done` from the start."""
-    return ChunkedBody() if head.length is None else LengthBody(head.length)
-
-
 # --- what a server sends ------------------------------------------------------------------------
 
 
@@ -641,18 +468,6 @@ def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
     if block.translate(None, FIELD_VCHAR) != b"\r\n" * len(lines):
         raise ValueError("a field's value has a control character")
     return block
-
-
-def chunk(data: bytes) -> bytes:
-    """`data` as one chunk (RFC 9112 §7.1). ValueError for b"": that would end the body."""
-    return b"".join(chunk_parts(data))
-
-
-def chunk_parts(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """As `chunk`, in parts to be sent one after the other: nothing of `data` is copied."""
-    if not data:
-        raise ValueError("an empty chunk is the last one: send LAST_CHUNK")
-    return b"%x\r\n" % len(data), data, b"\r\n"
 
 
 # --- the client's side --------------------------------------------------------------------------
@@ -688,13 +503,13 @@ def read_response_head(
     while True:
         if not b"HTTP/1.".startswith(bytes(buffer[:7])):
             raise Refusal(400, "What was sent is not a response of HTTP/1.")
-        head = _take_field_block(buffer, 0, limit)
+        head = take_field_block(buffer, 0, limit)
         if head is None:
             return None
         line, _, block = head.partition(b"\r\n")
         response = ResponseHead()
         response.status, response.minor = _parse_status_line(line)
-        response.fields = _fields(block)
+        response.fields = fields_of(block)
         if response.status >= 200:
             _frame_response(response, method)
             return response
@@ -725,10 +540,3 @@ def _frame_response(head: ResponseHead, method: str) -> None:
     head.length = _content_length(framing)
     head.until_close = head.length is None and not head.chunked
     head.keep_alive = head.keep_alive and not head.until_close
-
-
-def response_body_reader(head: ResponseHead) -> LengthBody | ChunkedBody | UntilCloseBody:
-    """What reads the body of a response; tell its `eof` when the connection is closed."""
-    if head.chunked:
-        return ChunkedBody()
-    return UntilCloseBody() if head.length is None else LengthBody(head.length)

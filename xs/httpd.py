@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Protocol
 
-from xs import api, http1, lookups
+from xs import api, framing, http1, lookups
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
 from xs.commit import Append, is_plain
@@ -522,7 +522,7 @@ class Connection(Handler):
             for block in blocks:
                 if block:
                     self._out.write_body(
-                        start, *(http1.chunk_parts(block) if chunked else (block,))
+                        start, *(framing.chunk_parts(block) if chunked else (block,))
                     )
                     start = b""
                     del block  # before the next one is made
@@ -537,7 +537,7 @@ class Connection(Handler):
                 self._out.write_body(start)
             self.server.log(f"{head.method} {head.path[:_LOGGED]}: broke off: {error}", WARNING)
             return False
-        self._out.write_body(start + (http1.LAST_CHUNK if chunked else b""))
+        self._out.write_body(start + (framing.LAST_CHUNK if chunked else b""))
         return True
 
     def _answer_later(self, head: http1.RequestHead, found: Answer, keep: bool) -> None:

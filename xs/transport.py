@@ -16,7 +16,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from xs import errors, http1
+from xs import errors, framing, http1
 from xs.request import BLOCK, SMALL
 
 TYPE_CHECKING = False
@@ -382,7 +382,7 @@ class HttpResponse:
         self.fields = head.fields
         self._connection: _Connection | None = connection
         self._keep = keep
-        self._reader = http1.response_body_reader(head)
+        self._reader = framing.response_body_reader(head)
         if self._reader.done:
             self._finish()
 
@@ -404,7 +404,7 @@ class HttpResponse:
                 elif block is None and not self._connection.move():
                     self._keep = None
                     reader.eof()
-        except (http1.Refusal, http1.BrokenOff) as error:
+        except (http1.Refusal, framing.BrokenOff) as error:
             raise errors.BrokenBody(f"the answer is not whole: {error}") from None
         finally:
             if reader.done:
@@ -447,8 +447,8 @@ def _chunked(head: bytes, body: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]
     yield head, False  # at once, however long the body's first block takes
     for block in body:
         if block:  # an empty chunk would end the body
-            yield http1.chunk(block), False
-    yield http1.LAST_CHUNK, True
+            yield framing.chunk(block), False
+    yield framing.LAST_CHUNK, True
 
 
 # Sockets
