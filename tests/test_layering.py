@@ -121,7 +121,7 @@ ARCHITECTURE = {
     "listener":    "threads http1 log sockets",
     "following":   "errors threads framing store reader delivery outbox",
     "responses":   "times http1 version messages",
-    "lookups":     "ids frame (http1 store)",
+    "lookups":     "errors ids frame (http1 store)",
     "httpd":       "errors framing http1 log content commit work store reader scripts messages "
                    "api sockets rights access grants body crowd delivery outbox following "
                    "responses lookups listener",

@@ -292,7 +292,11 @@ class Connection(Handler):
                 break
             path, size = found
             self._out.settle()  # it reads what the requests before it have appended
-            line = lookups.line_of(server.served.store, path)
+            try:
+                line = lookups.line_of(server.served.store, path)
+            except Exception as error:  # a defect of ours, and no more than the whole way lost
+                server.log.defect(path[:_LOGGED].decode("latin-1"), error)
+                break
             if line is None:
                 break
             del self.buffer[:size]

@@ -9,6 +9,7 @@ is what it would have given (test_lookups.py).
 from __future__ import annotations
 
 from xs import frame, ids
+from xs.errors import XsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +55,6 @@ def line_of(store: Store, path: bytes) -> bytes | None:
             return store.index.next(ids.parse(rest), None, store.clock())
         if word == "prev":
             return store.index.prev(ids.parse(rest), None, store.clock())
-    except Exception:  # the whole way meets it as well, and tells it
+    except (XsError, MemoryError):  # the whole way meets it as well, and tells it
         pass
     return None
