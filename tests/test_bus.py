@@ -69,6 +69,16 @@ def test_an_entry_is_live_until_it_expires() -> None:
     assert entry(1, expires=10).is_live(9) and not entry(1, expires=10).is_live(10)
 
 
+def test_what_comes_with_history_is_not_seen_without_it() -> None:
+    bus = Bus(0)
+    seen: list[object] = []
+    bus.watch(lambda topic: topic == "none", lambda: seen.append(bus.after(0)))
+    bus.publish([entry(4), entry(8)], imported=6)
+    assert seen == [None] and [each.id for each in bus.after(6) or []] == [8]
+    bus.publish([], imported=12)
+    assert seen == [None, None] and bus.after(8) is None and bus.newest == 12
+
+
 @pytest.mark.parametrize("mark", [0, 3, 5, 9])
 def test_history_up_to_a_mark_is_for_the_index(mark: int) -> None:
     bus = Bus(0)

@@ -37,7 +37,7 @@ from xs.client import Client
 from xs.commit import Append
 from xs.errors import BrokenBody, Unavailable, XsError
 from xs.frame import Frame
-from xs.reader import Reader
+from xs.reader import COMMIT_MS, Reader
 from xs.server import Running
 from xs.store import Store
 
@@ -107,6 +107,20 @@ def client(server: Server) -> Iterator[Client]:
 
 
 # Over the real socket
+
+
+def test_a_slow_one_gets_all_that_came_before_until(server: Server, client: Client) -> None:
+    bound = ids.milliseconds(ids.parse(client.append("first").id)) + 1000
+    follower = Follower(server.directory, f"follow&until={ids.text(ids.last_of(bound))}")
+    made = append_lines(client, "a", 30_000)
+    clock = 0
+    while clock <= bound + COMMIT_MS:
+        clock = ids.milliseconds(ids.parse(client.append("b").id))
+    made = [each for each in made if ids.milliseconds(ids.parse(each)) <= bound]
+    assert len(made) > 5000
+    seen = follower.read_to_end()
+    assert [each for topic, each in seen if topic == "a"] == made
+    follower.close()
 
 
 def test_one_that_stops_reading_gets_all_of_a_hundred_thousand_frames_once(

@@ -10,14 +10,27 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE
-from stores import NOON, add, add_all, all_ids, import_all, imported, lines, remove
+from stores import (
+    NOON,
+    add,
+    add_all,
+    all_ids,
+    import_all,
+    imported,
+    in_one_batch,
+    lines,
+    remove,
+)
 
 from xs import frame, ids
+from xs.bus import RING_FRAMES
 from xs.commit import Append
+from xs.imports import ImportWork
 from xs.query import ReadOptions
-from xs.reader import CONTENT_INLINE_MAX, Reader
+from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, Reader
 from xs.schema import PAGE_ROWS
 from xs.store import Store
+from xs.work import AppendWork
 
 
 def read(store: Store, *, sse: bool = False, **options: Any) -> bytes:
@@ -136,6 +149,40 @@ def test_until_ends_a_follower_when_its_time_has_passed(store: Store) -> None:
     late = add(store)
     rest = b"".join(blocks)
     assert late.encode() not in rest
+
+
+@pytest.mark.parametrize("late", [COMMIT_MS, COMMIT_MS + 1, 10**9])
+def test_one_that_is_late_for_until_gets_all_that_came_before_it(store: Store, late: int) -> None:
+    reader = Reader(store, ReadOptions(follow=True, until=ids.last_of(NOON + 500)))
+    blocks = reader.follow()
+    assert b"xs.threshold" in next(blocks)
+    made = [frame.id_of(line) for line in add_all(store, [Append("a")] * (RING_FRAMES + 2000))]
+    store.clock.now += 500  # type: ignore[attr-defined]
+    made.append(add(store))
+    store.clock.now += late  # type: ignore[attr-defined]
+    add(store)
+    assert [frame.id_of(line) for line in b"".join(blocks).splitlines()] == made
+
+
+def test_one_that_looks_amid_a_commit_misses_nothing_that_it_imports(store: Store) -> None:
+    """What is imported lies below what is appended in the same commit, and above all before."""
+    add(store)
+    reader = Reader(store, ReadOptions(follow=True, new=True))
+    given: list[bytes] = []
+
+    def look() -> None:
+        while True:
+            missed = reader.missed()
+            block = reader.coming() if missed is None else b"".join(missed)
+            if block is None:
+                return
+            given.append(block)
+
+    watch = store.bus.watch(lambda topic: True, look)
+    in_one_batch(store, [ImportWork([imported(NOON + 1000 << 80)]), AppendWork(Append("b", None))])
+    store.bus.unwatch(watch)
+    look()
+    assert b"".join(given).splitlines() == lines(store)[1:]
 
 
 def test_a_follower_ends_with_its_store(store_dir: str) -> None:

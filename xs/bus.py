@@ -62,9 +62,15 @@ class Bus:
     def closed(self) -> bool:
         return self._closed
 
-    def publish(self, entries: list[Entry]) -> None:
-        """Adds committed frames, in order of id, all above the newest, and wakes who waits."""
+    def publish(self, entries: list[Entry], imported: int | None = None) -> None:
+        """Adds committed frames, in order of id, all above the newest, and wakes who waits.
+
+        `imported`: history came in the same commit up to there, as in `skip_to`. Nobody sees the
+        one without the other: who was given what lies above it would not look for it any more.
+        """
         if not entries:
+            if imported is not None:
+                self.skip_to(imported)
             return
         with self._lock:
             self._newest = max(self._newest, entries[-1].id)
@@ -73,6 +79,8 @@ class Bus:
             self._bytes += _size(entries)
             if len(self._ids) > RING_FRAMES + _TRIM or self._bytes > RING_BYTES:
                 self._trim()
+            if imported is not None:
+                self._skip(imported)
             if self._waiting:  # mostly nobody: who follows a connection is told by its delivery
                 self._changed.notify_all()
             if self._run_changed:
@@ -83,7 +91,7 @@ class Bus:
         if watches:
             topics = {entry.topic for entry in entries}
             for watch in watches:
-                if any(map(watch.wants, topics)):
+                if imported is not None or any(map(watch.wants, topics)):
                     watch.wake()
 
     def watch(self, wants: Callable[[str], bool], wake: Callable[[], None]) -> Watch:
@@ -173,17 +181,21 @@ class Bus:
         So ephemeral frames up to there are given to nobody who has not got them by now.
         """
         with self._lock:
-            if mark > self._floor:
-                self._floor = mark
-                del self._entries[: bisect_right(self._ids, mark)]
-                del self._ids[: bisect_right(self._ids, mark)]
-                self._bytes = _size(self._entries)
-            if mark > self._newest:
-                self._newest = mark
+            is_newer = mark > self._newest
+            self._skip(mark)
+            if is_newer:
                 self._changed.notify_all()
             watches = self._watches
         for watch in watches:
             watch.wake()
+
+    def _skip(self, mark: int) -> None:
+        self._newest = max(self._newest, mark)
+        if mark > self._floor:
+            self._floor = mark
+            del self._entries[: bisect_right(self._ids, mark)]
+            del self._ids[: bisect_right(self._ids, mark)]
+            self._bytes = _size(self._entries)
 
     def lose(self, mark: int) -> None:
         """There was no memory to publish what came up to `mark`: who is below reads the index."""

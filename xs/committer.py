@@ -77,7 +77,9 @@ class Committer:
             return None
         try:
             entries = self._append_alone(writer, append, content)
-        except Exception:
+        except Exception as error:
+            if not isinstance(error, XsError):
+                _unexpected(error)
             return None
         if entries is None:
             return None
@@ -246,9 +248,9 @@ class Committer:
         fault.at("commit.before-delivery")
         if commit.unseen_mark is not None:  # before what is above it: readers go to the index
             store.bus.skip_to(commit.unseen_mark)
-        if self._exclusive:  # else others write too, and only the index has all that they did
-            store.bus.publish(commit.durable_entries())
-        if commit.history_mark is not None:
+        if self._exclusive:
+            store.bus.publish(commit.durable_entries(), commit.history_mark)
+        elif commit.history_mark is not None:  # others write too, and only the index has it all
             store.bus.skip_to(commit.history_mark)
         if commit.earliest_expiry is not None and store.sweeper is not None:
             store.sweeper.expect(commit.earliest_expiry)
@@ -303,4 +305,5 @@ def _unexpected(error: Exception) -> XsError:
 
         if threads.is_shortage(error):
             return NoMemory(str(_NO_MEMORY))
+        threads.report("a commit", error)  # a defect of ours: who appends is told no more of it
         return XsError(f"{type(error).__name__}: {error}")

@@ -403,7 +403,8 @@ class Delivery:
             if not follower.is_parked or follower.due != due:
                 heapq.heappop(self._pulses)  # it left, or was parked anew with a time of its own
                 continue
-            if reader.is_finished:
+            # Overdue first: what was published by then is still given.
+            if reader.is_finished or (reader.is_overdue and self._bus.newest <= self._position):
                 self._take_out(follower, follower.connection.end_following)
                 heapq.heappop(self._pulses)
                 continue

@@ -62,19 +62,22 @@ class Following:
         """
         reader = follower.reader
         while not reader.is_finished:
+            is_overdue = reader.is_overdue  # first: what is there by then is still given
             missed = reader.missed()
             if missed is not None:
                 for block in missed:
                     self._out.write_body(*follower.parts(block))
                     del block  # before the next one is made
                 continue
-            is_closed = self._bus.closed  # first: what is there by then is still given
+            is_closed = self._bus.closed  # as above
             coming = reader.coming()
             if coming is not None:
                 if coming:
                     self._out.write_body(*follower.parts(coming))
                     del coming
                 continue
+            if is_overdue:
+                break
             if self._delivery.park(follower):
                 return True
             if is_closed:

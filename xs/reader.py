@@ -97,14 +97,17 @@ class Reader:
     @property
     def is_finished(self) -> bool:
         """Whether nothing more can come: `limit` or `until` is reached."""
-        if self.left <= 0:
-            return True
         until = self.options.until
-        if until is None:
-            return False
-        # A frame has its id before its commit is through: one of the last moment may still come.
-        passed = self.store.clock() - ids.milliseconds(until)
-        return self.position >= until or passed > COMMIT_MS
+        return self.left <= 0 or (until is not None and self.position >= until)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether all that comes up to `until` is stored by now: who then finds nothing has it all.
+
+        A frame has its id before its commit is through: one of the last moment may still come.
+        """
+        until = self.options.until
+        return until is not None and self.store.clock() - ids.milliseconds(until) > COMMIT_MS
 
     def history(self) -> Iterator[bytes]:
         """What was stored when the reading began, in blocks of whole frames."""
@@ -222,17 +225,20 @@ class Reader:
             yield self.threshold()
         self.has_passed_history = True
         while not self.is_finished:
+            is_overdue = self.is_overdue  # first: what is there by then is still given
             missed = self.missed()
             if missed is not None:
                 yield from missed
                 continue
-            is_closed = self.store.bus.closed  # first: what is there by then is still given
+            is_closed = self.store.bus.closed  # as above
             block = self.coming()
             if block is not None:
                 yield block
             elif is_closed:
                 return
-            elif not self.store.wait(self.position):
+            elif not self.store.wait(self.position, 0.0 if is_overdue else None):
+                if is_overdue:
+                    return
                 yield b""
 
 

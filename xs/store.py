@@ -278,13 +278,14 @@ class Store:
         time.sleep(LOOK_SECONDS)
         return False
 
-    def wait(self, position: int) -> bool:
+    def wait(self, position: int, seconds: float | None = None) -> bool:
         """Waits until there may be something above `position`; False if nothing came for a while.
 
-        Without a server nobody publishes what other processes commit: then this looks for it.
+        Without a server nobody publishes what other processes commit: then this looks for it, for
+        LOOK_SECONDS whatever `seconds` is.
         """
         if self.exclusive:
-            return self.bus.wait(position)
+            return self.bus.wait(position, seconds)
         if self._data_version is None:
             self._data_version = self.database.data_version()
         version = self._data_version()
