@@ -2051,3 +2051,15 @@ def compare(store: Store, now: int, model: Model, n: int) -> None:
                 assert ([] if line is None else [ids.parse(frame.id_of(line))]) == expected
     for event in model.live(now)[-3:]:
         assert so_far(store, ids.text(event["frames"][0])) == event["data"]
+
+
+def test_whose_a_run_is_can_be_asked_while_the_store_closes(tmp_path: Path) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            found = runs.Runs(str(tmp_path), lambda work: None)
+            writer = found.new_writer()
+            together(2, lambda n, found=found, w=writer: found.close() if n else found.is_own(w))
+    finally:
+        sys.setswitchinterval(interval)

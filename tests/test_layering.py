@@ -93,12 +93,12 @@ ARCHITECTURE = {
     "evaluation":  "errors nu pipes process",
     "runner":      "errors threads ids frame meta records log schema commit work store process "
                    "pipes",
-    "generators":  "errors ids frame records log schema commit work bulk process runner nu",
+    "generators":  "errors ids frame meta records log schema commit work bulk process runner nu",
     "effects":     "errors fault ids frame meta records content schema commit work bulk runsteps "
                    "runs runner (cas)",
     "intake":      "errors ids frame schema store reader runner",
-    "handlers":    "errors fault ids frame records log schema commit work bulk reader process "
-                   "runner effects intake nu",
+    "handlers":    "errors fault ids frame meta records log schema commit work bulk reader "
+                   "process runner effects intake nu",
     "scripts":     "errors threads ids frame times log store process runner generators handlers "
                    "evaluation (bus)",
     # requests, and what answers them
@@ -135,7 +135,8 @@ ARCHITECTURE = {
                    "listener hangups exchange answers door | certificate",
     "mount":       "errors log meta connections commit store scripts activation access tokens "
                    "crowd delivery listener httpd version | gateway",
-    "stores":      "errors threads ids frame times log schema commit work store httpd mount",
+    "stores":      "errors threads ids frame meta times log schema commit work store httpd "
+                   "mount",
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",
@@ -177,7 +178,7 @@ ARCHITECTURE = {
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
 HOT_PATH = ("__init__", "cli", "commands", "arguments", "stdio", "address", "request", "transport")
 HOT_PATH += ("http1", "framing", "errors")
-CHEAP = ("sys", "os", "gc", "_socket")
+CHEAP = ("sys", "os", "gc", "_socket", "_thread")
 # … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")
 DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunXs, start_server
+from stores import together
 
 import xs
 from xs.content import INLINE_MAX
@@ -128,6 +129,17 @@ def test_a_new_store_may_be_made_by_many_threads_at_once(store_dir: str) -> None
     with xs.open(store_dir) as store, ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda n: store.append("notes", str(n)), range(32)))
         assert sorted(frames) == sorted(store.cat())
+
+
+def test_a_new_store_of_which_many_threads_make_the_first_append_is_opened_once(
+    tmp_path: Path,
+) -> None:
+    folders = [str(tmp_path / str(n)) for n in range(20)]
+    for folder in folders:
+        with xs.open(folder) as store:
+            together(4, lambda _, store=store: store.append("notes"))
+    opened = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")[:-1]]
+    assert [path for path in opened if path.startswith(str(tmp_path))] == []
 
 
 WRITES = {

@@ -221,6 +221,22 @@ def test_what_is_no_address_is_refused_before_a_store_is_made(
     assert not os.path.exists(store_dir)
 
 
+@pytest.mark.parametrize("options", [["--http"], ["--insecure", "--expose"]], ids=lambda o: o[-1])
+def test_a_name_that_no_host_can_have_is_no_host(
+    store_dir: str, run_xs: RunXs, options: list[str]
+) -> None:
+    for name in ("a..b", "a" * 64):
+        text = refused(run_xs, store_dir, *options, f"{name}:8080")
+        assert f"no such host: {name}" in text
+    assert not os.path.exists(store_dir)
+
+
+def test_a_web_address_that_json_can_not_tell_is_refused(store_dir: str, run_xs: RunXs) -> None:
+    path = os.fsdecode(os.path.dirname(store_dir).encode() + b"/\xff.sock")
+    assert "it is not UTF-8" in refused(run_xs, store_dir, "--http", path)
+    assert os.listdir(os.path.dirname(store_dir)) == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["", "a b", "a..b", ".a", "a\n", "a:80", "[::1]", "*.a", "b\xfccher", "a" * 64],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import os
@@ -24,6 +25,7 @@ from xs.commit import Append
 from xs.errors import Damaged, DiskError, Unavailable
 from xs.evaluation import Evaluation
 from xs.forward import forward
+from xs.gateway import Gateway, Options
 from xs.hangups import Hangups
 from xs.process import Processes, command_of
 from xs.reader import CONTENT_INLINE_MAX
@@ -239,6 +241,50 @@ def test_a_client_that_can_not_be_watched_leaves_nothing_behind() -> None:
     sock.detach()
     hangups.start()
     hangups.stop()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_gateway_for_which_there_are_too_few_threads_leaves_nothing_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """It is tried again every minute, for as long as the shortage lasts."""
+    left = iter([True] * (nth - 1) + [False])
+    start = _thread.start_new_thread
+
+    def start_or_refuse(act: Callable[..., object], args: tuple[object, ...]) -> int:
+        if next(left):
+            return start(act, args)
+        raise RuntimeError("can't start new thread")
+
+    before = files_of(), sorted(threads.running.values())
+    gateway = Gateway(Options(), lambda _: None, 100)
+    gateway.listen(":0")
+    monkeypatch.setattr("_thread.start_new_thread", start_or_refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        gateway.start(store)
+    gateway.abandon()
+    assert (files_of(), sorted(threads.running.values())) == before
+
+
+def test_a_place_for_scripts_for_which_there_are_too_few_descriptors_leaves_none_open(
+    tmp_path: Path,
+) -> None:
+    before = files_of()
+    failed = 0
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in range(3, 1000):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+            processes = Processes(str(tmp_path / "run"), {})
+        except OSError:
+            failed += 1
+        else:
+            processes.close()
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert files_of() == before, most
+    assert failed > 3 and files_of() == before
 
 
 def test_scripts_are_started_when_there_are_descriptors_again(tmp_path: Path) -> None:

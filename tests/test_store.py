@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -1045,3 +1046,21 @@ def test_where_sqlite_fails_amid_frames_alike_none_of_them_is_stored(store: Stor
     store.database.writing().set_authorizer(lambda *_: sqlite3.SQLITE_OK)
     assert all_ids(store) == []
     assert problems(store) == []
+
+
+class Defect(Work):
+    def apply(self, commit: Commit) -> None:
+        raise TypeError("of ours")
+
+
+def test_a_defect_in_a_commit_is_told_with_its_place(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    with pytest.raises(XsError, match="TypeError: of ours"):
+        store.run(Defect())
+    (found,) = told
+    assert (found.exc_type, str(found.exc_value)) == (TypeError, "of ours")
+    assert "apply" in [at.name for at in traceback.extract_tb(found.exc_traceback)]
+    assert all_ids(store) == [] and add(store) in all_ids(store)

@@ -7,6 +7,7 @@ other forms name a server. What is typed wrongly, or leads nowhere, is answered 
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 
 from xs import errors
 
@@ -236,16 +237,18 @@ _STORE_FILES = frozenset((*_INDEX_FILES, "cas", "sock", "lock", "token", "run"))
 class _NotYet:
     """A store that the first write will make; until then there is none to read."""
 
-    __slots__ = ("_addr", "_timeout", "_transport")
+    __slots__ = ("_addr", "_opening", "_timeout", "_transport")
 
     def __init__(self, addr: str, timeout: float | None) -> None:
         self._addr = addr
         self._timeout = timeout
+        self._opening = allocate_lock()  # held while it is opened, by the first of several threads
         self._transport: Transport | None = None
 
     def request(self, method: str, target: str, fields: Fields = (), body: Body = None) -> Response:
-        if self._transport is None:
-            self._transport = self._open(method)
+        with self._opening:
+            if self._transport is None:
+                self._transport = self._open(method)
         return self._transport.request(method, target, fields, body)
 
     def _open(self, method: str) -> Transport:

@@ -468,10 +468,17 @@ def _why_not_read(place: tuple[int, int], path: str) -> str | None:
     """The system's word for why an index, or its log, can't be read to its end; None if it can."""
     try:
         with _opening:
+            if place not in _opened:
+                return None  # it was closed meanwhile, and what is there now may be another
             # Closed when nobody here has it open any more: that gives SQLite's locks back.
             if place not in _kept_open:
                 _kept_open[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        _read_all(_kept_open[place])
+            file = _kept_open[place]
+            _opened[place] += 1
+        try:
+            _read_all(file)
+        finally:
+            _leave(place)
         log = os.open(path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _read_all(log)

@@ -20,7 +20,7 @@ from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.content import INLINE_MAX, Content, small
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
-from xs.meta import refuse_constant
+from xs.meta import as_meta, refuse_constant
 from xs.records import NamedTuple
 from xs.runs import SCRIPT_WRITER, first_of, pieces
 from xs.runsteps import begin_run, end_run, end_runs, extend_run, run_written_by
@@ -230,7 +230,7 @@ class Answers:
             raise Invalid(f"the meta of a handler's frame is a record, not {runner.short(given)}")
         given = {k: v for k, v in given.items() if k not in ("handler_id", "frame_id")}
         comma = "," if given else ""
-        return f"{runner.json_text(given)[:-1]}{comma}{self._cause(frame_id)}}}"
+        return f"{as_meta(given)[:-1]}{comma}{self._cause(frame_id)}}}"
 
 
 def excerpt(said: bytes) -> str:

@@ -110,6 +110,10 @@ class Gateway:
         just that; or a path, for a Unix socket.
         """
         if "/" in address and "://" not in address:
+            try:
+                address.encode()
+            except UnicodeEncodeError:  # `xs.start` tells it, in JSON
+                raise Usage(f"can't answer the web at {address!r}: it is not UTF-8") from None
             sock = self._sockets.listen_unix_for_all(address)
             path = None if self._sockets.is_handed(address) else os.path.abspath(address)
             self._doors.append(Door(sock, self, None, path))
@@ -133,13 +137,18 @@ class Gateway:
         return f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
 
     def start(self, store: Store) -> None:
+        """Answers requests. Raises `OSError`, `RuntimeError`, and leaves nothing open then."""
         self.store = store
-        self.answers = Answers(store, self.options.most)
         self.hangups = Hangups()
-        self.hangups.start()
-        self.answers.start()
-        for door in self._doors:
-            door.start()
+        self.answers = Answers(store, self.options.most)
+        try:
+            self.hangups.start()
+            self.answers.start()
+            for door in self._doors:
+                door.start()
+        except BaseException:
+            self.stop(0.0)
+            raise
 
     def stop(self, seconds: float) -> None:
         """Accepts no more, lets who waits be answered for so long, and ends all connections.

@@ -19,6 +19,7 @@ from xs.bulk import BatchWork
 from xs.commit import Append, Commit
 from xs.errors import Failed, Full, Invalid, NoNushell, NotFound, Unavailable, XsError
 from xs.log import WARNING
+from xs.meta import as_meta
 from xs.process import NOT_RUN, Command
 from xs.records import NamedTuple
 from xs.runner import Backoff, Context, Runner
@@ -216,7 +217,7 @@ class Generator(Runner):
 
     @classmethod
     def refusal(cls, name: str, source: int, reason: str) -> Append:
-        meta = runner.json_text({"source_id": ids.text(source), "reason": reason})
+        meta = as_meta({"source_id": ids.text(source), "reason": reason})
         return Append(f"{name}.spawn.error", meta=meta)
 
     def leave(self) -> None:
@@ -239,7 +240,7 @@ class Generator(Runner):
         told = {"source_id": ids.text(self.source), **told}
         if tail:
             told["stderr"] = tail
-        stop = Append(f"{self.name}.stop", meta=runner.json_text(told))
+        stop = Append(f"{self.name}.stop", meta=as_meta(told))
         out = [self._script(active=False)]
         self.persist(KeepWork(out, stop) if for_good else BatchWork([stop]))
 

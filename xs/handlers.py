@@ -32,6 +32,7 @@ from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
 from xs.intake import INPUT_FRAMES, NEVER, CantBeGiven, Intake
 from xs.log import WARNING
+from xs.meta import as_meta
 from xs.process import NOT_RUN, Command
 from xs.reader import PULSE
 from xs.records import NamedTuple
@@ -82,7 +83,7 @@ def parse_registration(source: int, meta: Any) -> Registration:
         raise Invalid(f"topic is a pattern such as notes or chat.*, not {runner.short(topic)}")
     return Registration(
         flags["stateful"],
-        runner.json_text(meta.get("initial_state")),
+        as_meta(meta.get("initial_state")),
         _start(source, meta.get("run-from", "tail")),
         frame.parse_patterns(topic),
         flags["content"],
@@ -159,7 +160,7 @@ class Handler(Runner):
     @classmethod
     def refusal(cls, name: str, source: int, reason: str) -> Append:
         told = {"handler_id": ids.text(source), "frame_id": ids.text(source), "error": reason}
-        return Append(f"{name}.unregistered", meta=runner.json_text(told))
+        return Append(f"{name}.unregistered", meta=as_meta(told))
 
     # Orders
 
@@ -278,7 +279,7 @@ class Handler(Runner):
     def _unregistered(self, script: Script, cause: str, more: dict[str, str]) -> Append:
         told = {"handler_id": script.source, "frame_id": cause}
         told = {**told, "position": script.position, **more}
-        return Append(f"{self.name}.unregistered", meta=runner.json_text(told))
+        return Append(f"{self.name}.unregistered", meta=as_meta(told))
 
     def leave(self) -> None:
         self.store.bus.unwatch(self._watch)
@@ -339,7 +340,7 @@ class Handler(Runner):
         self._since = time.monotonic()
         if not self._registered:
             source = ids.text(self.source)
-            meta = runner.json_text({"handler_id": source, "frame_id": source})
+            meta = as_meta({"handler_id": source, "frame_id": source})
             registered = Append(f"{self.name}.registered", meta=meta)
             self.persist(EffectsWork([registered], self._script()))
             self._registered = True

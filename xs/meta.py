@@ -30,6 +30,16 @@ def compact_meta(text: str) -> str:
     return _compact(text, value)
 
 
+def as_meta(value: object) -> str:
+    """A value as meta. Raises `Invalid`."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+    except (TypeError, ValueError):  # an integer of thousands of digits, a lone surrogate
+        raise Invalid("it has a value that JSON can't have here") from None
+    return compact_meta(text)
+
+
 def of_field(value: str) -> str:
     """Meta as a header gives it: JSON as it is, or base64 of JSON in UTF-8, tried in that order."""
     import binascii

@@ -10,14 +10,12 @@ under way, close the store, give the lock back.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from xs import meta
 from xs.access import Access, access
 from xs.activation import Sockets
 from xs.commit import Append
@@ -28,6 +26,7 @@ from xs.errors import Full, NotAStore, Unavailable
 from xs.httpd import Others, Served, Server
 from xs.listener import Connections
 from xs.log import WARNING, log_of
+from xs.meta import as_meta
 from xs.scripts import Scripts
 from xs.store import Store
 from xs.tokens import Finder, owner_token
@@ -259,8 +258,3 @@ def _gateway(options: Options, log: Callable[[str], None], room: Room, sockets: 
     from xs.gateway import Gateway  # here: most stores have none
 
     return Gateway(options, log, room.most, room.web, sockets)
-
-
-def as_meta(value: object) -> str:
-    """A value as a frame's meta."""
-    return meta.compact_meta(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

@@ -178,9 +178,13 @@ class Processes:
         os.makedirs(folder, 0o700, exist_ok=True)
         path = os.path.join(folder, "lock")
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._lock = _high(os.open(path, flags, 0o600))
-        reading, self._lifeline = os.pipe()
-        self._watched = _high(reading)
+        with contextlib.ExitStack() as opened:
+            self._lock = _high(os.open(path, flags, 0o600))
+            opened.callback(os.close, self._lock)
+            reading, self._lifeline = os.pipe()
+            opened.callback(os.close, self._lifeline)
+            self._watched = _high(reading)
+            opened.pop_all()
 
     def acquire(self, give_up: Callable[[], bool]) -> bool:
         """Waits until no process of an earlier server is left; False if `give_up` says so first."""

@@ -18,6 +18,7 @@ from xs import frame, ids, meta, process, threads
 from xs.commit import Append
 from xs.errors import Failed, Full, Invalid, Unavailable, XsError
 from xs.log import ERROR, INFO, WARNING, log_of
+from xs.meta import as_meta
 from xs.pipes import Pipes
 from xs.process import SCRIPT_BYTES, Command, Processes
 from xs.records import NamedTuple
@@ -156,7 +157,10 @@ class Runner:
             except Exception as error:  # a defect of ours, or a store that is closing
                 if not self._stopping.is_set():
                     self.last_error = f"{type(error).__name__}: {error}"
-                    self.log(self.last_error, ERROR)
+                    if isinstance(error, XsError):
+                        self.log(self.last_error, ERROR)
+                    else:
+                        self._log.defect("a defect", error)
                 self.close_process()
                 self._stopping.wait(RESTART_SECONDS)
         self.close()
@@ -317,21 +321,9 @@ def check_levels(text: bytes, most: int) -> None:
             raise Invalid(f"it is nested deeper than {most} levels") from None
 
 
-def json_text(value: Any) -> str:
-    """A value as meta. Raises `Invalid`."""
-    import json
-
-    try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        text.encode()
-    except (TypeError, ValueError):  # an integer of thousands of digits, a lone surrogate
-        raise Invalid("it has a value that JSON can't have here") from None
-    return meta.compact_meta(text)
-
-
 def short(value: Any) -> str:
     """The beginning of a value that came as JSON, for a sentence about it."""
-    return json_text(value)[:64]
+    return as_meta(value)[:64]
 
 
 def is_start(said: bytes | None) -> bool:

@@ -205,7 +205,8 @@ class Runs:
 
     def is_own(self, writer: str) -> bool:
         """Whether it is a writer of this process."""
-        return self._claim is not None and _claim_of(writer) == self._claim.token
+        claim = self._claim  # `close` may take it away meanwhile
+        return claim is not None and _claim_of(writer) == claim.token
 
     def is_gone(self, writer: str) -> bool:
         """Whether the process of that writer lives no more. A script goes on in the next one."""

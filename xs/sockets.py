@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -168,12 +169,15 @@ def listen_tcp(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise NoAddress(f"no such host: {host}: {error.strerror}") from None
+    except UnicodeError:  # the codec of host names has its own words for what can't be one
+        raise NoAddress(f"no such host: {host}: not the name of one") from None
     family, _, _, _, address = found[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        with contextlib.ExitStack() as opened:
+            sock = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            opened.pop_all()
     except OSError as error:
-        sock.close()
         raise NoAddress(f"can't listen on {host}:{port}: {error.strerror}") from None
     return sock

@@ -28,7 +28,8 @@ from xs.commit import Append, Commit
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.httpd import Served
 from xs.log import ERROR, WARNING, log_of
-from xs.mount import Mount, as_meta
+from xs.meta import as_meta
+from xs.mount import Mount
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Script
 from xs.store import Store
@@ -251,7 +252,10 @@ class Stores:
             except Exception as error:  # of ours, or of the root store, which goes on serving
                 if not self._stopping.is_set():
                     what = "what is asked about stores is not heard now"
-                    self._log(f"{what}: {_sentence(error)}", ERROR)
+                    if isinstance(error, XsError):
+                        self._log(f"{what}: {_sentence(error)}", ERROR)
+                    else:
+                        self._log.defect(what, error)
                     self._stopping.wait(RETRY_SECONDS)
 
     def _fold(self) -> None:
