@@ -165,7 +165,7 @@ ARCHITECTURE = {
                    "terminal",
     "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "
                    "store batch salvage wal address",
-    "storing":     "errors address request transport stdio (arguments)",
+    "storing":     "errors address request transport stdio arguments",
     "autoload":    "errors | nu",
     "commands":    "errors address request stdio arguments | query serving tokens version idfields "
                    "ndjson transfer backup repair storing autoload completion",

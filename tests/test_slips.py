@@ -108,6 +108,40 @@ def test_a_write_where_nothing_may_be_written_is_one_sentence(
     assert [frame.id for frame in xs.open(store_dir).cat()] == [kept["id"]]
 
 
+def as_user(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """A command by somebody whom the modes of files are for, as they aren't for root."""
+    lost = "--bounding-set=-dac_override,-dac_read_search"
+    before = ["setpriv", lost] if os.getuid() == 0 else []
+    return subprocess.run(
+        [*before, sys.executable, "-m", "xs", *command],
+        input=b"x",
+        env=environment(),
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+
+
+def test_an_index_that_may_not_be_written_is_told_and_can_be_written_again(
+    store_dir: str, kept: dict[str, object]
+) -> None:
+    index = os.path.join(store_dir, "xs.db")
+    os.chmod(index, 0o400)
+    for words, status in ((["append", store_dir, "t"], 1), (["serve", store_dir], 4)):
+        done = as_user(words)
+        assert done.returncode == status
+        said = f"xs: can't write to the store at {store_dir}: its xs.db: Permission denied\n"
+        assert done.stderr.decode() == said
+    assert as_user(["cat", store_dir]).returncode == 0  # SQLite may leave files of that mode
+    os.chmod(index, 0o600)
+    done = as_user(["append", store_dir, "t"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    for words, status in ((["cat", store_dir], 1), (["serve", store_dir], 4)):
+        os.chmod(index, 0)
+        done = as_user(words)
+        assert done.returncode == status
+        assert done.stderr.count(b"\n") == 1 and b"Permission denied" in done.stderr, done.stderr
+
+
 def test_a_read_only_disk_is_named_as_such(store_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(store_dir, create=True).close()
 

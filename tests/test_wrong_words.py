@@ -114,10 +114,20 @@ def test_an_address_that_xs_does_not_speak_is_no_directory(addr: str, run_xs: Ru
     assert not os.path.exists(addr.partition(":")[0] + ":")
 
 
-@pytest.mark.parametrize("words", [["serve"], ["service", "install"], ["token", "list"]])
-def test_an_address_is_no_directory_to_be_served(run_xs: RunXs, words: list[str]) -> None:
-    for wrong, says in ((":8080", "(one of that name is ./:8080)"), ("", "the directory is empty")):
-        done = run_xs([*words, wrong])
+@pytest.mark.parametrize(
+    "words",
+    [["serve"], ["service", "install"], ["token", "list"], ["store", "add"], ["store", "remove"]],
+    ids=lambda words: "-".join(words),
+)
+def test_an_address_is_no_directory_to_be_served(
+    made: str, run_xs: RunXs, words: list[str]
+) -> None:
+    for wrong, says in (
+        (":8080", "(one of that name is ./:8080)"),
+        ("https://localhost:1", "(one of that name is ./https://localhost:1)"),
+        ("", "the directory is empty"),
+    ):
+        done = run_xs([*words, *([made] if words[0] == "store" else []), wrong])
         assert done.returncode == 2 and says.encode() in done.stderr, done.stderr
 
 
@@ -239,6 +249,23 @@ def test_a_wrong_token_is_told_from_none(made: str) -> None:
             xs.open(f"wrong@127.0.0.1:{port}").last()
     finally:
         server.stop()
+
+
+def test_an_export_that_may_not_be_read_leaves_no_folder(
+    made: str, run_xs: RunXs, tmp_path: Path
+) -> None:
+    server = start_server(made, "--expose", f"127.0.0.1:{(port := free_port())}")
+    try:
+        token = run_xs(["token", "add", made, "writer", "--append", "notes"]).stdout.decode()
+        (tmp_path / "mine").mkdir()
+        for out in ("new", "mine"):
+            words = ["export", f":{port}", str(tmp_path / out)]
+            done = run_xs(words, env={"XS_TOKEN": token.strip()})
+            assert done.returncode == 1 and b"this token may not read" in done.stderr
+    finally:
+        server.stop()
+    assert sorted(set(os.listdir(tmp_path)) - {os.path.basename(made)}) == ["mine"]
+    assert os.listdir(tmp_path / "mine") == []
 
 
 def free_port() -> int:

@@ -601,9 +601,11 @@ def test_where_no_server_is_it_is_said_how_to_start_one(tmp_path: Path, store_di
 
 
 def test_a_wrong_token_is_refused_in_the_servers_words(place: Place) -> None:
-    for addr in (f":{place.port}", f"wrong@:{place.port}"):
+    words = {f":{place.port}": "this address needs a token"}
+    words[f"wrong@:{place.port}"] = "this token is not known here"
+    for addr, said in words.items():
         told = error(".last", addr)
-        assert "token" in told["said"] and told["label"] == "the store answers 401"
+        assert told["said"].startswith(said) and told["label"] == "the store answers 401"
 
 
 # Errors
@@ -626,6 +628,8 @@ REFUSED = {
     ".cat --after x --from y": ("after=", "--after x"),
     ".cat --topic a/b": ("not a topic pattern: 'a/b'", "--topic a/b"),
     ".cat --pulse 9ms": ("follow=9: not a pulse: 9: it has 10 to ", "--pulse 9ms"),
+    ".cat --pulse 0ms": ("follow=00: not a pulse: 00: it has 10 to ", "--pulse 0ms"),
+    ".cat --pulse 1000us": ("follow=01: not a pulse: 01: it has 10 to ", "--pulse 1000us"),
     ".cat --new --last 2": ("new and last can't go together", ".cat"),
     ".cat --last 0": ("last='0'", ".cat"),
     ".get nothing": ("not an id: 'nothing'", "nothing"),
@@ -954,6 +958,17 @@ def test_frames_are_imported_from_what_is_piped_in(
     told = value(code, full.directory)
     assert told["imported"] == (1 if how == "one frame" else 4)
     assert xs.open(other.directory).content(first) == b"\xff\x00"
+
+
+@pytest.mark.parametrize("folder", ["nothing", "cas-alone", "empty"])
+def test_what_is_no_exported_folder_is_not_imported(
+    folder: str, other: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cas-alone" / "cas").mkdir(parents=True)
+    told = error(f'.import "{tmp_path}/{folder}" | ignore', other.directory)
+    assert told["said"].startswith("not an exported folder: ")
+    assert told["at"] == f'"{tmp_path}/{folder}"'
 
 
 def test_frames_that_are_refused_are_an_error(full: Server, other: Server) -> None:

@@ -248,7 +248,7 @@ def plain_directory(path: str) -> str:
     """That path of a store's directory. Raises `Usage` for what was hardly meant to be one."""
     if not path:
         raise errors.Usage("the directory is empty: name one, or . for this one")
-    if ":" in path and "/" not in path:
+    if "://" in path or (":" in path and "/" not in path):
         raise errors.Usage(
             f"{path} is an address, and this takes a directory (one of that name is ./{path})"
         )

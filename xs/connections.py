@@ -43,6 +43,7 @@ READER_CACHE_KB = 1024
 CHECKPOINT_PAGES = 4000  # 16 MB of log between two checkpoints (bench/batch.py: + 10 %)
 BUSY_MS = 10_000  # how long SQLite waits for another process's transaction
 _TYPE_BITS, _LINK = 0o170000, 0o120000  # S_IFMT, S_IFLNK; `stat` is not needed for more
+_MODE, _OWNER_WRITES = 0o7777, 0o200
 _OPEN_BYTES = 65_536  # that SQLite may need on the disk to open a store, if only for reading
 
 # How often this process has the index of a store's folder open, by device and inode of the folder.
@@ -293,9 +294,14 @@ class Connections:
             _leave(self._place)
 
     def _connect_first(self, mode: str) -> sqlite3.Connection:
+        if mode != "ro":
+            for suffix in ("-wal", "-shm"):
+                _make_writable(self._path + suffix)
         try:
             return self._connect(mode)
         except Unavailable:
+            if not os.access(self._path, os.R_OK):
+                raise NotAStore(f"can't read {self._path}: Permission denied") from None
             found = os.statvfs(os.path.dirname(self._path))
             if found.f_bavail * found.f_frsize >= _OPEN_BYTES:
                 raise
@@ -512,6 +518,16 @@ def _file_at(path: str) -> tuple[int, int] | None:
     if found.st_mode & _TYPE_BITS == _LINK:
         raise NotAStore(f"not a store: {path} is a link: link to the store's whole directory")
     return found.st_dev, found.st_ino
+
+
+def _make_writable(path: str) -> None:
+    """Lets the owner write what SQLite has made for who could only read then, and left behind."""
+    try:
+        mode = os.stat(path).st_mode
+        if not mode & _OWNER_WRITES:
+            os.chmod(path, mode & _MODE | _OWNER_WRITES)
+    except OSError:
+        pass  # it is not there, mostly
 
 
 def has_index(folder: str) -> bool:

@@ -37,7 +37,10 @@ def is_id(text: str) -> bool:
 def parse(text: str) -> int:
     """The number of an id given as text in either case. Raises `Invalid` for anything else."""
     if not is_id(text):
-        raise Invalid(f"not an id: {text[:64]!r}: an id has 25 characters of a-z and 0-9")
+        has_form = len(text) == LENGTH and _ALLOWED.issuperset(text)
+        form = "an id has 25 characters of a-z and 0-9"
+        why = f"the last one is {_MAX_TEXT}" if has_form else form
+        raise Invalid(f"not an id: {text[:64]!r}: {why}")
     return int(text, 36)
 
 

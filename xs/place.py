@@ -30,7 +30,7 @@ def why_not_written(folder: str) -> str | None:
         place = os.path.dirname(os.path.abspath(place))
     reason = _network(place)
     if reason is None and place == folder:
-        reason = _foreign(place) or _refused(place)
+        reason = _foreign(place) or _refused(place) or _refused_index(place)
     return None if reason is None else f"can't write to the store at {folder}: {reason}"
 
 
@@ -79,6 +79,12 @@ def _refused(place: str) -> str | None:
         return None
     is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
     return "Read-only file system" if is_read_only else "Permission denied"
+
+
+def _refused_index(place: str) -> str | None:
+    path = os.path.join(place, "xs.db")
+    reason = _refused(path) if os.path.exists(path) else None
+    return None if reason is None else f"its xs.db: {reason}"
 
 
 def _name(user: int) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 
 from xs import address, errors, stdio
+from xs.arguments import plain_directory, plain_path
 from xs.request import append_request, ask, split_lines, with_query
 from xs.transport import HttpTransport
 
@@ -33,7 +34,7 @@ def run(arguments: Arguments) -> int:
     addr, rest = address.split(words, os.environ, 1)
     if len(rest) != 1:
         raise errors.Usage(f"xs store {action} ADDR PATH takes one PATH")
-    asked = {"path": _absolute(rest[0], addr)}
+    asked = {"path": _absolute(plain_directory(rest[0]), addr)}
     name, http = arguments.get("name"), arguments.get("http")
     if name is not None:
         asked["name"] = name
@@ -49,8 +50,7 @@ def run(arguments: Arguments) -> int:
 
 def _absolute(path: str, addr: str) -> str:
     """The whole of a path, which the server knows by that alone. Raises `Usage`."""
-    if path.startswith("~"):
-        raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
+    plain_path(path)
     is_remote = "://" in addr or (":" in addr and "/" not in addr)
     if is_remote and not os.path.isabs(path):
         raise errors.Usage(f"{path}: give the whole path, as the server at that address has it")

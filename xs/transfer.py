@@ -8,6 +8,7 @@ is read from either side is held against its hash, and a folder is not trusted w
 from __future__ import annotations
 
 import binascii
+import contextlib
 import json
 import os
 import stat
@@ -170,12 +171,14 @@ def _hash_in(line: bytes) -> str | None:
 def export(arguments: Arguments, out: str) -> None:
     """Writes the whole store to `out`, a new folder or an empty one."""
     transport = arguments.open()
+    cas = os.path.join(out, "cas")
+    # What is not whole yet has another name: a folder with a frames.jsonl is complete.
+    part = os.path.join(out, "frames.jsonl.part")
+    begun: list[str] = []
     try:
-        _make_empty(out)
-        cas = os.path.join(out, "cas")
+        begun += [out] if _make_empty(out) else []
         os.mkdir(cas, 0o700)
-        # What is not whole yet has another name: a folder with a frames.jsonl is complete.
-        part = os.path.join(out, "frames.jsonl.part")
+        begun.append(cas)
         with Progress("frames") as progress, open(part, "xb") as file:
             _export_frames(transport, file, cas, progress)
         with Progress("contents") as progress:
@@ -188,18 +191,33 @@ def export(arguments: Arguments, out: str) -> None:
         sync_names(out)
         os.rename(part, os.path.join(out, "frames.jsonl"))
         sync_folder(out)
+    except errors.XsError:
+        _take_back(part, begun)
+        raise
     finally:
         transport.close()
 
 
-def _make_empty(out: str) -> None:
+def _take_back(part: str, folders: list[str]) -> None:
+    """Removes what was made for an export, if nothing has come yet."""
+    with contextlib.suppress(OSError):
+        if not os.path.getsize(part):
+            os.unlink(part)
+        for folder in reversed(folders):
+            os.rmdir(folder)
+
+
+def _make_empty(out: str) -> bool:
+    """Makes a folder, unless there is an empty one; whether it did."""
     try:
         os.mkdir(out, 0o700)
+        return True
     except FileExistsError:
         if not os.path.isdir(out):
             raise errors.Invalid(f"can't export to {out}: it is a file") from None
         if os.listdir(out):
             raise errors.Invalid(f"can't export to {out}: it is not empty") from None
+        return False
     except OSError as error:
         raise errors.Invalid(f"can't export to {out}: {error.strerror}") from None
 

@@ -92,10 +92,11 @@ export def ".cat" [
   --topic (-T): string@topics # only a topic, prefix.*, or several with commas
   --with-timestamp # add `timestamp` to each frame
   --with-content # add `content` to each frame: text, or bytes if it is none
+  --no-chunks # without frames that continue a chunked content
   --addr: string # the store's server, in place of $env.XS_ADDR
 ]: nothing -> list<any> {
   ask get [] {
-    follow: (milliseconds ($pulse | default $follow))
+    follow: (if $pulse == null { $follow } else { milliseconds $pulse | number })
     new: ($new or $tail)
     after: $after
     last-id: $last_id
@@ -106,6 +107,7 @@ export def ".cat" [
     topic: $topic
     with-timestamp: $with_timestamp
     with-content: $with_content
+    no-chunks: $no_chunks
   } $addr {
     addr: (metadata $addr)
     topic: (metadata $topic)
@@ -268,6 +270,9 @@ export def ".import" [
   --addr: string # the store's server, in place of $env.XS_ADDR
 ]: any -> record {
   if $folder == null { as-it-is } else {
+    if ($folder | path join frames.jsonl | path type) != file {
+      fail $"not an exported folder: ($folder) has no frames.jsonl" "this one" (metadata $folder)
+    }
     for it in (ls --all ($folder | path join cas) | where type == file) {
       open --raw $it.name | .cas-post --addr $addr
     }
@@ -297,6 +302,11 @@ def as-it-is [] { metadata access {||} }
 
 def milliseconds [value: any] {
   if ($value | describe) == "duration" { $value // 1ms } else { $value }
+}
+
+# A number that nobody takes for no or yes, as 0 and 1 would be.
+def number []: int -> string {
+  if $in in [0 1] { $"0($in)" } else { $"($in)" }
 }
 
 # Fields of an append. A head has plain text in one line: other JSON goes as base64.
@@ -522,8 +532,12 @@ def door [addr: any, at: record] {
     addr: $addr
     socket: null
     url: $"($it.scheme | default --empty 'http://')($it.host | str replace -r '^:' localhost:)"
-    fields: {authorization: $"Bearer ($it.token | default --empty $env.XS_TOKEN?)"}
+    fields: (known [[authorization (bearer ($it.token | default --empty $env.XS_TOKEN?))]])
   }
+}
+
+def bearer [token: any] {
+  if ($token | is-empty) { null } else { $"Bearer ($token)" }
 }
 
 # The store's own sentence, pointing at the argument that it names.
