@@ -1274,6 +1274,32 @@ def test_a_client_that_takes_nothing_is_left_and_noted(
                 assert not wire.rest().endswith(b"0\r\n\r\n")
 
 
+def test_a_client_that_takes_too_little_is_left_and_noted(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 KiB within the time, and not a byte now and then."""
+    monkeypatch.setattr(Limits, "written_seconds", 0.5)
+    Handler(running.root.folder, lambda c, f: (respond(c, f, b"x" * 20_000_000), None)[1])
+    gone = Handler(running.root.folder, nothing, "http.disconnect")
+    left = threading.Event()
+
+    def take_little(wire: Wire) -> None:
+        while not left.wait(0.01) and wire.sock.recv(1000):
+            pass
+
+    for where in (running.root.web[0], int(running.root.web[1].rpartition(":")[2])):
+        with Wire(where) as wire:
+            wire.send(request("GET", "/"))
+            left.clear()
+            taking = threading.Thread(target=take_little, args=(wire,))
+            taking.start()
+            try:
+                assert gone.next().meta is not None
+            finally:
+                left.set()
+                taking.join(DEADLINE)
+
+
 @pytest.mark.parametrize("ttl", ["forever", "time:600000"])
 def test_behind_a_client_that_is_slow_to_read_memory_is_bounded_and_nothing_is_lost(
     server: WebServer, ttl: str

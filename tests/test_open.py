@@ -92,7 +92,14 @@ def test_a_store_is_for_its_owner_alone_wherever_it_is_made(store_dir: str) -> N
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"topic": "no topic"}, {"ttl": "soon"}, {"key": "k" * 256}, {"if_last": "no id"}]
+    "wrong",
+    [
+        {"topic": "no topic"},
+        {"ttl": "soon"},
+        {"ttl": "ephemeral"},  # without a server
+        {"key": "k" * 256},
+        {"if_last": "no id"},
+    ],
 )
 def test_an_append_that_is_wrong_makes_no_store(store_dir: str, wrong: dict[str, str]) -> None:
     with xs.open(store_dir) as store:
@@ -116,8 +123,8 @@ def test_a_command_with_wrong_meta_makes_no_store(store_dir: str, run_xs: RunXs,
 def test_lines_that_are_wrong_one_and_all_make_no_store(store_dir: str) -> None:
     with xs.open(store_dir) as store:
         for ask in (store.append_many, store.import_):
-            summary = ask([{"topic": "no topic"}, "no json"])
-            assert [error["line"] for error in summary["errors"]] == [1, 2]
+            summary = ask([{"topic": "no topic"}, "no json", {"topic": "a", "ttl": "ephemeral"}])
+            assert [error["line"] for error in summary["errors"]] == [1, 2, 3]
         with pytest.raises(Invalid):
             store.append_many([{"topic": "notes"}, {"topic": "no topic"}], atomic=True)
         assert not os.path.exists(store_dir)

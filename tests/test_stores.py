@@ -38,6 +38,7 @@ from scripting import wait_until
 from stores import add, lines
 from wire import Wire, request
 
+import xs
 from xs import stores
 from xs.server import Running
 from xs.store import Store
@@ -172,6 +173,39 @@ def test_links_and_dots_in_a_path_lead_where_they_lead(root: Root, tmp_path: Pat
     assert "served already" in root.ask("add", {"path": f"{tmp_path}/real/"}).reason
     root.remove(tmp_path / "link")
     assert not is_open(tmp_path / "real")
+
+
+def test_a_path_that_leads_to_what_json_can_not_tell_is_an_error(
+    root: Root, tmp_path: Path
+) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/real\xff")
+    os.symlink(b"real\xff", os.fsencode(tmp_path) + b"/link")
+    for what in ("add", "remove"):
+        assert "which is not UTF-8" in root.ask(what, {"path": f"{tmp_path}/link"}).reason
+    root.add(tmp_path / "next")
+    assert list(root.stores()) == ["next"]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_request_may_have_an_integer_of_any_length_beside_it(
+    root: Root, tmp_path: Path, later: bool
+) -> None:
+    if later:
+        root.stop()
+    digits = b"1" * 5000
+    for name in (b"a", b"b"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        meta = b'{"path":"%b","n":%b}' % (path, digits)
+        with xs.open(root.directory) as client:
+            fields = [("xs-meta", meta.decode())]
+            assert client._transport.request("POST", "/append/xs.store.add", fields).status == 200
+    if later:
+        root.start()
+    root.wait_for("a", "b")
+    root.stop()
+    root.start()
+    root.wait_for("a", "b")
+    root.remove(tmp_path / "a")
 
 
 def test_a_store_may_lie_in_the_directory_of_another(root: Root, tmp_path: Path) -> None:

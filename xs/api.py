@@ -271,7 +271,7 @@ def _append(store: Store, request: Request, rest: str) -> Answer:
         _load_writing()
     topic = frame.check_client_topic(decode(rest))
     given = request.options("ttl", "if-last", "chunked") if request.query else {}
-    ttl = frame.parse_ttl(given["ttl"]) if "ttl" in given else frame.FOREVER
+    ttl = store.check_ttl(frame.parse_ttl(given["ttl"])) if "ttl" in given else frame.FOREVER
     if request.rights is not None:
         request.rights.check_append(topic, ttl)
     if_last = parse_expected(given["if-last"]) if "if-last" in given else None

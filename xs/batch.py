@@ -358,7 +358,7 @@ def _parse_append(store: Store, text: bytes, may: May | None) -> Append:
         may(topic, frame.parse_ttl(value.get("ttl")))
     if _PLAIN_KEYS.issuperset(value):
         return Append(topic, _content(store, value), meta)
-    ttl = frame.parse_ttl(value.get("ttl"))
+    ttl = store.check_ttl(frame.parse_ttl(value.get("ttl")))
     if_last, key = _expected(value.get("if_last")), _key(value.get("key"))
     # Last: content that was taken in for a line that is wrong would stay behind.
     return Append(topic, _content(store, value), meta, ttl, if_last, key)

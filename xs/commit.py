@@ -44,10 +44,7 @@ def is_plain(append: Append) -> bool:
 class Commit:
     """One batch's transaction, as works see it, and what is to happen once it is durable."""
 
-    def __init__(
-        self, writer: Writer, store: Store, sequence: ids.Sequence, now: int, *, delivers: bool
-    ) -> None:
-        """`delivers`: somebody may follow live in this process, so ephemeral frames make sense."""
+    def __init__(self, writer: Writer, store: Store, sequence: ids.Sequence, now: int) -> None:
         self.writer = writer
         self.now = now
         self.entries: list[Entry] = []
@@ -59,7 +56,6 @@ class Commit:
         self.unseen_mark: int | None = None  # up to it another process has appended
         self.earliest_expiry: int | None = None
         self.store = store
-        self._delivers = delivers
         self.ids = sequence
         self.mark: int | None = None  # no id above it is given out; known once it was asked for
         self.trims: dict[str, str] = {}  # topics whose last:n is yet to be done, and that
@@ -72,8 +68,7 @@ class Commit:
         Raises `Conflict` when its condition does not hold.
         """
         topic, content, meta, ttl, if_last, key = append
-        if ttl == frame.EPHEMERAL and not self._delivers:
-            raise Invalid("an ephemeral frame needs a server: start one with xs serve")
+        self.store.check_ttl(ttl)
         if self.trims.get(topic, ttl) != ttl:
             self.trim(topic, self.trims.pop(topic))
         if key is not None:

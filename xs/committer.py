@@ -171,7 +171,7 @@ class Committer:
 
                         outlast_power_loss(store.folder)
                     self._ids.raise_to(mark)
-                commit = Commit(writer, store, self._ids, store.clock(), delivers=self._exclusive)
+                commit = Commit(writer, store, self._ids, store.clock())
                 if self._exclusive and others_wrote:
                     # Somebody removed the lock's file, and another took the lock.
                     commit.unseen_mark = writer.newest()

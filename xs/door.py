@@ -374,12 +374,31 @@ class Connection(Handler):
         """Writes all of it. Raises `OSError` if the client is gone, or takes it too slowly."""
         if self._is_tls:
             self.sock.settimeout(Limits.written_seconds)
-        if len(data) <= Limits.written_bytes:
-            self.sock.sendall(data)
-            return
         view = memoryview(data)
         for start in range(0, len(data), Limits.written_bytes):
-            self.sock.sendall(view[start : start + Limits.written_bytes])
+            part = view[start : start + Limits.written_bytes]
+            deadline = time.monotonic() + Limits.written_seconds
+            sent = self.sock.send(part)
+            if sent < len(part):
+                self._write_rest(part[sent:], deadline)
+            if time.monotonic() > deadline:  # the system counts anew with each bit that is taken
+                raise TimeoutError
+
+    def _write_rest(self, part: memoryview, deadline: float) -> None:
+        while part:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._limit_sends(left)
+            part = part[self.sock.send(part) :]
+        self._limit_sends(Limits.written_seconds)
+
+    def _limit_sends(self, seconds: float) -> None:
+        """How long a `send` may take."""
+        if self._is_tls:
+            self.sock.settimeout(seconds)
+        else:
+            set_timeout(self.sock, seconds, socket.SO_SNDTIMEO)
 
     def _linger(self) -> None:
         """Lets a client that still sends read the answer: closing at once would reset it."""

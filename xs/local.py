@@ -116,6 +116,7 @@ class _Files(Store):
     """
 
     is_open = False
+    exclusive = False  # which is known before it is open
 
     def __init__(self, folder: str, *, create: bool = False) -> None:
         self.folder = folder

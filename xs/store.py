@@ -28,7 +28,7 @@ from _weakref import ref
 
 from xs import frame, ids
 from xs.connections import Connections, Unfinished, forget_opened, has_index
-from xs.errors import NotAStore, NotFound, Unavailable
+from xs.errors import Invalid, NotAStore, NotFound, Unavailable
 from xs.place import why_not_written
 
 TYPE_CHECKING = False
@@ -222,6 +222,12 @@ class Store:
         """Before a part of it is used: one that is yet to be opened can do so now."""
 
     # Writing
+
+    def check_ttl(self, ttl: str) -> str:
+        """That TTL. Raises `Invalid` for an ephemeral frame where nobody can follow it live."""
+        if ttl == frame.EPHEMERAL and not self.exclusive:
+            raise Invalid("an ephemeral frame needs a server: start one with xs serve")
+        return ttl
 
     def append(self, append: Append) -> bytes:
         """Appends one frame and answers its line, when it is durable."""

@@ -97,7 +97,12 @@ def _real_path(path: str) -> str:
         raise Invalid(f"the path of a store is absolute, not {path[:80]!r}")
     if "\0" in path or len(os.fsencode(path)) > PATH_MAX:
         raise Invalid(f"a path has no NUL character in it, and at most {PATH_MAX} bytes")
-    return os.path.realpath(path)
+    real = os.path.realpath(path)
+    try:
+        real.encode()
+    except UnicodeEncodeError:  # a link leads there; what is answered is JSON
+        raise Invalid(f"{path} leads to {real!r}, which is not UTF-8") from None
+    return real
 
 
 def _name_of(path: str) -> str:
@@ -287,7 +292,7 @@ class Stores:
         """The requests that frames on the stream say are answered."""
         found = set()
         for line in self._root.lines(_ANSWERS, -1, until):
-            told = json.loads(line)["meta"]
+            told = frame.Frame.from_json(line).meta
             source = told.get("source_id") if isinstance(told, dict) else None
             if isinstance(source, str) and ids.is_id(source):
                 found.add(ids.parse(source))
@@ -318,7 +323,7 @@ class Stores:
 
     def _obey(self, line: bytes) -> None:
         value = ids.parse(frame.id_of(line))
-        meta = json.loads(line)["meta"]
+        meta = frame.Frame.from_json(line).meta
         try:
             if frame.topic_of(line) == "xs.store.add":
                 self._add(value, parse_add(meta), is_kept=False)
