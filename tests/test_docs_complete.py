@@ -135,8 +135,8 @@ SPENT = {
     "lines": "batch.EVERY_LINE batch.BATCH_LINES batch.BATCHES_AHEAD batch.ATOMIC_LINES "
     "batch.ATOMIC_BYTES",
     "patterns": "frame.PATTERNS_MAX query.PULSE_MIN",
-    "what followers are behind": "bus.RING_FRAMES bus.RING_BYTES schema.PAGE_ROWS "
-    "schema.LARGE_PAGE_BYTES",
+    "what followers are behind": "bus.RING_FRAMES bus.RING_BYTES schema.FIRST_ROWS "
+    "schema.PAGE_ROWS schema.PAGE_BYTES",
     "requests from the web that wait": "door.Limits.waiting door.Limits.answer_seconds",
     "answers that are not read": "httpd.Limits.answers_waiting door.Limits.written_bytes "
     "door.Limits.written_seconds answers.KEPT_FRAMES answers.KEPT_BYTES",

@@ -28,7 +28,7 @@ from xs.commit import Append
 from xs.imports import ImportWork
 from xs.query import ReadOptions
 from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, Reader
-from xs.schema import PAGE_ROWS
+from xs.schema import FIRST_ROWS, PAGE_ROWS
 from xs.store import Store
 from xs.work import AppendWork
 
@@ -37,7 +37,11 @@ def read(store: Store, *, sse: bool = False, **options: Any) -> bytes:
     return b"".join(Reader(store, ReadOptions(**options), sse=sse).history())
 
 
-@pytest.mark.parametrize("count", [0, 1, PAGE_ROWS - 1, PAGE_ROWS, PAGE_ROWS + 1, 3 * PAGE_ROWS])
+TWO_PAGES = FIRST_ROWS + PAGE_ROWS
+SEAMS = [end + near for end in (FIRST_ROWS, TWO_PAGES) for near in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("count", [0, 1, *SEAMS, TWO_PAGES + 2 * PAGE_ROWS])
 def test_pages_have_no_seams(store: Store, count: int) -> None:
     expected = add_all(store, [Append("a")] * count) if count else []
     assert lines(store) == lines(store, topic="a") == expected
@@ -78,13 +82,13 @@ def test_an_import_below_a_readers_place_is_not_given_and_above_it_is(store: Sto
 
 
 def test_a_reader_goes_on_where_its_frame_was_removed(store: Store) -> None:
-    made = [frame.id_of(line) for line in add_all(store, [Append("a")] * (PAGE_ROWS + 10))]
+    made = [frame.id_of(line) for line in add_all(store, [Append("a")] * (TWO_PAGES + 10))]
     blocks = Reader(store, ReadOptions()).history()
-    next(blocks)
-    for place in (PAGE_ROWS - 1, PAGE_ROWS, PAGE_ROWS + 1):
+    next(blocks), next(blocks)
+    for place in (TWO_PAGES - 1, TWO_PAGES, TWO_PAGES + 1):
         remove(store, made[place])
     rest = b"".join(blocks).splitlines()
-    assert [frame.id_of(line) for line in rest] == made[PAGE_ROWS + 2 :]
+    assert [frame.id_of(line) for line in rest] == made[TWO_PAGES + 2 :]
 
 
 def test_events_have_ids_unless_they_are_synthetic(store: Store) -> None:

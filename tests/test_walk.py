@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 
+import pytest
 from stores import NOON, Clock, add, add_all, all_ids, import_all, imported, remove, steps_of
 
 from xs import frame, ids
 from xs.commit import Append
-from xs.schema import PAGE_ROWS
+from xs.schema import LARGE_JSON, PAGE_BYTES, PAGE_ROWS
 from xs.store import Store
 from xs.walk import Walk
 
@@ -93,6 +95,7 @@ def test_a_topic_that_others_outgrow_is_looked_for_in_its_index_from_the_next_pa
             clock.now += 1
         ends.append(ids.parse(frame.id_of(lines[0])))
     walk = store.index.walk(frozenset({"a"}))
+    walk.page(-1, None, 1 << 30, clock.now)  # the first page is a short one
 
     def read(after: int) -> None:
         _, count = walk.page(after, None, 1 << 30, clock.now)
@@ -100,6 +103,27 @@ def test_a_topic_that_others_outgrow_is_looked_for_in_its_index_from_the_next_pa
 
     among_few = steps_of(store, lambda: read(-1))
     assert steps_of(store, lambda: read(ends[0])) < 3 * among_few
+
+
+@pytest.mark.parametrize("patterns", [None, frozenset({"a"}), frozenset({"a.*"})])
+def test_pages_of_frames_that_are_nearly_large_have_few(
+    store: Store, patterns: frame.Patterns
+) -> None:
+    """Who is slow to read holds one of them."""
+    meta = json.dumps("m" * (LARGE_JSON - 200))
+    small = add_all(store, [Append("a.b")] * 3000 + [Append("a")] * 3000)
+    nearly = add_all(store, [Append("a.b", None, meta), Append("a", None, meta)] * 1000)
+    walk = store.index.walk(patterns)
+    start = ids.parse(frame.id_of(small[-1]))
+    found, after = 0, start
+    while True:
+        page, count = walk.page(after, None, 1 << 30, NOON)
+        if not count:
+            break
+        assert len(page) <= PAGE_BYTES + LARGE_JSON
+        found += count
+        after = ids.parse(ids_of(page)[-1])
+    assert found == len(nearly) // (1 if patterns is None else 2)
 
 
 def test_a_topic_that_has_ended_is_not_looked_for_among_what_goes_on(

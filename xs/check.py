@@ -10,7 +10,7 @@ from xs.content import checked
 from xs.errors import Damaged, DiskError, NotFound, XsError
 from xs.pieces import continues
 from xs.rows import LINE, is_whole, mark_of
-from xs.schema import LARGE_JSON, LARGE_PAGE_BYTES, ORDER_BITS, PAGE_ROWS, PIECES, sum_of_answer
+from xs.schema import LARGE_JSON, ORDER_BITS, PAGE_BYTES, PAGE_ROWS, PIECES, sum_of_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _rows(index: Index) -> Iterator[tuple[int, bytes, Optional[bytes], bool, boo
                 line = line if isinstance(line, bytes) else b""
                 page.append((row >> ORDER_BITS, line, content, bool(is_file), whole))
                 size += len(line) + len(content or b"")
-                if size > LARGE_PAGE_BYTES:
+                if size > PAGE_BYTES:
                     break
             cursor.close()
         if not page:

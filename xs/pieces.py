@@ -10,7 +10,7 @@ from xs import frame, ids
 from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.rows import LINE, as_stored, damage, floor, held, id_at, row_of
-from xs.schema import BROKEN, GOES_ON, LARGE_JSON, LARGE_PAGE_BYTES, WHOLE, StoredPiece, translated
+from xs.schema import BROKEN, GOES_ON, LARGE_JSON, PAGE_BYTES, WHOLE, StoredPiece, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def pieces_after(
         last = value
         found.append(StoredPiece(last, stored, ends))
         size += len(stored.line) + len(stored.content or b"")
-        if ends or size > LARGE_PAGE_BYTES:
+        if ends or size > PAGE_BYTES:
             break
     cursor.close()
     return found

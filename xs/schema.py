@@ -29,8 +29,9 @@ ORDER_BITS = 15  # of a row: the order of a frame within its millisecond
 ORDER_MAX = (1 << ORDER_BITS) - 1
 ROW_MAX = (1 << 63) - 1
 LARGE_JSON = 4096  # bytes: a frame above it is read in pages that are bounded in bytes
-PAGE_ROWS = 1500  # frames in one page of a read
-LARGE_PAGE_BYTES = 1 << 20  # … after which one ends that has large frames
+FIRST_ROWS = 250  # frames in the first page of a read, whose bytes nobody knows
+PAGE_ROWS = 1500  # frames in one page of a read, at most …
+PAGE_BYTES = 1 << 20  # … and their bytes: exactly where frames are large, else about that
 
 _SCHEMA_1 = """
 CREATE TABLE topic (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);

@@ -14,7 +14,7 @@ from xs.errors import Damaged
 from xs.records import NamedTuple
 from xs.rows import LINE, as_stored, ceiling, damage, floor, id_at, id_in
 from xs.scan import Part, Source, merged, pieces_of, select, source_of
-from xs.schema import LARGE_PAGE_BYTES, LIVE, PAGE_ROWS, ROW_MAX, Stored
+from xs.schema import FIRST_ROWS, LIVE, PAGE_BYTES, PAGE_ROWS, ROW_MAX, Stored
 from xs.sqlite import lru_cache
 
 TYPE_CHECKING = False
@@ -59,21 +59,28 @@ class Walk:
         self._chunks = chunks
         self._source = source_of(patterns)
         self._rows: dict[int, int] = {}  # where the frames with some ids were
+        self._most = FIRST_ROWS  # frames in the next page
 
     def page(self, after: int, until: int | None, limit: int, now: int) -> tuple[bytes, int]:
         """The next selected frames above `after`: their lines, each with its newline, and how many.
 
-        At most PAGE_ROWS and `limit` frames; bounded in bytes too. No frames means that there are
-        none (now). A page ends before a damaged frame; one that would begin with it raises
-        `Damaged`.
+        At most PAGE_ROWS and `limit` frames, and as many as come to PAGE_BYTES if they are like
+        those of the page before. No frames means that there are none (now). A page ends before a
+        damaged frame; one that would begin with it raises `Damaged`.
         """
+        lines, count = self._page(after, until, min(limit, self._most, PAGE_ROWS), now)
+        if count:
+            self._most = max(1, count * PAGE_BYTES // len(lines))
+        return lines, count
+
+    def _page(self, after: int, until: int | None, most: int, now: int) -> tuple[bytes, int]:
         source = self._source
         with self._reading() as reader:
             pieces = self._pieces(reader, after, until)
             if source is None and pieces is None:
                 return b"", 0
             asked = Asked(after, until, self._patterns)
-            values = self._values(reader, asked, limit, now)
+            values = self._values(reader, asked, most, now)
             if source is not None:
                 lines, count = self._page_of_frames(reader, source, asked, values, pieces)
                 if count or pieces is None:
@@ -94,7 +101,7 @@ class Walk:
             if source is None and pieces is None:
                 return []
             asked = Asked(after, until, self._patterns)
-            values = self._values(reader, asked, limit, now)
+            values = self._values(reader, asked, min(limit, PAGE_ROWS), now)
             if source is not None:
                 rows = select(source, f"{LINE}, f.content, f.digest")
             if pieces is not None:
@@ -109,7 +116,7 @@ class Walk:
         return pieces_of(reader, self._patterns, after, until) if self._chunks else None
 
     def _values(
-        self, reader: sqlite3.Connection, asked: Asked, limit: int, now: int
+        self, reader: sqlite3.Connection, asked: Asked, most: int, now: int
     ) -> dict[str, Any]:
         """What statements name: between which rows, how many frames, and of which topics."""
         low = self._row_of(reader, asked.after, floor)
@@ -117,7 +124,7 @@ class Walk:
         self._rows = {asked.after: low}
         if asked.until is not None:
             self._rows[asked.until] = high
-        values = {"low": low, "high": high, "now": now, "count": min(limit, PAGE_ROWS)}
+        values = {"low": low, "high": high, "now": now, "count": most}
         if self._source is not None:
             values.update(self._source.values)
         return values
@@ -311,7 +318,7 @@ def _bounded_rows(
         last = value
         found.append(stored)
         size += len(stored.line) + len(stored.content or b"")
-        if size > LARGE_PAGE_BYTES:
+        if size > PAGE_BYTES:
             break
     cursor.close()
     return found
