@@ -28,7 +28,7 @@ from xs.errors import Forbidden, Misdirected, Unauthorized, XsError
 from xs.rights import Rights
 
 NDJSON = {"content_type": "application/x-ndjson"}
-ASKED = Access("s3cret", frozenset(["localhost", "box"]))
+ASKED = Access("s3cret", frozenset(["localhost", "box"]), lambda _: None)
 
 
 def head(host: str = "localhost", target: str = "/", minor: int = 1, **fields: str) -> bytes:

@@ -135,8 +135,8 @@ ARCHITECTURE = {
                    "listener hangups exchange answers door | certificate",
     "mount":       "errors log meta connections commit store scripts activation access tokens "
                    "crowd delivery listener httpd version | gateway",
-    "stores":      "errors threads ids frame meta times log schema commit work store httpd "
-                   "mount",
+    "stores":      "errors threads ids frame meta times log schema commit store generators "
+                   "httpd mount",
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",

@@ -15,10 +15,6 @@ from xs.http1 import RequestHead
 from xs.rights import EVERYTHING, Rights
 
 
-def _nobody(_: str) -> Optional[Rights]:
-    return None
-
-
 class Grant(NamedTuple):
     """A token of somebody else's, and the rights that a request has by it."""
 
@@ -34,7 +30,7 @@ class Access(NamedTuple):
 
     token: str
     hosts: frozenset[str]
-    find: Callable[[str], Optional[Rights]] = _nobody
+    find: Callable[[str], Optional[Rights]]
 
     def holds(self, grant: Grant) -> bool:
         """Whether the token is good for just the same as when it was granted that."""

@@ -286,7 +286,7 @@ class Held:
 
     def __enter__(self) -> None:
         try:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(self._path, os.O_RDONLY)
         except (FileNotFoundError, PermissionError):
             return
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -297,7 +297,7 @@ class Held:
 
 
 def _new_file(path: str) -> int:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
 
@@ -305,7 +305,7 @@ def _new_file(path: str) -> int:
 def _is_locked(path: str, kind: int) -> bool:
     """Whether a file has a lock, flock(2), beside which one of that kind can't be had."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         import errno
 
@@ -337,7 +337,7 @@ class _Opened:
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
     def close(self) -> None:
         number, self.number = self.number, -1

@@ -29,7 +29,7 @@ class Claim:
         while True:
             self.token = os.urandom(_TOKEN_BYTES).hex()
             self._path = os.path.join(folder, _PREFIX + self.token)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             self._file = os.open(self._path, flags, 0o600)
             fault.at("run.before-claim")
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -53,7 +53,7 @@ def is_held(folder: str, token: str) -> bool:
         return False  # nothing that could lead to another file
     path = os.path.join(folder, _PREFIX + token)
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -83,10 +83,10 @@ class Connections:
         self._looking: set[sqlite3.Connection] = set()  # those of them that are in use
         self._readers_lock = allocate_lock()  # guards the next three; taken last
         self._readers: list[sqlite3.Connection] = []
-        # Of connections without locks: as what they were opened.
-        self._still: dict[sqlite3.Connection, Still] = {}
         self._in_use = 1  # connections of reads under way, the writer's, and until `close` one more
         self._closed = ""  # why it is
+        # Of connections without locks: as what they were opened.
+        self._still: dict[sqlite3.Connection, Still] = {}
         self._mode = "ro" if read_only else "rw"
         self._write_connection: sqlite3.Connection | None = None
         # Before it is opened: if it is replaced meanwhile, that is noticed.
@@ -478,14 +478,14 @@ def _why_not_read(place: tuple[int, int], path: str) -> str | None:
                 return None  # it was closed meanwhile, and what is there now may be another
             # Closed when nobody here has it open any more: that gives SQLite's locks back.
             if place not in _kept_open:
-                _kept_open[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                _kept_open[place] = os.open(path, os.O_RDONLY)
             file = _kept_open[place]
             _opened[place] += 1
         try:
             _read_all(file)
         finally:
             _leave(place)
-        log = os.open(path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
+        log = os.open(path + "-wal", os.O_RDONLY)
         try:
             _read_all(log)
         finally:

@@ -18,7 +18,7 @@ def sync(file: int) -> None:
 
 def sync_folder(path: str) -> None:
     """Makes the names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    folder = os.open(path, os.O_RDONLY)
     try:
         sync(folder)
     finally:

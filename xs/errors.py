@@ -1,7 +1,7 @@
 """Everything that can go wrong, as types: one sentence, one HTTP status, one exit code each.
 
 A message says what was wrong and what would be right. `api` turns an error into an answer by its
-`status`, `cli` ends with its `exit`, and `client` turns an answer back into the same type.
+`status`, `cli` ends with its `exit`, and `request` turns an answer back into one of them.
 """
 
 from __future__ import annotations

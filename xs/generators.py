@@ -80,7 +80,7 @@ def name_of(topic: str, meta: Any) -> str:
 
 
 class KeepWork(Work):
-    """Keeps how far generators are, with a frame that tells of it, if there is one."""
+    """Keeps how far scripts are, with a frame that tells of it, if there is one."""
 
     __slots__ = ("scripts", "told")
 

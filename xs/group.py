@@ -36,7 +36,7 @@ class GroupCommit:
         self._committer = committer
         self._commit = committer.commit
         self._exclusive = exclusive
-        self._lock = allocate_lock()  # guards the next six; nobody commits while holding it
+        self._lock = allocate_lock()  # guards all below; nobody commits while holding it
         self._changed: threading.Condition | None = None  # once there are threads to wait
         self._queue: list[Work] = []
         self._leading = False

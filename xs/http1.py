@@ -496,14 +496,12 @@ def request_head(
     return b"%b\r\nHost: %b\r\n%b\r\n" % (line, authority.encode("latin-1"), lines)
 
 
-def read_response_head(
-    buffer: bytearray, method: str, limit: int = HEAD_LIMIT
-) -> ResponseHead | None:
+def read_response_head(buffer: bytearray, method: str) -> ResponseHead | None:
     """The head of the response to `method`; interim ones (1xx) before it are read and dropped."""
     while True:
         if not b"HTTP/1.".startswith(bytes(buffer[:7])):
             raise Refusal(400, "What was sent is not a response of HTTP/1.")
-        head = take_field_block(buffer, 0, limit)
+        head = take_field_block(buffer, 0, HEAD_LIMIT)
         if head is None:
             return None
         line, _, block = head.partition(b"\r\n")

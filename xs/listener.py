@@ -1,6 +1,6 @@
 """Listeners: connections accepted, each given a thread, up to a bound; an orderly end.
 
-What is spoken on a connection, its handler class knows: `httpd` (the API), `gateway` (the web).
+What is spoken on a connection, its handler class knows: `httpd` (the API), `door` (the web).
 """
 
 from __future__ import annotations

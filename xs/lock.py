@@ -35,7 +35,7 @@ class Lock:
 
     def _open(self) -> int:
         # Not through a link: the file is emptied, and may be anybody's in a store that was sent.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         return os.open(self._path, flags, 0o600)
 
     def acquire(self, purpose: str, *, wait: float = WAIT_SECONDS) -> None:
@@ -123,7 +123,7 @@ class Lock:
 def server_of(folder: str) -> int | None:
     """The process that serves a store, for who wants nothing of it; None if there is none."""
     try:
-        file = os.open(os.path.join(folder, FILENAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(os.path.join(folder, FILENAME), os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

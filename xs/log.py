@@ -255,7 +255,7 @@ def log_of(log: Callable[[str], None]) -> Log:
 
 
 def _open(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY
     return os.open(path, flags, 0o600)
 
 

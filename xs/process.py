@@ -177,7 +177,7 @@ class Processes:
             raise NotAStore(f"not a store: {folder} is a link")
         os.makedirs(folder, 0o700, exist_ok=True)
         path = os.path.join(folder, "lock")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         with contextlib.ExitStack() as opened:
             self._lock = _high(os.open(path, flags, 0o600))
             opened.callback(os.close, self._lock)
@@ -291,7 +291,7 @@ def short_name(folder: str) -> Iterator[str]:
 
     Any process of the same user may follow it. Raises `OSError`.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         short = f"/proc/{os.getpid()}/fd/{descriptor}"
         if os.path.exists(short) and os.path.samefile(short, folder):  # Linux

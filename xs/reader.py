@@ -197,13 +197,13 @@ class Reader:
 
     def threshold(self) -> bytes:
         """The frame that says: from here on live."""
-        return self.synthetic(THRESHOLD)
+        return self._synthetic(THRESHOLD)
 
     def pulse(self) -> bytes:
         """The heartbeat."""
-        return self.synthetic(PULSE)
+        return self._synthetic(PULSE)
 
-    def synthetic(self, topic: str) -> bytes:
+    def _synthetic(self, topic: str) -> bytes:
         """A frame that is never stored. Its id is the position: resuming there is right."""
         id_text = ids.text(min(max(self.position, 0), ids.MAX))
         line = frame.encode(topic, id_text, None, "null", frame.EPHEMERAL)

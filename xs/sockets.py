@@ -148,7 +148,7 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
             raise
     # By a short name for its folder. Changing into that would change it for all threads.
     folder, name = os.path.split(os.path.abspath(path))
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         short = f"/proc/self/fd/{descriptor}"
         if os.path.isdir(short):  # Linux

@@ -356,7 +356,7 @@ class Store:
 
         return problems(self.index, self.cas)
 
-    def refuse_more(self, last: Append | None = None) -> None:
+    def refuse_more(self, last: Append | None) -> None:
         """From now on nothing can be appended; `last` is the last frame that is.
 
         What is still being written here, piece by piece, is ended before it.

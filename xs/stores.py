@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 from xs import frame, ids, threads, times
-from xs.commit import Append, Commit
+from xs.commit import Append
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
+from xs.generators import KeepWork
 from xs.httpd import Served
 from xs.log import ERROR, WARNING, log_of
 from xs.meta import as_meta
@@ -33,7 +34,6 @@ from xs.mount import Mount
 from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Script
 from xs.store import Store
-from xs.work import Work
 
 STORES_MAX = 1000  # beside the root store, in one process; above it: xs.store.error
 NAME_MAX = 64  # of a store, in characters
@@ -144,24 +144,6 @@ class _Entry:
         return Script(_KIND, self.asked.name, source, True, source, state)
 
 
-class _AnswerWork(Work):
-    """Appends an answer, and keeps what it tells of."""
-
-    __slots__ = ("append", "scripts")
-
-    is_whole = True
-
-    def __init__(self, append: Append, scripts: list[Script]) -> None:
-        super().__init__()
-        self.append = append
-        self.scripts = scripts
-
-    def apply(self, commit: Commit) -> None:
-        commit.append(self.append)
-        for script in self.scripts:
-            commit.writer.keep_script(script)
-
-
 class Stores:
     """The further stores of a root store."""
 
@@ -177,7 +159,7 @@ class Stores:
         self._mount = mount
         self._unmount = unmount
         self._log = log_of(log)
-        self._lock = threading.Lock()  # guards the next five; no other lock is taken under it
+        self._lock = threading.Lock()  # guards the next five, and `_position`; taken last
         self._entries: dict[str, _Entry] = {}  # by name
         self._ending: set[_Entry] = set()  # not among those any more
         self._threads: set[threads.Thread] = set()
@@ -492,7 +474,7 @@ class Stores:
         while True:
             try:
                 with self._answering:
-                    self._root.run(_AnswerWork(append, [*(keep or []), self._mark(source)]))
+                    self._root.run(KeepWork([*(keep or []), self._mark(source)], append))
                     with self._lock:
                         self._pending.discard(source)
                         self._done.add(source)

@@ -1,6 +1,6 @@
 """What a person at a terminal sees: data made harmless, mildly coloured; how far a command is.
 
-Only imported when a terminal is there: what goes to a pipe or a file is never changed.
+Data that goes to a pipe or a file is never changed; what a log quotes is made harmless there, too.
 """
 
 from __future__ import annotations

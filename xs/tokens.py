@@ -157,7 +157,7 @@ class Finder:
 def _changing(folder: str) -> Iterator[list[Token]]:
     """The tokens, to be changed within the block; no other process changes them meanwhile."""
     check_writable(folder)
-    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sync(lock)  # what is there now, and told of, may be of one who was killed before that
@@ -203,7 +203,7 @@ def _write(folder: str, name: str, data: bytes) -> None:
     path = os.path.join(folder, name)
     with contextlib.suppress(FileNotFoundError):  # of one who was killed here
         os.unlink(f"{path}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with os.fdopen(os.open(f"{path}.new", flags, 0o600), "wb") as stream:
         stream.write(data)
         stream.flush()

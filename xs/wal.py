@@ -85,7 +85,7 @@ def make_durable(folder: str) -> None:
     after a power failure; and what is appended behind it would prove it to be damaged.
     """
     try:
-        file = os.open(os.path.join(folder, FILENAME + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(os.path.join(folder, FILENAME + "-wal"), os.O_RDONLY)
     except OSError:
         return  # SQLite can't read it either, and says so
     try:
@@ -202,7 +202,7 @@ class _Log:
     """An open log. `count` frames are in the file, whatever they are worth."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDONLY)
         header = os.pread(self._file, HEADER, 0).ljust(HEADER, b"\0")
         magic, version, size = struct.unpack(">3I", header[:12])
         self.order = ">" if magic & 1 else "<"
