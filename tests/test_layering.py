@@ -133,10 +133,10 @@ ARCHITECTURE = {
     "certificate": "errors",
     "gateway":     "errors frame log content commit work store chunked activation address "
                    "listener hangups exchange answers door | certificate",
-    "mount":       "errors log meta connections commit store scripts activation access tokens "
-                   "crowd delivery listener httpd version | gateway",
-    "stores":      "errors threads ids frame meta times log schema commit store generators "
-                   "httpd mount",
+    "mount":       "errors log meta connections commit store scripts activation access address "
+                   "tokens crowd delivery listener httpd version | gateway",
+    "stores":      "errors threads ids frame meta times log schema commit store address "
+                   "generators httpd mount",
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",
@@ -158,7 +158,7 @@ ARCHITECTURE = {
     "completion":  "errors (arguments)",
     "idfields":    "errors ids",
     "service":     "errors records lock terminal",
-    "serving":     "errors log service stdio arguments | activation gateway mount server",
+    "serving":     "errors log address service stdio arguments | activation gateway mount server",
     "ndjson":      "errors frame request stdio terminal | meta (arguments)",
     "transfer":    "errors fault frame disk request stdio terminal ndjson (arguments)",
     "backup":      "errors fault lock place cas disk schema connections index snapshot address "

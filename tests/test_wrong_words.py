@@ -127,7 +127,11 @@ def test_an_address_is_no_directory_to_be_served(
         ("https://localhost:1", "(one of that name is ./https://localhost:1)"),
         ("", "the directory is empty"),
     ):
-        done = run_xs([*words, *([made] if words[0] == "store" else []), wrong])
+        root = [made] if words[0] == "store" else []
+        if words == ["token", "list"] and wrong:  # as the sentence says
+            done = run_xs([*words, f"./{wrong}"])
+            assert done.returncode == 1 and b"no store at: ./" in done.stderr, done.stderr
+        done = run_xs([*words, *root, wrong])
         assert done.returncode == 2 and says.encode() in done.stderr, done.stderr
 
 
@@ -183,6 +187,28 @@ def test_that_the_current_directory_was_removed_is_told(
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"xs: ") and done.stderr.count(b"\n") == 1
     assert b"the current directory was removed: change to another one" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import", "STORE", ""],
+        ["export", "STORE", ""],
+        ["backup", "STORE", ""],
+        ["eval", "STORE", ""],
+        ["serve", "STORE", "--log-file", ""],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_empty_path_is_called_empty(made: str, run_xs: RunXs, words: list[str]) -> None:
+    done = run_xs([made if word == "STORE" else word for word in words])
+    assert (done.returncode, done.stdout) == (2, b"") and b"a path is empty" in done.stderr
+
+
+def test_a_limit_that_is_too_large_is_told_what_is_right(made: str, run_xs: RunXs) -> None:
+    for limit in ("0", "9" * 20):
+        done = run_xs(["cat", made, "--limit", limit])
+        assert done.returncode == 1 and b"from 1 to 1000000000000000" in done.stderr
 
 
 def test_a_scheme_may_be_in_capitals(run_xs: RunXs) -> None:

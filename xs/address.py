@@ -66,6 +66,11 @@ def is_host(addr: str) -> bool:
     return bool(mark and scheme.isalpha()) or ("/" not in addr and ":" in addr)
 
 
+def is_socket_path(addr: str) -> bool:
+    """Whether what is to be listened on is a path, as a gateway's address may be, and no host."""
+    return "/" in addr and "://" not in addr
+
+
 def open_transport(addr: str, *, timeout: float | None = None, create: bool = False) -> Transport:
     """Something that takes requests for the store at `addr`.
 

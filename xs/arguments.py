@@ -239,6 +239,8 @@ def _set(options: dict[str, list[str]], option: Option, flag: str, value: list[s
 
 def plain_path(path: str) -> str:
     """That path. Raises `Usage` for what was hardly meant to be the name of one."""
+    if not path:
+        raise errors.Usage("a path is empty: name a file or a folder, or . for this one")
     if path.startswith("~"):
         raise errors.Usage(f"{path} has a literal ~: the shell expands it when not quoted")
     return path
@@ -248,7 +250,7 @@ def plain_directory(path: str) -> str:
     """That path of a store's directory. Raises `Usage` for what was hardly meant to be one."""
     if not path:
         raise errors.Usage("the directory is empty: name one, or . for this one")
-    if "://" in path or (":" in path and "/" not in path):
+    if address.is_host(path):
         raise errors.Usage(
             f"{path} is an address, and this takes a directory (one of that name is ./{path})"
         )

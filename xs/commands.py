@@ -417,7 +417,7 @@ def _run_script(arguments: Arguments, target: str, files: list[str]) -> None:
     if given is not None:
         script = given.encode("utf-8", "surrogateescape")
     elif files and files[0] != "-":
-        script = _read_file(files[0])
+        script = _read_file(plain_path(files[0]))
     else:
         script = b"".join(stdio.blocks_of())
     if arguments.is_program:
@@ -582,7 +582,7 @@ def _export(arguments: Arguments) -> None:
 def _backup(arguments: Arguments) -> None:
     from xs import backup
 
-    show_text([backup.run(arguments.addr, arguments.rest[0])])
+    show_text([backup.run(arguments.addr, plain_path(arguments.rest[0]))])
 
 
 # Care

@@ -68,7 +68,8 @@ class Commit:
         Raises `Conflict` when its condition does not hold.
         """
         topic, content, meta, ttl, if_last, key = append
-        self.store.check_ttl(ttl)
+        if ttl == frame.EPHEMERAL:
+            self.store.check_ttl(ttl)
         if self.trims.get(topic, ttl) != ttl:
             self.trim(topic, self.trims.pop(topic))
         if key is not None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 
 from xs import chunked, exchange, frame
 from xs.activation import Sockets
-from xs.address import parse_host
+from xs.address import is_socket_path, parse_host
 from xs.answers import Answers, Found, RequestWork
 from xs.commit import Append
 from xs.content import Content
@@ -109,7 +109,7 @@ class Gateway:
         HOST:PORT or :PORT (this machine's loopback), after `http://` or `https://` if it is to be
         just that; or a path, for a Unix socket.
         """
-        if "/" in address and "://" not in address:
+        if is_socket_path(address):
             try:
                 address.encode()
             except UnicodeEncodeError:  # `xs.start` tells it, in JSON

@@ -164,9 +164,13 @@ class Log:
         if threads.is_shortage(error):  # of nobody's place, and there may be no memory to tell it
             self(f"{what}: {_SHORTAGE}", ERROR)
             return
-        import traceback
+        where: list[str] = []
+        try:
+            import traceback
 
-        where = traceback.format_exception(type(error), error, error.__traceback__)
+            where = traceback.format_exception(type(error), error, error.__traceback__)
+        except OSError:
+            pass  # there is no descriptor left for its file
         self(f"{what}: {type(error).__name__}: {error}\n{''.join(where)}", ERROR)
 
     def reopen(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xs.access import Access, access
 from xs.activation import Sockets
+from xs.address import is_socket_path
 from xs.commit import Append
 from xs.connections import has_index
 from xs.crowd import Crowd
@@ -169,8 +170,8 @@ class Mount:
 
     def _has_within(self, address: str) -> bool:
         """Whether an address of the gateway is a path in the store's own folder."""
-        is_path = "/" in address and "://" not in address
-        return is_path and os.path.realpath(address).startswith(f"{os.path.realpath(self.folder)}/")
+        folder = f"{os.path.realpath(self.folder)}/"
+        return is_socket_path(address) and os.path.realpath(address).startswith(folder)
 
     def start(self) -> None:
         """Serves it. Raises `XsError`, and leaves nothing open then."""

@@ -93,7 +93,7 @@ def parse_count(name: str, value: str) -> int:
     """A whole number, at least 1."""
     if value.isascii() and value.isdigit() and len(value) <= 16 and 1 <= int(value) <= _COUNT_MAX:
         return int(value)
-    raise Invalid(f"{name}={value[:64]!r}: use a whole number, 1 or more")
+    raise Invalid(f"{name}={value[:64]!r}: use a whole number from 1 to {_COUNT_MAX}")
 
 
 def parse_pulse(value: str) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from xs import frame, ids, times
 from xs.errors import NotFound
 from xs.records import NamedTuple
-from xs.schema import Stored
+from xs.schema import PAGE_BYTES, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Reader:
             blocks.append(block)
             size += len(block)
             count += 1
-            if size > CONTENT_INLINE_MAX:
+            if size > PAGE_BYTES:
                 break
         return b"".join(blocks), count, ids.parse(frame.id_of(rows[count - 1].line))
 

@@ -157,7 +157,7 @@ class Runner:
             except Exception as error:  # a defect of ours, or a store that is closing
                 if not self._stopping.is_set():
                     self.last_error = f"{type(error).__name__}: {error}"
-                    if isinstance(error, XsError):
+                    if isinstance(error, (XsError, OSError)):
                         self.log(self.last_error, ERROR)
                     else:
                         self._log.defect("a defect", error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from xs import errors, log, stdio
+from xs import address, errors, log, stdio
 from xs.arguments import plain_directory, plain_path
 
 TYPE_CHECKING = False
@@ -24,7 +24,8 @@ def run_serve(arguments: Arguments) -> int:
     """Serves a store until it is to stop; the exit status."""
     directory = plain_directory(arguments.rest[0])
     for name in _FILES:
-        plain_path(arguments.get(name) or "")
+        if arguments.has(name):
+            plain_path(arguments.get(name) or "")
     from xs.server import serve
 
     return serve(
@@ -81,7 +82,7 @@ def _checked(arguments: Arguments, options_of_serve: Sequence[Option]) -> list[s
     words = []
     for option in options_of_serve:
         for value in arguments.options.get(option.name, []):
-            is_path = option.name == "http" and "/" in value and "://" not in value
+            is_path = option.name == "http" and address.is_socket_path(value)
             if is_path or option.name in _FILES:
                 value = os.path.abspath(value)
             words.append(f"--{option.name}={value}")

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 from xs import frame, ids, threads, times
+from xs.address import is_socket_path
 from xs.commit import Append
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.generators import KeepWork
@@ -76,7 +77,7 @@ def parse_add(meta: Any) -> Asked:
         )
     if http is not None and (not isinstance(http, str) or not http or "\0" in http):
         raise Invalid("http is the address of a gateway, such as :8080")
-    if http is not None and "/" in http and "://" not in http and not os.path.isabs(http):
+    if http is not None and is_socket_path(http) and not os.path.isabs(http):
         raise Invalid(f"the path of a gateway's socket is absolute, not {http[:80]!r}")
     return Asked(path, name, http)
 
@@ -239,7 +240,7 @@ class Stores:
             except Exception as error:  # of ours, or of the root store, which goes on serving
                 if not self._stopping.is_set():
                     what = "what is asked about stores is not heard now"
-                    if isinstance(error, XsError):
+                    if isinstance(error, (XsError, OSError)):
                         self._log(f"{what}: {_sentence(error)}", ERROR)
                     else:
                         self._log.defect(what, error)

@@ -39,8 +39,7 @@ def run(arguments: Arguments) -> int:
     if name is not None:
         asked["name"] = name
     if http is not None:
-        is_path = "/" in http and "://" not in http
-        asked["http"] = _absolute(http, addr) if is_path else http
+        asked["http"] = _absolute(http, addr) if address.is_socket_path(http) else http
     transport = address.open_transport(addr)
     try:
         return _ask(transport, action, asked)
@@ -51,8 +50,7 @@ def run(arguments: Arguments) -> int:
 def _absolute(path: str, addr: str) -> str:
     """The whole of a path, which the server knows by that alone. Raises `Usage`."""
     plain_path(path)
-    is_remote = "://" in addr or (":" in addr and "/" not in addr)
-    if is_remote and not os.path.isabs(path):
+    if address.is_host(addr) and not os.path.isabs(path):
         raise errors.Usage(f"{path}: give the whole path, as the server at that address has it")
     try:
         path.encode()
