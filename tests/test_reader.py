@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +26,10 @@ from stores import (
 from xs import frame, ids
 from xs.bus import RING_FRAMES
 from xs.commit import Append
+from xs.errors import Damaged
 from xs.imports import ImportWork
 from xs.query import ReadOptions
-from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, Reader
+from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, LIVE_BYTES, Reader
 from xs.schema import FIRST_ROWS, PAGE_ROWS
 from xs.store import Store
 from xs.work import AppendWork
@@ -138,6 +140,57 @@ def test_content_that_is_too_long_is_left_to_its_hash(store: Store) -> None:
     add(store, "a", b"y" * CONTENT_INLINE_MAX)
     first, second = read(store, with_content=True).splitlines()
     assert first == lines(store)[0] and len(second) > CONTENT_INLINE_MAX
+
+
+@pytest.mark.parametrize("sse", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x" * (LIVE_BYTES + 1),
+        b'\1"\n\\' * 500_000,
+        "äß€😀".encode() * 100_003,
+        b"x" + "😀".encode() * 300_000,
+        b"x" * LIVE_BYTES * 8 + "😀".encode()[:3],
+        b"\xff\0\n" * 500_000,
+        b"\xff" * (2 * LIVE_BYTES + 1),
+        b"\xff" * (2 * LIVE_BYTES + 2),
+    ],
+    ids=lambda data: f"{data[:3]!r}",
+)
+def test_large_content_comes_in_parts_that_make_the_same_frame(
+    store: Store, sse: bool, data: bytes
+) -> None:
+    add(store, "a", b"before")
+    made = add(store, "a", data)
+    add(store, "a", b"behind")
+    options = ReadOptions(with_content=True, with_timestamp=True)
+    blocks = list(Reader(store, options, sse=sse).history())
+    assert max(map(len, blocks)) < 450_000 and b"" not in blocks
+    events = b"".join(blocks).split(b"\n\n" if sse else b"\n")[:-1]
+    assert len(events) == 3
+    if sse:
+        assert events[1].startswith(f"id: {made}\ndata: {{".encode())
+    given = json.loads(events[1].partition(b"data: ")[2] if sse else events[1])
+    try:
+        assert given["content"].encode() == data
+        assert "content_base64" not in given
+    except KeyError:
+        assert base64.b64decode(given["content_base64"]) == data
+        with pytest.raises(UnicodeDecodeError):
+            data.decode()
+    assert list(given)[-1] == "timestamp" and given["id"] == made
+
+
+def test_a_damaged_large_content_is_known_before_its_first_part(store: Store) -> None:
+    made = add(store, "a", b"x" * 2_000_000)
+    (path,) = [path for path in Path(store.folder, "cas").rglob("*") if path.is_file()]
+    path.chmod(0o600)
+    with open(path, "r+b") as file:
+        file.seek(1_999_999)
+        file.write(b"y")
+    with pytest.raises(Damaged):
+        next(Reader(store, ReadOptions(with_content=True)).history())
+    assert made in all_ids(store)
 
 
 def test_until_ends_a_follower_when_its_time_has_passed(store: Store) -> None:

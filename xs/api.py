@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xs.commit import Append
     from xs.content import Content, small, take
     from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
-    from xs.reader import Form, Reader, write
+    from xs.reader import Form, Reader, write, write_parts
     from xs.rights import Rights
     from xs.work import AppendWork, PinWork, RemoveWork, Work
 
@@ -67,9 +67,10 @@ def _load_writing() -> None:
 
 
 def _load_reading() -> None:
-    global Form, ReadOptions, Reader, parse_count, parse_flag, parse_read_options, write
+    global Form, ReadOptions, Reader, parse_count, parse_flag, parse_read_options
+    global write, write_parts
     from xs.query import ReadOptions, parse_count, parse_flag, parse_read_options
-    from xs.reader import Form, Reader, write
+    from xs.reader import Form, Reader, write, write_parts
 
 
 def load() -> None:
@@ -179,7 +180,11 @@ def _get(store: Store, request: Request, rest: str) -> Answer:
     value = ids.parse(decode(rest))
     given = request.options("with-timestamp", "with-content")
     form = Form(False, *(_flag(given, n) for n in _WITH))
-    return of_frame(write(form, store, store.get(value)))
+    line = store.get(value)
+    data = write(form, store, line)
+    if data:
+        return of_frame(data)
+    return Answer(200, JSON, blocks=_begun(write_parts(form, store, line)))
 
 
 _WITH = ("with-timestamp", "with-content")

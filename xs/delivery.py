@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Optional, Protocol
 from xs import frame, framing, threads
 from xs.errors import Unavailable, XsError
 from xs.frame import Entry
-from xs.reader import LIVE_BYTES, Form, Reader, portion, write_entries
+from xs.reader import Form, Reader, portion, write_entries
 from xs.sockets import is_half_closed
 from xs.store import Store
 
@@ -309,7 +309,7 @@ class Delivery:
                 try:
                     if follower.is_simple and reader.position < first:
                         if data is None:
-                            block, count = write_entries(form, self._store, found, LIVE_BYTES)
+                            block, count = write_entries(form, self._store, found)
                             if count < len(found):
                                 end = found[count - 1].id if count else self._position
                                 is_all = False
@@ -329,7 +329,7 @@ class Delivery:
         """The same to one who has a bound of its own, or some of it already."""
         reader = follower.reader
         mine = [entry for entry in found if entry.id > reader.position]
-        block = reader.live(mine, LIVE_BYTES)
+        block = reader.live(mine)
         is_all = not mine or reader.position >= mine[-1].id
         data = follower.framed(block) if block else b""
         self._send(follower, data, newest if is_all else reader.position, is_all)

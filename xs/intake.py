@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from xs import frame, ids
 from xs.errors import Damaged, Failed
-from xs.reader import Form, write
+from xs.reader import CONTENT_INLINE_MAX, Form, write
 from xs.runner import Order
 from xs.schema import Stored
 from xs.store import Store
@@ -218,7 +218,7 @@ class Intake:
         """Adds a frame to the lines; False if it can't be given, and is not the first to be."""
         if self._content:
             try:
-                line = write(_WITH_CONTENT, self._store, line, stored)[:-1]
+                line = write(_WITH_CONTENT, self._store, line, stored, CONTENT_INLINE_MAX)[:-1]
             except Damaged as error:
                 if lines:
                     return False

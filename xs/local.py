@@ -245,7 +245,7 @@ class _Following:
             if block:
                 yield block
                 # Not before the threshold, which is for who has given the history to give.
-                if not reader.has_passed_history or reader.is_finished:
+                if not reader.has_passed_history or reader.is_amid or reader.is_finished:
                     continue
                 if time.monotonic() - looked < _SOCKET_SECONDS:
                     continue

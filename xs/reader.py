@@ -10,6 +10,8 @@ What is given is bytes, whole lines (or server-sent events), as they are to be s
 
 from __future__ import annotations
 
+import codecs
+
 from xs import frame, ids, times
 from xs.errors import NotFound
 from xs.records import NamedTuple
@@ -29,6 +31,7 @@ PULSE = "xs.pulse"
 CONTENT_INLINE_MAX = 8 * 1024 * 1024  # bytes: larger content is left to its hash by with-content
 LIVE_BYTES = 256 * 1024  # of live frames that are made in one go, unless the first one has more
 COMMIT_MS = 1000  # how long a commit may take, for a reader that waits for the last of them
+_PART_BYTES = 64 * 1024  # of a large content: six times as many as JSON, if each is escaped
 _UNLIMITED = 1 << 62
 
 # Pages come and go. glibc would give their memory back each time, to be faulted in anew (bench/
@@ -69,6 +72,8 @@ class Reader:
         self._walk = store.index.walk(self.patterns, chunks=self.chunks)
         self.left = _UNLIMITED if options.limit is None else options.limit
         self.has_passed_history = False  # `follow` has given it, and the threshold
+        self.is_amid = False  # a frame: what was given last is a part of it
+        self._large: int | None = None  # up to there a frame has to be read from the index
         self.wants_threshold = threshold and options.follow and not options.new
         # What is stored up to here is history; what comes after it is live.
         self._now = store.newest()
@@ -114,12 +119,13 @@ class Reader:
         yield from self._stored_up_to(self._now)
 
     def missed(self) -> Iterator[bytes] | None:
-        """What is stored after the position, if the bus no longer has all of it; else None."""
-        floor = self.store.bus.floor
-        if self.position >= floor:
+        """What is stored after the position, if the bus does not have all of it; else None."""
+        large, self._large = self._large, None
+        up_to = self.store.bus.floor if large is None else large
+        if self.position >= up_to:
             return None
         # And no further: what follows is in the bus, with what is ephemeral.
-        return self._stored_up_to(floor)
+        return self._stored_up_to(up_to)
 
     def _stored_up_to(self, newest: int) -> Iterator[bytes]:
         bound = self._bound(newest)
@@ -128,14 +134,21 @@ class Reader:
             if not count:
                 break
             self.left -= count
-            self.position = last
-            yield block
-            del block  # before the next one is made: with content, each may be large
+            if isinstance(block, bytes):
+                self.position = last
+                yield block
+            else:
+                self.is_amid = True
+                yield from block
+                self.is_amid = False
+                self.position = last
+            del block  # before the next one is made
         # Nothing selected is left up to `newest`, which is as good as having read it.
         if self.left > 0:
             self.position = max(self.position, bound)
 
-    def _page(self, bound: int) -> tuple[bytes, int, int]:
+    def _page(self, bound: int) -> tuple[bytes | Iterator[bytes], int, int]:
+        """The next frames, how many, and the id of the last. One with large content comes alone."""
         walk, now = self._walk, self.store.clock()
         if not self.form.content:
             page, count = walk.page(self.position, bound, self.left, now)
@@ -154,6 +167,11 @@ class Reader:
         size = count = 0
         for stored in rows:
             block = write(self.form, self.store, stored.line, stored)
+            if not block:
+                if count:
+                    break
+                parts = write_parts(self.form, self.store, stored.line, stored)
+                return parts, 1, ids.parse(frame.id_of(stored.line))
             blocks.append(block)
             size += len(block)
             count += 1
@@ -172,10 +190,10 @@ class Reader:
             return b""
         return self.live(entries) if entries else None
 
-    def live(self, entries: list[Entry], content_max: int = CONTENT_INLINE_MAX) -> bytes:
+    def live(self, entries: list[Entry]) -> bytes:
         """What of these entries is for this reader, as bytes, up to a bound.
 
-        The position passes all that these bytes are of. `content_max` is as in `write_entries`.
+        The position passes all that these bytes are of. One with large content is left to `missed`.
         """
         entries = portion(entries)
         now = self.store.clock()
@@ -188,7 +206,9 @@ class Reader:
                 continue
             if entry.is_live(now) and frame.matches(self.patterns, entry.topic):
                 found.append(entry)
-        block, count = write_entries(self.form, self.store, found, content_max)
+        block, count = write_entries(self.form, self.store, found)
+        if found and not count:
+            self._large = found[0].id
         self.left -= count
         passed = entries if count == len(found) else found[:count]
         if passed:
@@ -247,11 +267,11 @@ def write(
     store: Store,
     line: bytes,
     stored: Stored | None = None,
-    content_max: int = CONTENT_INLINE_MAX,
+    content_max: int = LIVE_BYTES,
 ) -> bytes:
     """One frame's line as bytes to be sent, with what the form adds.
 
-    b"" if it would be given a content of more than `content_max` bytes.
+    b"" if it would be given a content of more than `content_max` bytes: that is for `write_parts`.
     """
     content: tuple[bytes, ...] = ()
     if form.content:
@@ -259,17 +279,74 @@ def write(
         if found is None:
             return b""
         content = found
-    end = "}\n"
+    start, end = _around(form, line)
+    return b"".join((start, *content, end))
+
+
+def write_parts(
+    form: Form, store: Store, line: bytes, stored: Stored | None = None
+) -> Iterator[bytes]:
+    """As `write`, of a frame with large content: in parts, of which memory holds one at a time.
+
+    The content is read twice, as all of it has to be looked at to know whether it is text; so what
+    is damaged is known before the first part. Raises `NotFound` if it is removed amid that.
+    """
+    text = codecs.getincrementaldecoder("utf-8")()
+    is_text = True
+    for block in _blocks_of(store, line, stored):
+        try:
+            is_text = is_text and text.decode(block) is not None
+        except UnicodeDecodeError:
+            is_text = False
+    is_text = is_text and not text.getstate()[0]
+    start, end = _around(form, line)
+    yield start + (b',"content":"' if is_text else b',"content_base64":"')
+    encode = _text_parts if is_text else _base64_parts
+    yield from filter(None, encode(_blocks_of(store, line, stored)))
+    yield b'"' + end
+
+
+def _around(form: Form, line: bytes) -> tuple[bytes, bytes]:
+    """What a frame's bytes begin with, up to where content goes, and what they end with."""
+    start, end = line[:-1], b"}\n"
     if form.timestamp:
         stamp = times.timestamp(ids.milliseconds(ids.parse(frame.id_of(line))))
-        end = f',"timestamp":"{stamp}"}}\n'
-    # All of it is put together once: content may be large.
+        end = f',"timestamp":"{stamp}"}}\n'.encode()
     if form.sse:
-        id_ = frame.id_of(line).encode()
-        return b"".join((b"id: ", id_, b"\ndata: ", line[:-1], *content, end.encode(), b"\n"))
-    if not content:
-        return line[:-1] + end.encode()
-    return b"".join((line[:-1], *content, end.encode()))
+        return b"id: %b\ndata: %b" % (frame.id_of(line).encode(), start), end + b"\n"
+    return start, end
+
+
+def _blocks_of(store: Store, line: bytes, stored: Stored | None) -> Iterator[bytes]:
+    """A large content in blocks whose JSON is bounded, whatever they have."""
+    _, blocks = _open(store, line, stored)
+    for block in blocks:
+        for at in range(0, len(block), _PART_BYTES):
+            yield block[at : at + _PART_BYTES]
+
+
+def _open(store: Store, line: bytes, stored: Stored | None) -> tuple[int, Iterator[bytes]]:
+    if stored is None:
+        return store.content_of(ids.parse(frame.id_of(line)))
+    return store.stored_content(stored)
+
+
+def _text_parts(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for block in blocks:
+        yield _quoted(decoder.decode(block))[1:-1].encode()
+
+
+def _base64_parts(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    import binascii
+
+    left = b""
+    for block in blocks:
+        data = left + block
+        whole = len(data) - len(data) % 3
+        left = data[whole:]
+        yield binascii.b2a_base64(data[:whole], newline=False)
+    yield binascii.b2a_base64(left, newline=False)
 
 
 def portion(entries: list[Entry]) -> list[Entry]:
@@ -284,20 +361,18 @@ def portion(entries: list[Entry]) -> list[Entry]:
     return entries
 
 
-def write_entries(
-    form: Form, store: Store, entries: list[Entry], content_max: int = CONTENT_INLINE_MAX
-) -> tuple[bytes, int]:
+def write_entries(form: Form, store: Store, entries: list[Entry]) -> tuple[bytes, int]:
     """Live frames, a portion of them, as bytes to be sent; of how many of them these bytes are.
 
-    With content it ends when that has come to `LIVE_BYTES`, and before a frame whose content has
-    more than `content_max` bytes.
+    With content it ends when that has come to LIVE_BYTES, and before a frame whose content alone
+    has more.
     """
     if form.is_plain:
         return b"".join([entry.line + b"\n" for entry in entries]), len(entries)
     blocks: list[bytes] = []
     size = 0
     for entry in entries:
-        block = write(form, store, entry.line, None, content_max)
+        block = write(form, store, entry.line)
         if not block:
             break
         blocks.append(block)
@@ -318,10 +393,7 @@ def _content_of(
         data = _checked(stored.content or b"", hash_)
     else:
         try:
-            if stored is None:
-                size, blocks = store.content_of(ids.parse(frame.id_of(line)))
-            else:
-                size, blocks = store.stored_content(stored)
+            size, blocks = _open(store, line, stored)
         except NotFound:
             return ()  # removed meanwhile
         if size > CONTENT_INLINE_MAX:
