@@ -271,7 +271,7 @@ class _AnswerWork(Work):
 
 
 def test_a_request_whose_commit_is_done_again_is_found_by_its_second_id(
-    store: Store, answers: Answers
+    store: Store, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(Work):
         def apply(self, commit: Commit) -> None:
@@ -281,8 +281,10 @@ def test_a_request_whose_commit_is_done_again_is_found_by_its_second_id(
     first_ids = []
     named = answers.named
     answers.named = lambda who, id_text: (first_ids.append(id_text), named(who, id_text))[1]  # type: ignore[method-assign,func-returns-value]
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)  # where it is told with its place
     line, error = in_one_batch(store, [waited_for(waiter), Broken()])
-    assert "to blame" in str(error)
+    assert "to blame" in str(error) and len(told) == 1
     assert len(first_ids) == 2 and waiter.frame_id == first_ids[1] == frame.id_of(line)
     assert list(answers._by_frame) == [waiter.frame_id]
     store.append(answer(waiter, b"x", frame_id=waiter.frame_id))
