@@ -29,7 +29,7 @@ from xs.commit import Append
 from xs.errors import Damaged
 from xs.imports import ImportWork
 from xs.query import ReadOptions
-from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, LIVE_BYTES, Reader
+from xs.reader import COMMIT_MS, CONTENT_INLINE_MAX, LIVE_BYTES, Form, Reader, write_parts
 from xs.schema import FIRST_ROWS, PAGE_ROWS
 from xs.store import Store
 from xs.work import AppendWork
@@ -191,6 +191,14 @@ def test_a_damaged_large_content_is_known_before_its_first_part(store: Store) ->
     with pytest.raises(Damaged):
         next(Reader(store, ReadOptions(with_content=True)).history())
     assert made in all_ids(store)
+
+
+def test_a_large_content_that_is_removed_before_its_first_part_is_left_out(store: Store) -> None:
+    made = add(store, "a", b"x" * (LIVE_BYTES + 1))
+    parts = write_parts(Form(content=True), store, store.get(ids.parse(made)))
+    (line,) = lines(store)
+    remove(store, made)
+    assert list(parts) == [line + b"\n"]
 
 
 def test_until_ends_a_follower_when_its_time_has_passed(store: Store) -> None:

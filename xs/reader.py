@@ -29,7 +29,7 @@ THRESHOLD = "xs.threshold"
 PULSE = "xs.pulse"
 
 CONTENT_INLINE_MAX = 8 * 1024 * 1024  # bytes: larger content is left to its hash by with-content
-LIVE_BYTES = 256 * 1024  # of live frames that are made in one go, unless the first one has more
+LIVE_BYTES = 256 * 1024  # of live frames that are made in one go; larger content comes in parts
 COMMIT_MS = 1000  # how long a commit may take, for a reader that waits for the last of them
 _PART_BYTES = 64 * 1024  # of a large content: six times as many as JSON, if each is escaped
 _UNLIMITED = 1 << 62
@@ -115,7 +115,7 @@ class Reader:
         return until is not None and self.store.clock() - ids.milliseconds(until) > COMMIT_MS
 
     def history(self) -> Iterator[bytes]:
-        """What was stored when the reading began, in blocks of whole frames."""
+        """What was stored when the reading began: in blocks of whole frames, or parts of one."""
         yield from self._stored_up_to(self._now)
 
     def missed(self) -> Iterator[bytes] | None:
@@ -289,17 +289,14 @@ def write_parts(
     """As `write`, of a frame with large content: in parts, of which memory holds one at a time.
 
     The content is read twice, as all of it has to be looked at to know whether it is text; so what
-    is damaged is known before the first part. Raises `NotFound` if it is removed amid that.
+    is damaged is known before the first part. Raises `NotFound` if it is removed after that.
     """
-    text = codecs.getincrementaldecoder("utf-8")()
-    is_text = True
-    for block in _blocks_of(store, line, stored):
-        try:
-            is_text = is_text and text.decode(block) is not None
-        except UnicodeDecodeError:
-            is_text = False
-    is_text = is_text and not text.getstate()[0]
     start, end = _around(form, line)
+    try:
+        is_text = _is_text(_blocks_of(store, line, stored))
+    except NotFound:  # removed meanwhile
+        yield start + end
+        return
     yield start + (b',"content":"' if is_text else b',"content_base64":"')
     encode = _text_parts if is_text else _base64_parts
     yield from filter(None, encode(_blocks_of(store, line, stored)))
@@ -329,6 +326,19 @@ def _open(store: Store, line: bytes, stored: Stored | None) -> tuple[int, Iterat
     if stored is None:
         return store.content_of(ids.parse(frame.id_of(line)))
     return store.stored_content(stored)
+
+
+def _is_text(blocks: Iterator[bytes]) -> bool:
+    """Whether a content is UTF-8; it is read to its end in any case, and so verified."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_text = True
+    for block in blocks:
+        if is_text:
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError:
+                is_text = False
+    return is_text and not decoder.getstate()[0]
 
 
 def _text_parts(blocks: Iterator[bytes]) -> Iterator[bytes]:
