@@ -14,6 +14,7 @@ from wire import Answer, Wire, request
 
 import xs
 from xs import frame, http1, ids, lookups
+from xs.server import Running
 from xs.store import Store
 
 DAY = 86_400_000
@@ -230,6 +231,30 @@ def test_only_the_plainest_requests_take_the_shortest_way(store_dir: str) -> Non
             assert answered(target) is None, target
         for fields in ("Host: x\r\nConnection: close", "Host: x\r\nContent-Length: 1"):
             assert answered("/last/a.b", fields) is None, fields
+
+
+def test_a_defect_of_the_shortest_way_is_told_and_the_whole_way_answers(
+    store_dir: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running = Running(store_dir, [], [])
+    try:
+        store = running.root.store
+        with Wire(store_dir) as wire:
+            made = wire.ask("POST", "/append/a", b"x").body
+            assert wire.ask("GET", "/last/a").body == made
+            clock = store.clock
+
+            def fail_once() -> int:
+                monkeypatch.undo()
+                raise TypeError("of ours")
+
+            monkeypatch.setattr(store, "clock", fail_once)
+            assert wire.ask("GET", "/last/a").body == made
+            assert store.clock is clock
+    finally:
+        running.stop()
+    said = capfd.readouterr().err
+    assert "last/a: TypeError: of ours" in said and "in line_of" in said
 
 
 def commits_of(store_dir: str) -> int:
