@@ -122,9 +122,10 @@ ARCHITECTURE = {
     "following":   "errors threads framing store reader delivery outbox",
     "responses":   "times http1 version messages",
     "lookups":     "errors ids frame (http1 store)",
+    "repeats":     "http1 commit messages api",
     "httpd":       "errors framing http1 log content commit work store reader scripts messages "
                    "api sockets rights access grants body crowd delivery outbox following "
-                   "responses lookups listener",
+                   "responses lookups repeats listener",
     "hangups":     "threads sockets",
     "exchange":    "errors frame records times http1",
     "answers":     "errors threads ids frame schema commit work store exchange (bus)",
@@ -156,7 +157,7 @@ ARCHITECTURE = {
     "arguments":   "errors address (request)",
     "help":        "(arguments)",
     "completion":  "errors (arguments)",
-    "idfields":    "errors ids",
+    "idfields":    "errors ids request stdio",
     "service":     "errors records lock terminal",
     "serving":     "errors log address service stdio arguments | activation gateway mount server",
     "ndjson":      "errors frame request stdio terminal | meta (arguments)",

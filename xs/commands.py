@@ -660,21 +660,7 @@ def _version(arguments: Arguments) -> None:
 def _scru128(arguments: Arguments) -> None:
     from xs import idfields
 
-    if not arguments.rest:
-        show_text([idfields.new().encode()])
-        return
-    action, *given = arguments.rest
-    if action not in ("pack", "unpack"):
-        raise errors.Usage(f"scru128 takes pack or unpack, not {action!r}")
-    convert = idfields.pack if action == "pack" else idfields.unpack
-    for text in _lines_of_input() if given in ([], ["-"]) else given:
-        show_text([convert(text.strip()).encode()])
-
-
-def _lines_of_input() -> Iterator[str]:
-    for line in split_lines(stdio.blocks_of()):
-        if line.strip():
-            yield line.decode("utf-8", "replace")
+    idfields.run(arguments.rest)
 
 
 @command(

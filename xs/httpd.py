@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Optional, Protocol
 from xs import api, framing, http1, lookups
 from xs.access import Access, Grant, rights_of, token_of
 from xs.body import RequestBody
-from xs.commit import Append, is_plain
 from xs.content import small
 from xs.crowd import Crowd, can_take
 from xs.delivery import Delivery
@@ -26,6 +25,7 @@ from xs.log import DEBUG, WARNING, Seldom
 from xs.messages import TEXT, Answer, Request, decode, error_answer
 from xs.outbox import NO_ANSWER, Outbox
 from xs.reader import Reader
+from xs.repeats import HEAD_BYTES, LastRequest
 from xs.responses import CLOSE, head_of, kept, of_frame, signed, whole
 from xs.rights import EVERYTHING, Rights
 from xs.scripts import Scripts
@@ -61,7 +61,6 @@ _LOOKS = 20  # for the next request before the thread sleeps: some 40 microsecon
 _STEADY = 2  # appends of a client that are taken for the first of many
 _LOGGED = 128  # characters of a path: who has no token yet can send long ones, without end
 _CLOSING = "the store is closing"
-_REPEATED_HEAD = 2048  # bytes of a head that is looked for again
 
 
 _Found = tuple[RequestBody, Answer]  # an answer, and what is left of the request
@@ -107,9 +106,7 @@ class Connection(Handler):
         self._served = self.server.served  # what the request under way is about
         self._visits = False  # … another store than this address is of
         self._grant: Grant | None = None  # … with which token, if it is somebody else's
-        self._last_head: tuple[bytes, http1.RequestHead | None] = (b"", None)
-        self._last_append: Append | None = None  # what that asks for, if it asks to append
-        self._lone_append: Append | None = None  # … if it may be done by itself (`_append_alone`)
+        self._last = LastRequest()
         self._out = Outbox(self.sock, Limits.answers_waiting)
         self._handed_on = False
         self._ending = False
@@ -200,21 +197,17 @@ class Connection(Handler):
 
     def _read_head(self) -> http1.RequestHead | None:
         """The head in the buffer, if it is whole."""
-        text, head = self._last_head
-        if head is not None and self.buffer.startswith(text):
-            # A client that keeps its connection mostly asks in the same words (bench/append.py).
-            del self.buffer[: len(text)]
+        head = self._last.take_head(self.buffer)
+        if head is not None:
             return head
         access = self.server.access
         limit = Limits.head_bytes
         if access is not None and access.token.encode() not in self.buffer:
             limit = Limits.head_bytes_tcp
-        start = bytes(self.buffer[:_REPEATED_HEAD])
-        head = http1.read_request_head(self.buffer, limit, head)
-        end = start.find(b"\r\n\r\n") + 4
-        if head is not None and end > 4 and start[0] not in b"\r\n":
-            self._last_head = (start[:end], head)
-            self._last_append = self._lone_append = None
+        start = bytes(self.buffer[:HEAD_BYTES])
+        head = http1.read_request_head(self.buffer, limit, self._last.head)
+        if head is not None:
+            self._last.remember(start, head)
         return head
 
     def _await_head(self) -> http1.RequestHead | None:
@@ -252,23 +245,19 @@ class Connection(Handler):
 
         The way of all others begins with `_read_head`, and finds out what is wrong with the rest.
         """
-        append = self._lone_append
-        text, head = self._last_head
+        append = self._last.lone_append(self.buffer)
         server = self.server
         if (
             append is None
-            or head is None
-            or len(self.buffer) != len(text) + (head.length or 0)
-            or not self.buffer.startswith(text)
             or not server.is_quiet
             or server.log.is_debug
             or self._ending
             or not self._out.is_settled()
-            or not self._is_owners(head)
+            or not self._is_owners(self._last.head)
         ):
             return False
         try:
-            data = bytes(memoryview(self.buffer)[len(text) :])
+            data = self._last.body(self.buffer)
             content = small(data) if data else None
         except MemoryError:
             return False
@@ -282,7 +271,7 @@ class Connection(Handler):
 
     def _look_up(self) -> bool:
         """Answers requests at the start of the buffer that are of `lookups`; whether one was."""
-        server, like = self.server, self._last_head[1]
+        server, like = self.server, self._last.head
         if like is None or server.access is not None or server.log.is_debug:
             return False
         there = len(self.buffer)
@@ -395,11 +384,8 @@ class Connection(Handler):
             path = self._find_store(head.path, rights)
         except XsError as error:
             return error_answer(error)
-        is_last = head is self._last_head[1]
-        same = self._last_append if is_last and rights is EVERYTHING else None
-        if same is not None and head.length is not None and head.length <= len(self.buffer):
-            # The words of the last append ask for the same again, and its content has the length
-            # that was small then (bench/append.py).
+        same = self._last.append_of(head, self.buffer) if rights is EVERYTHING else None
+        if same is not None:
             return api.appended_again(same, body)
         request = Request(head.method, path, head.query, head.fields, body)
         request.rights = rights
@@ -410,32 +396,18 @@ class Connection(Handler):
         request.will_run = self._guard
         try:
             found = api.answer(self._served.store, request)
-            if is_last:
-                self._last_append = api.append_in(found)
-                self._lone_append = self._last_append if self._is_lone(head) else None
+            self._last.learn(head, found)
             return found
         except Exception as error:  # a defect of ours: this request fails, the server goes on
             self.server.log.defect(f"{head.method} {head.path[:_LOGGED]}", error)
             return Answer(500, TEXT, b"the server met an error of its own; see its log\n")
 
-    def _is_owners(self, head: http1.RequestHead) -> bool:
+    def _is_owners(self, head: http1.RequestHead | None) -> bool:
         """Whether a request comes from who may do everything, now as before."""
         try:
-            return rights_of(head, self.server.access) is EVERYTHING
+            return head is not None and rights_of(head, self.server.access) is EVERYTHING
         except XsError:
             return False
-
-    def _is_lone(self, head: http1.RequestHead) -> bool:
-        """Whether appends in the words of the last one may be done by `_append_alone`."""
-        append = self._last_append
-        return (
-            append is not None
-            and is_plain(append)
-            and head.path.startswith("/append/")  # of the store that this address is of
-            and head.minor == 1
-            and head.keep_alive
-            and head.length is not None
-        )
 
     # For the body (see `body.Source`)
 

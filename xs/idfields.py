@@ -9,14 +9,37 @@ from __future__ import annotations
 import scru128
 
 from xs import ids
-from xs.errors import Invalid
+from xs.errors import Invalid, Usage
+from xs.request import split_lines
+from xs.stdio import blocks_of, show_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BITS = (("ts_ms", 48), ("counter_hi", 24), ("counter_lo", 24), ("node", 32))
 
 
-def new() -> str:
-    """A new id, of now."""
-    return str(scru128.new_string())
+def run(words: list[str]) -> None:
+    """Prints a new id, or what becomes of those that are given, in the words or on standard input.
+
+    Raises `Usage`, `Invalid`.
+    """
+    if not words:
+        show_text([scru128.new_string().encode()])
+        return
+    action, *given = words
+    if action not in ("pack", "unpack"):
+        raise Usage(f"scru128 takes pack or unpack, not {action!r}")
+    convert = pack if action == "pack" else unpack
+    for text in _lines_of_input() if given in ([], ["-"]) else given:
+        show_text([convert(text.strip()).encode()])
+
+
+def _lines_of_input() -> Iterator[str]:
+    for line in split_lines(blocks_of()):
+        if line.strip():
+            yield line.decode("utf-8", "replace")
 
 
 def unpack(text: str) -> str:
