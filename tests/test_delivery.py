@@ -274,9 +274,10 @@ def test_limit_ends_a_follower_after_its_last_frame(desk: Desk) -> None:
     assert [other.line() for _ in range(3)] == [made[1], made[3], made[4]]
 
 
-def test_until_ends_a_follower_when_its_time_has_passed(desk: Desk) -> None:
+@pytest.mark.parametrize("pulse", [None, 3_600_000])
+def test_until_ends_a_follower_when_its_time_has_passed(desk: Desk, pulse: Optional[int]) -> None:
     bound = (desk.store.clock() + 60 << 80) - 1
-    line, _ = desk.follow("a", until=bound)
+    line, _ = desk.follow("a", until=bound, pulse=pulse)
     made = desk.append("a")
     assert line.line() == made
     assert line.ended.wait(DEADLINE)
@@ -297,6 +298,15 @@ def test_a_frame_that_was_removed_is_not_delivered_by_who_catches_up(desk: Desk)
 
 
 # Pulses
+
+
+def test_looking_at_until_sends_no_pulse_before_its_time(desk: Desk) -> None:
+    started = time.monotonic()
+    line, _ = desk.follow("none", until=(desk.store.clock() + 1300 << 80) - 1, pulse=500)
+    assert line.ended.wait(DEADLINE)
+    most = (time.monotonic() - started) / 0.5
+    pulses = b"".join(iter(lambda: line.client.recv(4096), b"")).count(b"xs.pulse")
+    assert 2 <= pulses <= most
 
 
 def test_pulses_keep_in_step_and_make_up_for_nothing(desk: Desk) -> None:

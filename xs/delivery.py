@@ -55,14 +55,25 @@ class Parked(Protocol):
 class Follower:
     """A reader on its way to a connection."""
 
-    __slots__ = ("connection", "due", "is_parked", "reader", "unsent")
+    __slots__ = ("connection", "due", "is_parked", "pulse_due", "reader", "unsent")
 
     def __init__(self, connection: Parked, reader: Reader) -> None:
         self.connection = connection
         self.reader = reader
         self.unsent: bytes | memoryview = b""
-        self.due: Optional[float] = None  # of its next pulse, or of looking at `until`
+        self.pulse_due: Optional[float] = None  # the time of its next pulse
+        self.due: Optional[float] = None  # … or of looking at `until`, if that is sooner
         self.is_parked = False
+
+    def set_due(self, now: float) -> None:
+        """Finds when there is next something to be done though nothing comes."""
+        options = self.reader.options
+        if options.pulse is not None and self.pulse_due is None:
+            self.pulse_due = now + options.pulse / 1000
+        self.due = self.pulse_due
+        if options.until is not None:
+            look = now + _LOOK_AT_UNTIL
+            self.due = look if self.due is None else min(look, self.due)
 
     @property
     def is_simple(self) -> bool:
@@ -206,7 +217,7 @@ class Delivery:
         group.followers[follower] = None
         self._selector.register(follower.connection.sock, selectors.EVENT_READ, follower)
         if follower.due is None:
-            follower.due = _first_due(reader)
+            follower.set_due(time.monotonic())
         if follower.due is not None:
             if len(self._pulses) > self._pulses_worth:
                 # Those of followers that left are still in it, until they would have been due.
@@ -408,15 +419,14 @@ class Delivery:
                 self._take_out(follower, follower.connection.end_following)
                 heapq.heappop(self._pulses)
                 continue
-            pulse = reader.options.pulse
-            if pulse is None:
-                follower.due = now + _LOOK_AT_UNTIL
-            else:
+            pulse, pulse_due = reader.options.pulse, follower.pulse_due
+            if pulse is not None and pulse_due is not None and pulse_due <= now:
                 reader.position = max(reader.position, self._position)
                 self._send(follower, follower.framed(reader.pulse()), self._position, True)
                 # In step with the first one; what was missed meanwhile is not made up for.
-                missed = int((now - due) * 1000 // pulse)
-                follower.due = due + (missed + 1) * pulse / 1000
+                missed = int((now - pulse_due) * 1000 // pulse)
+                follower.pulse_due = pulse_due + (missed + 1) * pulse / 1000
+            follower.set_due(now)
             self._pulse_number += 1
             heapq.heapreplace(self._pulses, (follower.due, self._pulse_number, follower))
 
@@ -469,14 +479,6 @@ class Delivery:
 
 _END = b"."  # what ends the thread that watches
 _LOOK_AT_UNTIL = 0.2  # seconds between looks at the clock for a follower with `until`
-
-
-def _first_due(reader: Reader) -> float | None:
-    if reader.options.pulse is not None:
-        return time.monotonic() + reader.options.pulse / 1000
-    if reader.options.until is not None:
-        return time.monotonic() + _LOOK_AT_UNTIL
-    return None
 
 
 def _key(follower: Follower) -> _Key:
