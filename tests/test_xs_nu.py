@@ -846,6 +846,9 @@ def test_step_hands_state_on_by_way_of_json(place: Place) -> None:
     code = """.cat -T stepped.state | .step --stateful {|frame, n|
         let n = $n | default 0; {state: ($n + 1), out: ($n | describe)} } | get state"""
     assert value(code, place) == [1, 2, 3]
+    code = """.last stepped.state | .step --stateful --initial-state 2026-01-31 {|frame, at|
+        {out: ($at | describe)} } | get out"""
+    assert value(code, place) == ["string"], "the state that it begins with, too"
     code = """.cat -T stepped.state | .step --stateful --initial-state 1 {|frame, n| {state: null} }
         | get state"""
     assert value(code, place) == [None] * 3

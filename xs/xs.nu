@@ -342,7 +342,7 @@ def gather [job: int, frame: list<any>, refused: list<any>, at: record] {
 }
 
 def step [handler: closure, stateful: bool, initial_state: any, at: record] {
-  prepend {next: $initial_state} | where topic? != xs.threshold
+  prepend {next: ($initial_state | to json --raw | from json)} | where topic? != xs.threshold
   | generate {|frame, state: any = null|
     if $frame.id? == null { return $frame } # the one that was put before them
     let found = with-env {XS_GATHER: {job: (job id)}} {
