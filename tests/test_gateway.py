@@ -36,7 +36,7 @@ from web import (
 from wire import Wire, chunked, request
 
 import xs
-from xs import ids
+from xs import ids, tokens
 from xs.content import INLINE_MAX
 from xs.door import Limits
 from xs.frame import Frame
@@ -218,6 +218,32 @@ def test_the_web_needs_no_token_and_any_host_and_origin_will_do(shared: WebServe
     with Wire(shared.port(1)) as wire:
         fields = {"host": "evil.example", "origin": "https://other.example"}
         assert wire.ask("GET", "/open", **fields).status == 200
+
+
+def test_a_token_of_the_store_s_own_never_comes_onto_the_stream(
+    store_dir: str, tmp_path: Path, run_xs: RunXs
+) -> None:
+    """Who sends one has taken the web's address for that of the API."""
+    options = ("--expose", "127.0.0.1:0", "--http", str(tmp_path / "web"), "--http", "127.0.0.1:0")
+    with web_server(store_dir, *options) as server:
+        mine = Path(store_dir, "token").read_text().strip()
+        others = tokens.add(store_dir, "phone", read=True)
+        for sent in (
+            f"Bearer {mine}",
+            f"bearer {others}",
+            f"Basic a\r\nauthorization: Bearer {mine}",
+        ):
+            with Wire(server.web[0]) as wire:
+                answer = wire.ask("POST", "/x", b"body", authorization=sent)
+                assert (answer.status, answer.fields["connection"]) == (421, "close")
+        told = run_xs(["last", f"127.0.0.1:{server.port(1)}"], env={"XS_TOKEN": mine})
+        assert told.returncode == 1
+        assert b"this address is for requests from the web" in told.stderr
+        assert frames(store_dir, "http.request") == []
+        handler = Handler(server.directory, echo)
+        with Wire(server.web[0]) as wire:
+            assert wire.ask("GET", "/", authorization="Bearer other").status == 200
+        assert handler.next().meta["headers"]["authorization"] == "Bearer other"
 
 
 @pytest.mark.parametrize(

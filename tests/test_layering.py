@@ -132,8 +132,8 @@ ARCHITECTURE = {
     "door":        "errors ids times framing http1 log content commit sockets listener exchange "
                    "answers (gateway)",
     "certificate": "errors",
-    "gateway":     "errors frame log content commit work store chunked activation address "
-                   "listener hangups exchange answers door | certificate",
+    "gateway":     "errors frame http1 log content commit work store chunked activation address "
+                   "tokens access listener hangups exchange answers door | certificate",
     "mount":       "errors log meta connections commit store scripts activation access address "
                    "tokens crowd delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame meta times log schema commit store address "

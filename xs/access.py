@@ -83,9 +83,16 @@ def token_of(head: RequestHead) -> Optional[str]:
 
     Of several another program on the way may have looked at another one.
     """
-    values = head.get_all("authorization")
-    scheme, _, token = (values[0] if len(values) == 1 else "").partition(" ")
-    return token.strip(" ") if scheme.lower() == "bearer" else None
+    return tokens_of(head)[0] if len(head.get_all("authorization")) == 1 else None
+
+
+def tokens_of(head: RequestHead) -> list[Optional[str]]:
+    """What each Authorization field of a request brings as a token (RFC 6750 §2.1), or None."""
+    found: list[Optional[str]] = []
+    for value in head.get_all("authorization"):
+        scheme, _, token = value.partition(" ")
+        found.append(token.strip(" ") if scheme.lower() == "bearer" else None)
+    return found
 
 
 def _host(authority: str) -> str:

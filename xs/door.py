@@ -53,6 +53,10 @@ _TLS_HANDSHAKE = b"\x16"  # RFC 8446 §5.1: the type of a connection's first rec
 _CLOSE = ("connection", "close")
 _TEXT = ("content-type", "text/plain; charset=utf-8")
 _STOPPING = "the server is stopping"
+_MISDIRECTED = (
+    "this address is for requests from the web, whose headers become events: commands and tokens "
+    "are for the store's own address (xs serve --expose)"
+)
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
@@ -186,6 +190,8 @@ class Connection(Handler):
     def _serve(self, head: http1.RequestHead) -> bool:
         """Answers one request; whether the connection goes on."""
         gateway = self.gateway
+        if gateway.is_misdirected(head):
+            return self._say(head, 421, _MISDIRECTED, keep=False)
         body = _Body(self, head, gateway.options.body_bytes)
         content: Content | None = None
         try:

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Optional
 
-from xs import chunked, exchange, frame
+from xs import chunked, exchange, frame, tokens
+from xs.access import tokens_of
 from xs.activation import Sockets
 from xs.address import is_socket_path, parse_host
 from xs.answers import Answers, Found, RequestWork
@@ -21,6 +22,7 @@ from xs.content import Content
 from xs.door import Door, Limits
 from xs.errors import Invalid, Unavailable, Usage, XsError
 from xs.hangups import Hangups
+from xs.http1 import RequestHead
 from xs.listener import Connections
 from xs.log import ERROR, WARNING, log_of
 from xs.store import Store
@@ -139,6 +141,7 @@ class Gateway:
     def start(self, store: Store) -> None:
         """Answers requests. Raises `OSError`, `RuntimeError`, and leaves nothing open then."""
         self.store = store
+        self._tokens = tokens.Finder(store.folder)
         self.hangups = Hangups()
         self.answers = Answers(store, self.options.most)
         try:
@@ -178,6 +181,10 @@ class Gateway:
                     pass  # somebody has tidied up already
 
     # What a connection asks of the store
+
+    def is_misdirected(self, head: RequestHead) -> bool:
+        """Whether a request has a token of the store's: it is for the API, and not to be stored."""
+        return any(token and self._tokens.knows(token) for token in tokens_of(head))
 
     def take(self, body: Iterable[bytes]) -> Content | None:
         """A request's body, taken in. Raises `XsError`."""

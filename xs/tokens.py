@@ -54,9 +54,8 @@ class Token(NamedTuple):
 
 def owner_token(folder: str) -> str:
     """The owner's token; it is made if there is none. Raises `OSError`."""
-    path = os.path.join(folder, OWNER_FILENAME)
     with contextlib.suppress(FileNotFoundError):
-        token = _read(path).decode("ascii", "replace").partition("\n")[0].strip()
+        token = _owner_token_in(folder)
         if token:
             sync_folder(folder)  # who made it may have been killed before that
             return token
@@ -132,6 +131,15 @@ class Finder:
                 found = rights
         return found
 
+    def knows(self, token: str) -> bool:
+        """Whether it is one of the store's, the owner's included."""
+        try:
+            owner = _owner_token_in(self._folder)
+        except OSError:
+            owner = ""
+        is_owners = hmac.compare_digest(_hash(owner), _hash(token)) and bool(owner)
+        return self(token) is not None or is_owners
+
     def _look(self) -> list[tuple[bytes, Rights]]:
         last_seen, known = self._known
         try:
@@ -178,6 +186,11 @@ def _checked(token: Token) -> Token:
         raise TypeError
     _ = token.rights
     return token
+
+
+def _owner_token_in(folder: str) -> str:
+    text = _read(os.path.join(folder, OWNER_FILENAME)).decode("ascii", "replace")
+    return text.partition("\n")[0].strip()
 
 
 def _new() -> str:
