@@ -192,6 +192,22 @@ def test_what_has_come_of_a_text_when_its_script_is_ended_is_stored(
     assert [each.content for each in service.frames("g.recv")] == [b"xx"]
 
 
+def test_a_text_without_a_character_is_a_value_and_nothing_is_none(service: Service) -> None:
+    for name, script in (("empty", '""'), ("nothing", "null"), ("silent", "^true")):
+        service.append(f"{name}.spawn", script)
+        service.wait(f"{name}.stop")
+        found = [each.content for each in service.frames(f"{name}.recv")]
+        assert found == ([b""] if name == "empty" else [])
+
+
+def test_a_line_without_its_end_is_stored_when_its_program_is_ended(service: Service) -> None:
+    service.append("g.spawn", "#!/bin/sh\nprintf 'whole\nhalf'; exec sleep 100")
+    service.wait("g.recv")
+    service.append("g.terminate")
+    service.wait("g.stop")
+    assert [each.content for each in service.frames("g.recv")] == [b"whole", b"half"]
+
+
 def test_values_come_before_the_script_ends(service: Service) -> None:
     service.append("g.spawn", "[1 2 3] | each {|n| if $n == 3 { sleep 1hr }; $n}")
     assert service.values("g", 2) == [b"1", b"2"]

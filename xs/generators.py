@@ -129,7 +129,8 @@ class Generator(Runner):
         self._started = False
         self._kind: bytes | None = None  # what it yields
         self._values: list[Append] = []
-        self._held = bytearray()  # of the one value that it yields: what has come so far
+        self._is_one = False  # it yields one value, which is not whole yet …
+        self._held = bytearray()  # … and of which this has come
         self._committing: BatchWork | None = None
         self._committed = threading.Event()  # no commit is under way
         self._committed.set()
@@ -191,7 +192,15 @@ class Generator(Runner):
             self.persist(KeepWork(changed))
 
     def take_out(self, frame_id: int) -> None:
-        if self.source is not None and frame_id > self.source:
+        if self.source is None:  # it is not in service, but would be at the server's next start
+            waiting = [
+                script._replace(active=False)
+                for script in self.store.index.scripts(self.kind, self.name)
+                if script.active and ids.parse(script.source) < frame_id
+            ]
+            if waiting:
+                self.persist(KeepWork(waiting))
+        elif frame_id > self.source:
             self._take_out("terminated")
 
     def _take_out(self, reason: str) -> None:
@@ -329,10 +338,6 @@ class Generator(Runner):
         if not self._started and time.monotonic() > self._started_at + runner.START_SECONDS:
             raise Failed(f"it did not start within {runner.START_SECONDS:.0f} s")
         self._take_values()
-        if self._kind == _LINES and pipes.status is not None:
-            last = pipes.rest()  # whose line has no end
-            if last:
-                self._add(last)
         pipes.pause(len(self._values) > COMMIT_VALUES)
 
     def _take_values(self) -> None:
@@ -347,6 +352,7 @@ class Generator(Runner):
                 continue
             if self._started:
                 self._kind = said
+                self._is_one = said in (nu.TEXT, nu.BINARY)
             elif runner.is_start(said):
                 self._on_start()
             else:
@@ -356,12 +362,11 @@ class Generator(Runner):
             for start in range(0, len(data), CHUNK_BYTES):
                 self._add(data[start : start + CHUNK_BYTES])
             return
-        is_one = self._kind in (nu.TEXT, nu.BINARY)
         for line in pipes.lines():
             said = pipes.ours(line)
             if said is None:
                 continue
-            if is_one:
+            if self._is_one:
                 self._held += nu.content_of(said)
             else:
                 self._add(said if self._kind == _LINES else nu.content_of(said))
@@ -370,9 +375,14 @@ class Generator(Runner):
                 f"it yielded one value of more than {VALUE_BYTES} bytes: `lines` makes many of a "
                 "text, `chunks` of bytes"
             )
-        if self._held and pipes.status is not None:
-            self._add(bytes(self._held))
-            self._held.clear()
+        if self._is_one and pipes.status is not None:
+            self._is_one = False
+            if self._held or pipes.status == 0:  # of what was ended, what had come
+                self._add(bytes(self._held))
+        if self._kind == _LINES and pipes.status is not None:
+            last = pipes.rest()  # whose line has no end
+            if last:
+                self._add(last)
 
     def _add(self, value: bytes) -> None:
         try:

@@ -26,7 +26,6 @@ import time
 from itertools import islice
 
 from xs import fault, frame, ids, nu, runner
-from xs.bulk import BatchWork
 from xs.commit import Append
 from xs.effects import Answer, Answers, EffectsWork, Piece, discard, excerpt
 from xs.errors import Damaged, Failed, Invalid, NoNushell, Unavailable, XsError
@@ -52,6 +51,7 @@ COMMIT_FRAMES = 1000  # answers in one transaction
 COMMIT_APPENDS = 4000  # … and the frames in them, unless one answer has more
 NOTE_SECONDS = 1.0  # after which a position is stored though nothing was caused
 FINISH_SECONDS = 1.0  # for the frames before the one that takes a handler out of service
+FULL_BYTES = 16_384  # at once from a process: it may have waited for room in its pipe
 DEATHS_MAX = 5  # of the process by signals, all on one frame: then it has failed
 ERROR_CHARACTERS = 8192  # of an error, in the frame that tells of it
 
@@ -125,6 +125,7 @@ class Handler(Runner):
         self._reads: Answers
         self._is_program = False
         self._registered = False
+        self._has_answered = False  # now, or before this server
         self._position = -1  # the last frame whose effects are stored
         self._state = "null"  # as stored
         self._intake = Intake(self.store, name, self.submit)
@@ -141,6 +142,7 @@ class Handler(Runner):
         """Nothing is under way: what was given and is not stored is to be given again."""
         self._intake.go_back(self._position)
         self._ready = False
+        self._has_begun = False  # the process has said something to us
         self._waiting: collections.deque[str] = collections.deque()  # ids given, not answered
         for answer in self._answers:
             discard(answer.effects)
@@ -178,9 +180,8 @@ class Handler(Runner):
         for script in self.store.index.scripts(self.kind, self.name):
             if script.source == ids.text(source):
                 kept = script
-            elif script.active:  # it was replaced while no server ran
-                told = self._unregistered(script, ids.text(source), {})
-                self.persist(EffectsWork([told], script._replace(active=False)))
+            elif script.active:  # it was replaced while it was not in service
+                self._end_kept(script, source)
         if kept is not None and not kept.active:
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
@@ -188,6 +189,9 @@ class Handler(Runner):
         self._intake.note(source)
         self._intake.until = NEVER
         self._position, self._state = source, "null"
+        if kept is not None:
+            self._position, self._state = ids.parse(kept.position), kept.state or "null"
+        self._has_answered = kept is not None
         self._registered = False
         self._backoff = Backoff()
         self._died_at = ""
@@ -196,20 +200,25 @@ class Handler(Runner):
         try:
             found, text = self.read_source(source)
             self._asked = asked = parse_registration(source, found.meta)
+            if kept is None:
+                self._position, self._state = asked.start, asked.state
             self._is_program = text.startswith(b"#!")
             in_nushell = functools.partial(nu.handler, stateful=asked.stateful)
             self._find_command = functools.partial(runner.command_of, text, in_nushell)
-            self._find_command()
         except Unavailable:
             self.source = None  # it says nothing about the script: the order is carried out later
             raise
         except XsError as error:
-            # A Nushell that is missing is no fault of the script: the next start tries again.
-            self._fail(str(error), for_good=not isinstance(error, NoNushell))
+            self._fail(str(error))
+            return
+        try:
+            self._find_command()
+        except (Invalid, NoNushell) as error:
+            # What ran it before, and is missing now, is no fault of the script, nor is a missing
+            # Nushell: the next start tries again.
+            self._fail(str(error), for_good=kept is None and not isinstance(error, NoNushell))
             return
         self._reads = Answers(self.store.cas, self.name, ids.text(source), stateful=asked.stateful)
-        self._position = asked.start if kept is None else ids.parse(kept.position)
-        self._state = asked.state if kept is None else kept.state or "null"
         self._intake.begin(asked.patterns, content=asked.content)
         self._forget_process()
 
@@ -219,12 +228,21 @@ class Handler(Runner):
             self._intake.heard = frame_id
 
     def _take_out(self, frame_id: int) -> None:
+        if self.source is None:
+            for script in self.store.index.scripts(self.kind, self.name):
+                if script.active and ids.parse(script.source) < frame_id:
+                    self._end_kept(script, frame_id)
         if self.source is not None:
             self._finish_before(frame_id)
         if self.source is not None:
             self._flush()
         if self.source is not None:  # it has not failed just now
             self._leave_service(ids.text(frame_id))
+
+    def _end_kept(self, script: Script, frame_id: int) -> None:
+        """Takes out one that is not in service, but would be at the server's next start."""
+        told = self._unregistered(script, ids.text(frame_id), {})
+        self.persist(EffectsWork([told], script._replace(active=False)))
 
     def _finish_before(self, frame_id: int) -> None:
         """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
@@ -266,13 +284,10 @@ class Handler(Runner):
         tail = self.end_process()
         if tail and tail != error:
             more["stderr"] = tail
-        script = self._script(active=False)
+        script = self._script(active=not for_good)
         unregistered = self._unregistered(script, cause, more)
-        if for_good:
-            reason = f"its handler is out of service{'' if error is None else f': {error}'}"
-            self.persist(EffectsWork([unregistered], script, reason=reason))
-        else:
-            self.persist(BatchWork([unregistered]))
+        reason = f"its handler is out of service{'' if error is None else f': {error}'}"
+        self.persist(EffectsWork([unregistered], script, reason=reason))
         self.source = None
         self._intake.end()
 
@@ -350,7 +365,9 @@ class Handler(Runner):
         assert self.pipes is not None
         if not self._flush():
             return
-        if not self._ready and status in NOT_RUN:
+        # A program that has never answered may well end like this by itself.
+        may_be_missing = self._has_answered or not self._is_program
+        if status in NOT_RUN and may_be_missing and not self._has_begun:
             self._on_missing(self.pipes.tail or f"its process ended with status {status}")
             return
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -407,15 +424,24 @@ class Handler(Runner):
             time.sleep(REST_SECONDS)
 
     def _check_time(self) -> None:
-        late = time.monotonic() - self._since
-        if not self._ready and late > runner.START_SECONDS:
+        if not self._ready and time.monotonic() - self._since > runner.START_SECONDS:
             raise Failed(f"it did not start within {runner.START_SECONDS:.0f} s")
-        timeout = self._asked.timeout
-        if self._ready and self._waiting and timeout is not None and late > timeout:
-            assert self.pipes is not None
+        if self._is_late:
+            self.select(0.0)  # a server that stood still for so long has not looked
+            self._take()
+        if self._is_late:
+            assert self.pipes is not None and self._asked.timeout is not None
             self.pipes.kill()
-            given = self._waiting[0]
-            raise Failed(f"it took longer than its timeout of {timeout * 1000:.0f} ms for {given}")
+            most = f"{self._asked.timeout * 1000:.0f} ms"
+            raise Failed(f"it took longer than its timeout of {most} for {self._waiting[0]}")
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the frame that it has takes longer than it may."""
+        timeout = self._asked.timeout
+        if timeout is None or not (self._ready and self._waiting):
+            return False
+        return time.monotonic() - self._since > timeout
 
     # Frames in
 
@@ -490,6 +516,7 @@ class Handler(Runner):
             said = pipes.ours(line)
             if said is None:
                 continue
+            self._has_begun = True
             if not self._ready:
                 if not runner.is_start(said):
                     raise Failed(f"it said {excerpt(said)} before it began")
@@ -500,6 +527,7 @@ class Handler(Runner):
             answer = self._reads.read(self._waiting[0], said)
             self._waiting.popleft()
             self._answers.append(answer)
+            self._has_answered = True
             self._effects_waiting += len(answer.effects)
             if answer.effects or answer.state is not None:
                 self._has_effects = True
@@ -508,11 +536,18 @@ class Handler(Runner):
             self._died_at = ""
             self.finished_frames += 1
         self._came = self.finished_frames - before
+        if pipes.received >= FULL_BYTES:
+            self._since = time.monotonic()  # of a long answer: it waited for us
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Leaves its output in its pipe while there is more of it than two commits take."""
         is_ahead = len(self._answers) > 2 * COMMIT_FRAMES
         is_ahead = is_ahead or self._effects_waiting > 2 * COMMIT_APPENDS
-        pipes.pause(is_ahead)
-        if is_ahead:
-            self._since = time.monotonic()  # it waits for us
+        if self.pipes is not None:
+            if is_ahead or self.pipes.is_paused:
+                self._since = time.monotonic()  # it waits for us, or has
+            self.pipes.pause(is_ahead)
 
     # Commits
 
@@ -587,6 +622,7 @@ class Handler(Runner):
         for _ in range(work.frames):
             self._effects_waiting -= len(self._answers.popleft().effects)
         self._has_effects = any(a.effects or a.state is not None for a in self._answers)
+        self._hold_back()  # here: whoever waits for room has it now, and nothing else wakes us
         return True
 
     def _on_refused(self, error: Invalid, frames: int) -> None:

@@ -44,6 +44,7 @@ class Pipes:
         self._errors = b""
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._reading = True
+        self.received = 0  # bytes of output, when that was last looked for
         self.read_all = False
         self._last_reads = _LAST_READS
         selector.register(self._process.output, selectors.EVENT_READ)
@@ -96,6 +97,10 @@ class Pipes:
         if self._ends and not self._unsent:
             self._process.close_input()
 
+    @property
+    def is_paused(self) -> bool:
+        return not self._reading
+
     def pause(self, paused: bool) -> None:
         """Whether its output is left in the pipe for now: a process that is ahead has to wait."""
         if paused == (not self._reading) or self.read_all:
@@ -113,6 +118,7 @@ class Pipes:
     def handle(self, ready: set[int]) -> None:
         """Does what the selector found possible."""
         ended = self._process.status is not None  # before reading: so all it wrote can be read
+        self.received = 0
         if self._process.input in ready:
             self._write()
         if self._process.errors in ready:
@@ -135,6 +141,7 @@ class Pipes:
             self._watch(self._process.output, 0)
             return False
         self._output += data
+        self.received = len(data)
         return True
 
     def _read_errors(self) -> None:

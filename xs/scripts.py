@@ -237,9 +237,10 @@ class Scripts:
                 runner.submit(order)
                 return
             has_room = len(self._runners) < SCRIPTS_MAX
-        if not order.puts:
-            return
-        if has_room:
+        kept = self._store.index.scripts(kind, name)
+        if not order.puts and not any(script.active for script in kept):
+            return  # else there is one that would be put in service at the next start
+        if has_room or not order.puts:
             self._start(_KINDS[kind](self._context, name), order)
             return
         reason = f"{SCRIPTS_MAX} scripts are in service already"
