@@ -50,7 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out cases (`--one-in`), and sorts.
 
-    What one process runs by itself begins first, lest the others wait for its end.
+    What one process runs by itself begins first, lest the others wait for its end, and then what is
+    long.
     """
     cases: Counter[str] = Counter()
     kept, left_out = [], []
@@ -61,7 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cases[test] += 1
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    for marker in ("long", "xdist_group"):
+        items.sort(key=lambda item: item.get_closest_marker(marker) is None)
 
 
 def environment(**changes: str) -> dict[str, str]:

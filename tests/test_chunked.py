@@ -706,6 +706,7 @@ def newest(client: Client, topic: str = "a") -> str:
     return str(until(lambda: client.last(topic)).id)
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_leaves_a_run_that_the_next_one_ends(store_dir: str) -> None:
     """Killed at any moment of it, again and again: every byte that a reader saw is there."""
     chance = random.Random(5)

@@ -96,6 +96,7 @@ def check(store_dir: str) -> None:
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("half", [1, 2])
 def test_every_answered_append_is_there_after_a_server_is_killed(store_dir: str, half: int) -> None:
     seed = random.randrange(10**6)
@@ -132,6 +133,7 @@ def test_every_answered_append_is_there_after_a_server_is_killed(store_dir: str,
     print(len(found), "frames,", len(writers.answered), "answers")
 
 
+@pytest.mark.long
 def test_lines_appended_to_the_files_are_kept_in_order_when_the_command_is_killed(
     store_dir: str,
 ) -> None:

@@ -216,6 +216,7 @@ def wait_for_output(served: Served, name: str, n: int) -> None:
     until(is_there, served.log.read_text, DEADLINE * 3)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_counter_is_exact_whenever_its_server_and_its_process_are_killed(served: Served) -> None:
     seed = random.randrange(10**6)

@@ -1046,6 +1046,7 @@ def rss_kb(pid: int, what: str = "VmRSS") -> int:
     return int(text.partition(f"{what}:")[2].split()[0])
 
 
+@pytest.mark.long
 def test_who_is_faster_than_the_disk_is_slowed_down(service: Service, tmp_path: Path) -> None:
     progress = tmp_path / "progress"
     script = python(
@@ -1079,6 +1080,7 @@ def test_who_is_faster_than_the_disk_is_slowed_down(service: Service, tmp_path: 
     assert [int(each.content) for each in found[:100_000]] == [*range(100_000)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "count"),
     [

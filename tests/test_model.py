@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from conftest import ROOT, environment, start_server
 from stores import problems, together
 
@@ -379,6 +380,7 @@ def phase(
         model.update(log)
 
 
+@pytest.mark.long
 def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(store_dir: str) -> None:
     seed = os.environ.get("XS_TEST_SEED") or f"{random.randrange(10**6)}"
     print(f"to do the same again: XS_TEST_SEED={seed}")

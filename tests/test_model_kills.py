@@ -209,6 +209,7 @@ class Follower:
         assert not self._thread.is_alive(), "the follower has not seen the last frame"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS * 2 + 200)
 def test_whatever_is_done_while_servers_are_killed_nothing_is_lost_or_doubled(
     store_dir: str,

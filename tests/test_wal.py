@@ -135,6 +135,7 @@ def check_damaged(folder: str, killed: Killed, frame: int) -> int:
     return lost
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shm", [True, False])
 def test_a_flipped_byte_anywhere_in_the_log_is_never_a_shorter_store(
     killed: Killed, tmp_path: Path, run_xs: RunXs, shm: bool
@@ -170,6 +171,7 @@ def test_a_flipped_byte_anywhere_in_the_log_is_never_a_shorter_store(
     assert damaged > 15 and lost < len(killed.answered)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [8, 512, 4096, 3 * 4096])
 def test_blocks_of_the_log_that_are_lost_are_never_a_shorter_store(
     killed: Killed, tmp_path: Path, size: int
