@@ -176,12 +176,7 @@ class Handler(Runner):
         self._intake.heard = source
 
     def _put(self, source: int) -> None:
-        kept = None
-        for script in self.store.index.scripts(self.kind, self.name):
-            if script.source == ids.text(source):
-                kept = script
-            elif script.active:  # it was replaced while it was not in service
-                self._end_kept(script, source)
+        kept = self.kept(source)
         if kept is not None and not kept.active:
             return  # it has failed, or was taken out: a new start of the server changes nothing
         self.source = source
@@ -229,9 +224,7 @@ class Handler(Runner):
 
     def _take_out(self, frame_id: int) -> None:
         if self.source is None:
-            for script in self.store.index.scripts(self.kind, self.name):
-                if script.active and ids.parse(script.source) < frame_id:
-                    self._end_kept(script, frame_id)
+            self._end_waiting(frame_id)
         if self.source is not None:
             self._finish_before(frame_id)
         if self.source is not None:
@@ -239,10 +232,12 @@ class Handler(Runner):
         if self.source is not None:  # it has not failed just now
             self._leave_service(ids.text(frame_id))
 
-    def _end_kept(self, script: Script, frame_id: int) -> None:
-        """Takes out one that is not in service, but would be at the server's next start."""
-        told = self._unregistered(script, ids.text(frame_id), {})
-        self.persist(EffectsWork([told], script._replace(active=False)))
+    def _end_waiting(self, frame_id: int) -> None:
+        """Takes out who is not in service, but was, or would be at the server's next start."""
+        for script in self.store.index.scripts(self.kind, self.name):
+            if script.active and ids.parse(script.source) < frame_id:
+                told = self._unregistered(script, ids.text(frame_id), {})
+                self.persist(EffectsWork([told], script._replace(active=False)))
 
     def _finish_before(self, frame_id: int) -> None:
         """Lets it finish the frames before the one that takes it out: if it runs, and is quick."""
