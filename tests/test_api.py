@@ -189,7 +189,7 @@ BAD_TOPICS = {
     "a/b": "not a topic: 'a/b'",
     "a%0A": "not a topic: 'a\\n'",
     "%C3%A9": "not a topic: 'é'",
-    "%FF": "not UTF-8 behind the percent-encoding: '%FF'",
+    "%FF": "not UTF-8: '\\xff'",
     "%zz": "broken percent-encoding: '%zz'",
     "%": "broken percent-encoding: '%'",
     "%4": "broken percent-encoding",

@@ -70,6 +70,21 @@ def test_what_is_wrong_with_all_lines_is_told_before_the_first(store_dir: str, w
     assert not os.path.exists(store_dir)
 
 
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_bytes_that_are_no_utf8_are_told_as_that(
+    store_dir: str, run_xs: RunXs, lines: list[str]
+) -> None:
+    meta = os.fsdecode(b'{"p":"/tmp/\xe9"}')
+    done = run_xs(["append", store_dir, "n", "--meta", meta, *lines], stdin="x")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"xs: meta is not UTF-8, as JSON has to be\n"
+
+
+def test_a_topic_that_is_no_utf8_is_shown_as_it_was_given(store_dir: str, run_xs: RunXs) -> None:
+    done = run_xs(["append", store_dir, os.fsdecode(b"n\xff")], stdin="x")
+    assert (done.returncode, done.stderr) == (1, b"xs: not UTF-8: 'n\\xff'\n")
+
+
 def test_all_refused_lines_are_counted(store_dir: str, run_xs: RunXs) -> None:
     lines = "".join(json.dumps({"topic": ".."}) + "\n" for _ in range(3000))
     done = run_xs(["append", store_dir, "--json"], stdin=lines)

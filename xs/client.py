@@ -26,12 +26,14 @@ from xs.request import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
     from typing import Any, BinaryIO, Union, overload
 
     from xs.frame import Frame
     from xs.request import Body, Fields, Response, Transport
 
     Content = Union[None, str, bytes, BinaryIO, Iterable[bytes], Iterable[str]]
+    Position = Union[Frame, str, datetime]
 
 
 def _leave_to_parent() -> None:
@@ -90,8 +92,9 @@ class Client:
         bytes; the last two are sent as they are read. `meta` is any JSON value. `ttl`: "forever",
         "ephemeral", "time:<ms>" (or the number alone) or "last:<n>". With `if_last` (a frame, an
         id, or "none") it appends only if that is the topic's newest frame, else raises `Conflict`,
-        whose `frame` is the newest one as JSON. The same `key` again on the same topic appends
-        nothing, and returns the frame that it made the first time.
+        whose `frame` is the newest one as JSON. (None is no condition: `last(topic) or "none"`.)
+        The same `key` again on the same topic appends nothing, and returns the frame that it made
+        the first time.
 
         With `chunked` the content can be read while it is still arriving: it is a run of frames,
         each made when a block of `content` has come, and the first of them is returned, at the
@@ -99,13 +102,14 @@ class Client:
         is kept, and marked as broken off.
         """
         target, fields = append_request(
-            topic,
-            meta=None if meta is None else _json(meta),
+            _text(topic, "the topic"),
+            meta=None if meta is None else _meta(meta),
             ttl=ttl,
-            if_last=None if if_last is None else _id(if_last),
-            key=key,
+            if_last=None if if_last is None else _id(if_last, 'a frame, its id, or "none"'),
+            key=None if key is None else _text(key, "the key"),
             chunked=chunked,
         )
+        _check_content(content)
         body = _as_it_comes(content) if chunked else _body(content)
         return self._frame(self._ask("POST", target, fields, body))
 
@@ -120,7 +124,7 @@ class Client:
         `Invalid`, and none is appended.
         """
         target = "/append?atomic=true" if atomic else "/append"
-        summary: dict[str, Any] = self._value(self._ask("POST", target, [NDJSON], _blocks(events)))
+        summary: dict[str, Any] = self._value(self._ask("POST", target, [NDJSON], _many(events)))
         return summary
 
     def cat(
@@ -129,9 +133,9 @@ class Client:
         topic: str | None = None,
         follow: bool | int = False,
         new: bool = False,
-        after: Frame | str | None = None,
-        from_: Frame | str | None = None,
-        until: Frame | str | None = None,
+        after: Position | None = None,
+        from_: Position | None = None,
+        until: Position | None = None,
         last: int | None = None,
         limit: int | None = None,
         with_timestamp: bool = False,
@@ -141,20 +145,20 @@ class Client:
         """The frames of the stream, in order of id, as they are read.
 
         `topic`: one, `prefix.*`, or several with commas between. `after` (exclusive), `from_` and
-        `until` (inclusive) are frames, ids, times (RFC 3339) or ago ("2h"). `last`: the newest n
-        of these. With `follow` it goes on with live frames, after one `xs.threshold`, until its
-        iterator is closed; a number asks for an `xs.pulse` that often, in ms. `new`: live only.
-        `with_timestamp` and `with_content` fill in those attributes. With `no_chunks` a chunked
-        content is its first frame alone.
+        `until` (inclusive) are frames, ids, times (RFC 3339, or a datetime with its zone) or ago
+        ("2h"). `last`: the newest n of these. With `follow` it goes on with live frames, after one
+        `xs.threshold`, until its iterator is closed; a number asks for an `xs.pulse` that often, in
+        ms. `new`: live only. `with_timestamp` and `with_content` fill in those attributes. With
+        `no_chunks` a chunked content is its first frame alone.
         """
         pulse = None if follow is False else "true" if follow is True else follow
         parameters = [
             ("follow", pulse),
             ("new", "true" if new else None),
-            ("after", None if after is None else _id(after)),
-            ("from", None if from_ is None else _id(from_)),
-            ("until", None if until is None else _id(until)),
-            ("topic", topic),
+            ("after", None if after is None else _position(after)),
+            ("from", None if from_ is None else _position(from_)),
+            ("until", None if until is None else _position(until)),
+            ("topic", _pattern(topic)),
             ("last", last),
             ("limit", limit),
             ("with-timestamp", "true" if with_timestamp else None),
@@ -171,11 +175,11 @@ class Client:
 
     def next(self, id: Frame | str, topic: str | None = None) -> Frame | None:
         """The frame after that one (of `topic`), or None. The id need not be stored."""
-        return self._frame_or_none(with_query("/next/" + quote(_id(id)), [("topic", topic)]))
+        return self._beside("/next/", id, topic)
 
     def prev(self, id: Frame | str, topic: str | None = None) -> Frame | None:
         """The frame before that one (of `topic`), or None. The id need not be stored."""
-        return self._frame_or_none(with_query("/prev/" + quote(_id(id)), [("topic", topic)]))
+        return self._beside("/prev/", id, topic)
 
     if TYPE_CHECKING:
 
@@ -205,7 +209,7 @@ class Client:
 
     def head(self, topic: str) -> Frame | None:
         """The newest frame of `topic`, or None."""
-        return self._frame_or_none("/head/" + quote(topic))
+        return self._frame_or_none("/head/" + quote(_text(topic, "the topic")))
 
     def content(self, frame: Frame | str) -> bytes:
         """A frame's content, b"" if it has none. Raises `NotFound` if there is no such frame.
@@ -225,10 +229,11 @@ class Client:
 
     def cas_blocks(self, hash: str) -> Iterator[bytes]:
         """The content with that hash in blocks, as they arrive."""
-        return iter(self._ask("GET", "/cas/" + quote(hash)))
+        return iter(self._ask("GET", "/cas/" + quote(_text(hash, "the hash"))))
 
     def cas_post(self, content: Content) -> str:
         """Stores content with no frame, and returns its hash."""
+        _check_content(content)
         answer = self._ask("POST", "/cas", (), _body(content))
         return answer.read().decode("ascii", "replace").strip()
 
@@ -246,9 +251,7 @@ class Client:
         Each is a `Frame`, a mapping or a line of JSON. Content must be there already (`cas_post`),
         or come with it, as `cat(with_content=True)` gives it.
         """
-        summary: dict[str, Any] = self._value(
-            self._ask("POST", "/import", [NDJSON], _blocks(frames))
-        )
+        summary: dict[str, Any] = self._value(self._ask("POST", "/import", [NDJSON], _many(frames)))
         return summary
 
     def version(self) -> str:
@@ -287,8 +290,9 @@ class Client:
         return list(self._values(self._ask("GET", "/ps")))
 
     def _run_script(self, target: str, script: str | bytes) -> Any:
-        text = script.encode("utf-8") if isinstance(script, str) else script
-        response = self._ask("POST", target, (), text)
+        if not isinstance(script, (str, bytes)):
+            raise errors.Invalid(f"a script is text or bytes, not {_shown(script)}")
+        response = self._ask("POST", target, (), _encoded(script))
         kind = (response.get("content-type") or "").partition(";")[0]
         if response.status == 204:
             response.read()
@@ -341,7 +345,16 @@ class Client:
         finally:
             response.close()
 
+    def _beside(self, path: str, id: Frame | str, topic: str | None) -> Frame | None:
+        parameters = [("topic", _pattern(topic))]
+        return self._frame_or_none(with_query(path + quote(_id(id)), parameters))
+
     def _end(self, which: str, topic: str | None, n: int | None) -> Frame | list[Frame] | None:
+        if isinstance(topic, int) and n is None:
+            raise errors.Invalid(
+                f"the topic is text, not {topic}: {which}(n={topic}) is of all topics"
+            )
+        topic = _pattern(topic)
         target = f"/{which}/{quote(topic)}" if topic is not None else f"/{which}"
         if n is None:
             return self._frame_or_none(target)
@@ -351,29 +364,95 @@ class Client:
             return []
 
 
-def _id(frame: Frame | str) -> str:
-    return frame if isinstance(frame, str) else frame.id
+# What is given, as a request has it
 
 
-def _json(value: object) -> str:
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 64 else f"{text[:64]}…"
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise errors.Invalid(f"{what} is text, not {_shown(value)}")
+    return value
+
+
+def _pattern(topic: object) -> str | None:
+    if topic is not None and not isinstance(topic, str):
+        raise errors.Invalid(
+            f"the topic is text, not {_shown(topic)}: several go with commas between"
+        )
+    return topic
+
+
+def _id(frame: object, wanted: str = "a frame or its id") -> str:
+    if isinstance(frame, str):
+        return frame
+    found = getattr(frame, "id", None)
+    if not isinstance(found, str):
+        hint = ": was nothing found?" if frame is None else ""
+        raise errors.Invalid(f"give {wanted}, not {_shown(frame)}{hint}")
+    return found
+
+
+def _position(at: object) -> str:
+    if not isinstance(at, str) and hasattr(at, "isoformat"):
+        from datetime import datetime
+
+        if not isinstance(at, datetime) or at.utcoffset() is None:
+            raise errors.Invalid(
+                f"{_shown(at)} is no time without its zone: give a datetime such as "
+                'datetime.now(timezone.utc), or text such as "2026-01-31T09:30:00Z"'
+            )
+        return at.isoformat()
+    return _id(at, "a frame, an id or a time")
+
+
+def _json(value: object, what: str) -> str:
     import json
 
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise errors.Invalid(f"can't be written as JSON: {error}") from None
+        raise errors.Invalid(f"{what} can't be written as JSON: {error}") from None
+
+
+def _meta(value: object) -> str:
+    text = _json(value, "meta")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise errors.Invalid(
+                "meta has text that is not UTF-8, as JSON has to be: half of a surrogate pair, "
+                "which is also what os.fsdecode makes of other bytes"
+            ) from None
+    return text
+
+
+def _check_content(content: object) -> None:
+    """Raises `Invalid` for what was not meant as blocks of bytes: a mapping would be its keys."""
+    if content is None or isinstance(content, (str, bytes, bytearray, memoryview)):
+        return
+    has_blocks = hasattr(content, "read") or hasattr(content, "__iter__")
+    is_empty = isinstance(content, (list, tuple)) and not content
+    if not has_blocks or is_empty or hasattr(content, "keys"):
+        raise _no_content(content)
+
+
+def _no_content(value: object) -> errors.Invalid:
+    return errors.Invalid(
+        f"content is text, bytes, a file or an iterable of bytes, not {_shown(value)}: "
+        "give json.dumps of a value, or put it into meta"
+    )
 
 
 def _body(content: Content) -> Body:
     if content is None or isinstance(content, bytes):
         return content
-    if isinstance(content, str):
-        try:
-            return content.encode("utf-8")
-        except UnicodeEncodeError:
-            raise errors.Invalid("content has half of a surrogate pair: give bytes") from None
-    if isinstance(content, (bytearray, memoryview)):
-        return bytes(content)
+    if isinstance(content, (str, bytearray, memoryview)):
+        return _encoded(content)
     if hasattr(content, "read"):
         file: Any = content
         return _only_bytes(iter(lambda: file.read(BLOCK) or None, None))
@@ -396,24 +475,36 @@ def _encoded(block: object) -> bytes:
         try:
             return block.encode("utf-8")
         except UnicodeEncodeError:
-            raise errors.Invalid("content has half of a surrogate pair: give bytes") from None
+            raise errors.Invalid("text has half of a surrogate pair: give bytes") from None
     (data,) = _only_bytes([block])
     return data
 
 
 def _only_bytes(blocks: Iterable[Any]) -> Iterator[bytes]:
     for block in blocks:
-        if not isinstance(block, (bytes, bytearray, memoryview)):
+        if isinstance(block, str):
             raise errors.Invalid("content comes in bytes: open a file in binary mode, encode text")
+        if not isinstance(block, (bytes, bytearray, memoryview)):
+            raise _no_content(block)
         yield bytes(block)
 
 
-def _blocks(events: Iterable[Any]) -> Iterator[bytes]:
+def _many(given: Iterable[Any]) -> Iterator[bytes]:
+    is_one = isinstance(given, (str, bytes)) or hasattr(given, "keys") or hasattr(given, "topic")
+    if is_one or not hasattr(given, "__iter__"):
+        raise errors.Invalid(
+            f"give many, as a list or an iterator, not {_shown(given)}: "
+            'the lines of a file are open(path, "rb")'
+        )
+    return _blocks(given)
+
+
+def _blocks(given: Iterable[Any]) -> Iterator[bytes]:
     """Lines of JSON, several in a block: each block is a system call and a chunk."""
     lines: list[bytes] = []
     size = 0
-    for event in events:
-        line = _line(event)
+    for number, each in enumerate(given, 1):
+        line = _line(each, number)
         lines.append(line)
         size += len(line)
         if size >= SMALL:
@@ -423,16 +514,21 @@ def _blocks(events: Iterable[Any]) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def _line(event: Frame | Mapping[str, Any] | bytes | str) -> bytes:
-    if isinstance(event, bytes):
-        return event.rstrip(b"\r\n") + b"\n"
-    if isinstance(event, str):
-        return event.rstrip("\r\n").encode("utf-8", "surrogatepass") + b"\n"
-    if isinstance(event, tuple):
+def _line(given: Frame | Mapping[str, Any] | bytes | str, number: int) -> bytes:
+    if isinstance(given, bytes):
+        return given.rstrip(b"\r\n") + b"\n"
+    if isinstance(given, str):
+        return given.rstrip("\r\n").encode("utf-8", "surrogatepass") + b"\n"
+    if isinstance(given, tuple) and hasattr(given, "topic"):
         names = ("topic", "id", "hash", "meta", "ttl", "content")
-        fields = {name: getattr(event, name) for name in names}
+        fields = {name: getattr(given, name) for name in names}
+    elif not isinstance(given, tuple) and hasattr(given, "keys"):
+        fields = dict(given)
     else:
-        fields = dict(event)
+        raise errors.Invalid(
+            f'number {number} is neither a mapping such as {{"topic": "notes"}} nor such a line of '
+            f"JSON: {_shown(given)}"
+        )
     content = fields.get("content")
     if content is None:
         fields.pop("content", None)
@@ -442,5 +538,12 @@ def _line(event: Frame | Mapping[str, Any] | bytes | str) -> bytes:
         del fields["content"]
         fields["content_base64"] = binascii.b2a_base64(content, newline=False).decode("ascii")
     if "if_last" in fields and fields["if_last"] is not None:
-        fields["if_last"] = _id(fields["if_last"])
-    return _json(fields).encode("utf-8", "surrogatepass") + b"\n"
+        fields["if_last"] = _id(fields["if_last"], f'a frame, its id, or "none" in number {number}')
+    text = _json(fields, f"number {number}")
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        import json
+
+        # Half of a surrogate pair: as an escape, in which whoever refuses it finds its place.
+        return json.dumps(fields).encode() + b"\n"

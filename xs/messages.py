@@ -167,10 +167,12 @@ def decode(text: str) -> str:
             data.append(binascii.a2b_hex(piece[:2]) + piece[2:])
         except binascii.Error:
             raise Invalid(f"broken percent-encoding: {text[:64]!r}") from None
+    decoded = b"".join(data)
     try:
-        return b"".join(data).decode()
+        return decoded.decode()
     except UnicodeDecodeError:
-        raise Invalid(f"not UTF-8 behind the percent-encoding: {text[:64]!r}") from None
+        shown = decoded[:64].decode(errors="backslashreplace")
+        raise Invalid(f"not UTF-8: '{shown}'") from None
 
 
 def parse_key(value: Optional[str]) -> str | None:

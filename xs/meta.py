@@ -63,7 +63,11 @@ def _compact(text: str, value: object) -> str:
         check_surrogates(value)
     if " " in text or "\n" in text or "\t" in text or "\r" in text:
         text = _INSIGNIFICANT.sub(_significant, text)
-    if len(text) > META_MAX or (not text.isascii() and len(text.encode()) > META_MAX):
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:  # an argument with other bytes
+        raise Invalid("meta is not UTF-8, as JSON has to be") from None
+    if size > META_MAX:
         raise Invalid(f"meta is too large: at most {META_MAX} bytes of JSON")
     return text
 

@@ -51,7 +51,10 @@ _UNRESERVED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 
 def quote(text: str) -> str:
     """`text` percent-encoded for one segment of a path or a query's value (RFC 3986 §2.1)."""
-    encoded = os.fsencode(text)  # arguments that aren't UTF-8 come as surrogates: their own bytes
+    try:
+        encoded = os.fsencode(text)  # arguments that aren't UTF-8 come as surrogates: their bytes
+    except UnicodeEncodeError:
+        raise errors.Invalid(f"half of a surrogate pair is no character: {text[:64]!r}") from None
     if _UNRESERVED.issuperset(encoded):
         return text
     return "".join(chr(b) if b in _UNRESERVED else f"%{b:02X}" for b in encoded)
@@ -78,7 +81,10 @@ def meta_field(text: str) -> tuple[str, str]:
         return "xs-meta", text
     import binascii
 
-    encoded = text.encode("utf-8", "surrogateescape")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:  # an argument with other bytes
+        raise errors.Invalid("meta is not UTF-8, as JSON has to be") from None
     return "xs-meta", binascii.b2a_base64(encoded, newline=False).decode("ascii")
 
 
