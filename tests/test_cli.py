@@ -49,7 +49,7 @@ def _no_settings(monkeypatch):
         ["-fp", "100", "-Ta.*"],
         ["-fp100", "--topic=a.*"],
         ["--follow", "--pulse=100", "--topic", "a.*"],
-        ["--topic", "x", "--topic", "a.*", "-p1", "--pulse", "100", "-f", "-f"],
+        ["--topic", "a.*", "--pulse", "100", "-f", "-f"],
     ],
 )
 def test_options_may_be_spelled_in_each_usual_way(words):
@@ -89,6 +89,10 @@ def test_a_value_may_begin_with_a_dash_and_after_two_dashes_all_is_positional():
         (["cat", "./s", "--follow=1"], "takes no value"),
         (["cat", "./s", "--topic"], "takes a value: --topic PATTERN"),
         (["cat", "./s", "-fT"], "takes a value: -T PATTERN"),
+        (["cat", "./s", "--topic", "a", "--topic=b"], "--topic is given twice: several go with c"),
+        (["cat", "./s", "-T", "a", "--topic", "b"], "--topic is given twice"),
+        (["append", "./s", "t", "--meta=1", "--meta=2"], "--meta is given twice"),
+        (["cat", "./s", "-p1", "-p1"], "--pulse is given twice"),
         (["cat", "./s", "--limit", "x"], "whole number"),
         (["cat", "./s", "--limit", "-1"], "whole number"),
         (["cat", "./s", "--last="], "whole number"),

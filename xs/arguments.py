@@ -96,9 +96,9 @@ class Arguments:
         self.is_program = False  # whether the process is the command's own, to end as it likes
 
     def get(self, name: str) -> str | None:
-        """The value of an option, the last one if it was repeated."""
+        """The value of an option that is given once."""
         values = self.options.get(name)
-        return values[-1] if values else None
+        return values[0] if values else None
 
     def has(self, name: str) -> bool:
         return name in self.options
@@ -234,6 +234,9 @@ def _set(options: dict[str, list[str]], option: Option, flag: str, value: list[s
         raise errors.Usage(f"{flag} takes a value: {flag} {option.value}")
     if option.is_number and not (value[0].isascii() and value[0].isdigit()):
         raise errors.Usage(f"{flag} takes a whole number, not {value[0]!r}")
+    if option.name in options and not option.is_repeated:
+        hint = ": several go with commas between" if option.value == "PATTERN" else ""
+        raise errors.Usage(f"--{option.name} is given twice{hint}")
     options.setdefault(option.name, []).extend(value)
 
 
