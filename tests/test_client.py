@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from conftest import start_server
 
 import xs
 from xs import errors, request
@@ -441,6 +442,17 @@ def test_a_port_where_nobody_listens_is_unavailable():
         port = sock.getsockname()[1]
     with pytest.raises(errors.Unavailable, match="can't connect"):
         HttpTransport(("tcp", "localhost", port)).request("GET", "/")
+
+
+def test_where_no_tls_is_spoken_that_is_said(server):
+    exposed = start_server(server.directory + "2", "--expose", ":0")
+    try:
+        with xs.open(exposed.directory) as store:
+            address = store.last("xs.start").meta["expose"][0]
+        with pytest.raises(errors.Unavailable, match="speaks no TLS: use http:// in place of http"):
+            xs.open(f"https://{address}")
+    finally:
+        exposed.stop()
 
 
 def test_https_is_spoken_and_the_certificate_is_checked(scripted, tmp_path, monkeypatch):

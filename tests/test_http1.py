@@ -196,6 +196,11 @@ def test_the_target_limit_is_never_above_the_limit_of_the_head():
     assert status_of(b"GET /" + b"a" * 200 + b" HTTP/1.1\r\nHost: a\r\n\r\n", limit=100) == 414
 
 
+def test_lines_that_end_with_a_bare_lf_are_told_how_lines_end():
+    with pytest.raises(http1.Refusal, match="lines end with CR LF"):
+        http1.read_request_head(bytearray(b"GET / HTTP/1.1\nHost: a\n\n"))
+
+
 def test_bytes_that_cannot_begin_a_request_are_refused_at_once():
     for byte in range(256):
         data = bytes([byte])

@@ -600,6 +600,14 @@ def test_where_no_server_is_it_is_said_how_to_start_one(tmp_path: Path, store_di
             assert told["at"] in (".cat", "t", "0" * 25)
 
 
+def test_where_no_tls_is_spoken_that_is_said(place: Place) -> None:
+    for code in (".cat", '"x" | .append t'):
+        told = error(code, f"https://localhost:{place.port}")
+        assert told["said"].startswith(f"no TLS answers at https://localhost:{place.port}, or ")
+        assert told["said"].endswith("is called by http:// in place of https://")
+        assert told["at"] in (".cat", "t")
+
+
 def test_a_wrong_token_is_refused_in_the_servers_words(place: Place) -> None:
     words = {f":{place.port}": "this address needs a token"}
     words[f"wrong@:{place.port}"] = "this token is not known here"

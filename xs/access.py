@@ -72,8 +72,9 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
         )
     if found is None:
         raise Unauthorized(
-            "this address needs a token: send Authorization: Bearer TOKEN "
-            "(the owner's is in the store's file token, `xs token add` makes others)"
+            "this address needs a token: the owner's is in the store's file token, `xs token add` "
+            "makes others (for xs: XS_TOKEN=$(cat DIR/token), or TOKEN@HOST:PORT; "
+            "for HTTP: Authorization: Bearer TOKEN)"
         )
     return found
 

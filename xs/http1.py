@@ -219,7 +219,10 @@ def _request_line(buffer: bytearray, limit: int) -> bytes | None:
         line = line[:-1]  # its LF may be still to come
     if line:
         _check_method(line.partition(b" ")[0])
-    if line.translate(None, VCHAR).strip(b" "):  # RFC 9112 §2.2: a bare CR or LF, too
+    wrong = line.translate(None, VCHAR + b" ")  # RFC 9112 §2.2: a bare CR or LF, too
+    if wrong[:1] == b"\n":
+        raise Refusal(400, "The request line ends with a bare LF: lines end with CR LF.")
+    if wrong:
         raise Refusal(400, "The request line has a byte that is not visible ASCII or a space.")
     if end < 0 and len(buffer) >= limit + 2:
         raise Refusal(414, f"The request line has more than {limit} bytes.")

@@ -518,6 +518,10 @@ def _tcp(host: str, port: int, timeout: float | None) -> _socket.socket:
     raise first or OSError(None, f"{host} has no address")
 
 
+# What OpenSSL calls an answer that isn't TLS, by its versions.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+
+
 def _tls(sock: _socket.socket, host: str, timeout: float | None) -> ssl.SSLSocket:
     import socket
     import ssl
@@ -526,6 +530,9 @@ def _tls(sock: _socket.socket, host: str, timeout: float | None) -> ssl.SSLSocke
     plain.settimeout(timeout)
     try:
         return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
-    except BaseException:
+    except BaseException as error:
         plain.close()
+        if getattr(error, "reason", None) in _NO_TLS:
+            hint = "what answers there speaks no TLS: use http:// in place of https://"
+            raise OSError(None, hint) from None
         raise

@@ -503,6 +503,12 @@ def transmit [method: string, door: record, target: string, fields: any] {
 # What was wrong, if there is no answer.
 def unreachable [door: record, at: record] {
   try { transmit get $door /version {} | ignore } catch {|error|
+    if $door.url =~ '^https:' and $error.rendered =~ 'io::invalid_data' {
+      fail (
+        $"no TLS answers at ($door.addr), or with a certificate that isn't known here: what speaks "
+        + "none is called by http:// in place of https://"
+      ) "no TLS there" ($at | values | first)
+    }
     if $error.rendered !~ 'not_found|connection_refused|dns::' { return $error.raw }
     fail (
       $"no server answers at ($door.addr): start one with `xs serve DIR` \(TCP: --expose\), or use "
