@@ -219,6 +219,7 @@ def test_a_tcp_address_asks_for_the_owner_s_token(exposed: Exposed) -> None:
         assert answer.status == 401
         assert answer.fields["www-authenticate"] == 'Bearer realm="xs"'
         assert b"Authorization: Bearer TOKEN" in answer.body
+        assert b"XS_TOKEN=$(cat DIR/token), or TOKEN@HOST:PORT" in answer.body
         assert exposed.token.encode() not in answer.body
         # The connection goes on: the client may know the token after all.
         assert wire.ask("GET", "/version", authorization=f"Bearer {exposed.token}").status == 200
@@ -754,6 +755,10 @@ def test_tokens_that_can_not_be_read_for_a_moment_are_good_again_after_it(tmp_pa
         (["list", "STORE", "reader"], 2, "a store's directory alone"),
         (["rename", "STORE", "x"], 2, "add, list or remove"),
         (["list", "STORE/nowhere"], 1, "no store at"),
+        (["STORE", "list"], 2, "token takes add, list or remove, not '"),
+        (["STORE/nowhere", "add", "x"], 2, "token takes add, list or remove, not '"),
+        (["add", "STORE/nowhere"], 2, "NAME is missing"),
+        (["list", "STORE/nowhere", "x"], 2, "a store's directory alone"),
     ],
 )
 def test_what_is_wrong_with_a_token_is_said_in_a_line(

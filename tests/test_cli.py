@@ -101,6 +101,9 @@ def test_a_value_may_begin_with_a_dash_and_after_two_dashes_all_is_positional():
         (["cat"], "ADDR is missing"),
         (["get", "./s"], "ID is missing"),
         (["serve"], "DIR is missing"),
+        (["store"], "ACTION is missing: xs store ACTION [ADDR] PATH"),
+        (["store", "add"], "PATH is missing: xs store ACTION [ADDR] PATH"),
+        (["append", "./s", "t", "hi"], "input, as in echo hello | xs append ./store notes"),
         (["export", "./s"], "OUT is missing"),
         (["catt"], "did you mean cat?"),
         (["CAT"], "did you mean cat?"),
@@ -855,6 +858,28 @@ def test_content_alone_can_not_be_empty(store, run_xs):
     done = run_xs(["cas-post", store])
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr == b"xs: no content came on standard input: xs cas-post ADDR < FILE\n"
+
+
+def test_a_stream_without_its_contents_is_refused_with_how_they_come_along(
+    store, xs, run_xs, tmp_path
+):
+    frame = xs("append", store, "t", stdin=b"content")
+    done = run_xs(["import", str(tmp_path / "copy")], stdin=frame)
+    assert (
+        done.returncode == 1
+        and b"is not here: give it in the line, as xs cat --with-content" in (done.stderr)
+    )
+
+
+def test_a_store_is_no_exported_folder_and_it_is_told_how_it_is_imported(
+    store_dir, xs, run_xs, tmp_path
+):
+    xs("append", store_dir, "t", stdin=b"content")
+    done = run_xs(["import", (copy := str(tmp_path / "copy")), store_dir])
+    assert (done.returncode, done.stdout) == (1, b"")
+    way = f"xs cat {store_dir} --with-content | xs import {copy}"
+    assert done.stderr.decode() == f"xs: not an exported folder: it is a store: {way}\n"
+    assert not os.path.exists(copy)
 
 
 def a_full_store(store, xs):

@@ -167,9 +167,10 @@ ARCHITECTURE = {
     "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "
                    "store batch salvage wal address",
     "storing":     "errors address request transport stdio arguments",
+    "issuing":     "errors address stdio tokens arguments",
     "autoload":    "errors | nu",
-    "commands":    "errors address request stdio arguments | query serving tokens version idfields "
-                   "ndjson transfer backup repair storing autoload completion",
+    "commands":    "errors request stdio arguments | query serving issuing version "
+                   "idfields ndjson transfer backup repair storing autoload completion",
     "cli":         "errors address stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",

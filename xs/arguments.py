@@ -118,10 +118,13 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     names = list(command.positionals)
     if names and names[0] in ("ADDR", "[ADDR]"):
         addr, words = _address(command, names.pop(0), words)
-    required = sum(not name.startswith("[") for name in names)
-    if len(words) < required:
-        raise errors.Usage(f"{names[len(words)]} is missing: {command.usage}")
-    check_count(words, len(names), command.usage)
+    required = [name for name in names if not name.startswith("[")]
+    if len(words) < len(required):
+        raise errors.Usage(f"{required[len(words)]} is missing: {command.usage}")
+    hint = command.usage
+    if command.name == "append":
+        hint = f"content comes on standard input, as in {command.examples[0]}"
+    check_count(words, len(names), hint)
     return Arguments(addr, words, options)
 
 

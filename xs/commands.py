@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 
-from xs import address, errors, stdio
-from xs.arguments import Command, Option, plain_directory, plain_path
+from xs import errors, stdio
+from xs.arguments import Command, Option, plain_path
 from xs.request import append_request, ask, path_of, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
 
@@ -100,7 +100,7 @@ _SERVE = [
            is_number=True),
     Option("--http-max", "how many may wait at once (1024)", "N", is_number=True),
     Option("--http-body", "the largest body of one (1073741824)", "BYTES", is_number=True),
-    Option("--http-ttl", "how long they are kept: forever, ephemeral, time:<ms>, last:<n>",
+    Option("--http-ttl", "how long they are kept: forever, ephemeral, time:<ms> or <ms>, last:<n>",
            "TTL"),
     Option("--tls-cert", "a certificate, with which --http speaks TLS", "FILE"),
     Option("--tls-key", "its key, if it is in another file", "FILE"),
@@ -158,13 +158,15 @@ def _service(arguments: Arguments) -> int:
 @command(
     "append",
     "ADDR [TOPIC]",
-    "append an event, with standard input as its content, and print its frame",
+    "append an event, with standard input (if it is no terminal) as content, and print its frame",
     options=[
         Option("--meta", "meta data, any JSON value", "JSON"),
-        Option("--ttl", "how long it is kept: forever, ephemeral, time:<ms>, last:<n>", "TTL"),
+        Option(
+            "--ttl", "how long it is kept: forever, ephemeral, time:<ms> or <ms>, last:<n>", "TTL"
+        ),
         Option("--if-last", "only if the topic's newest frame is this one (or none)", "ID"),
         Option("--key", "the same key again on the topic appends nothing new", "KEY"),
-        Option("--lines", "each line of standard input is an event"),
+        Option("--lines", "each line of standard input is an event, also at a terminal"),
         Option("--json", "each line is an event as JSON, with its own topic, meta, content, …"),
         Option("--chunked", "one event that can be read while its content is still arriving"),
     ],
@@ -476,36 +478,9 @@ def _ps(arguments: Arguments) -> None:
     ],
 )  # fmt: skip
 def _token(arguments: Arguments) -> None:
-    from xs import tokens
+    from xs import issuing
 
-    action, folder, *rest = arguments.rest
-    try:
-        os.stat(os.path.join(plain_directory(folder), "xs.db"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise address.no_store(folder) from None
-    if action == "list":
-        if rest or arguments.options:
-            raise errors.Usage("token list takes a store's directory alone")
-        for each in tokens.listed(folder):
-            stdio.write(each.line)
-        return
-    if action not in ("add", "remove"):
-        raise errors.Usage(f"token takes add, list or remove, not {action!r}")
-    if not rest:
-        raise errors.Usage(f"NAME is missing: xs token {action} DIR NAME")
-    if action == "remove":
-        if arguments.options:
-            raise errors.Usage("token remove takes no options")
-        tokens.remove(folder, rest[0])
-        return
-    token = tokens.add(
-        folder,
-        rest[0],
-        admin=arguments.has("admin"),
-        read=arguments.has("read"),
-        append=",".join(arguments.options.get("append", [])) or None,
-    )
-    stdio.write(f"{token}\n".encode())
+    issuing.run(arguments)
 
 
 # Many stores in one process
@@ -523,8 +498,8 @@ def _stores(arguments: Arguments) -> None:
 
 @command(
     "store",
-    "add|remove [ADDR] PATH",
-    "have a server serve another store too, which is made if there is none; or end that",
+    "ACTION [ADDR] PATH",
+    "add: have a server serve another store too, which is made if there is none; remove: end that",
     options=[
         Option("--name", "what it is called there (default: the last part of PATH)", "NAME"),
         Option("--http", "an address where its own gateway answers the web", "ADDR"),

@@ -328,7 +328,7 @@ def parse_ttl(value: object) -> str:
             return f"{kind}:{amount}"
     raise Invalid(
         f"not a ttl: {str(value)[:64]!r}: use forever, ephemeral, "
-        "time:<milliseconds> or last:<number of frames>"
+        "time:<milliseconds> (or the number alone), or last:<number of frames>"
     )
 
 

@@ -158,7 +158,7 @@ def _content_of(commit: Commit, new: Imported) -> tuple[bytes | None, bytes | No
     data = commit.writer.inline_content(digest, commit.now)
     if data is None and not commit.store.cas.has(digest):
         raise Invalid(
-            f"the content {new.hash} of {ids.text(new.id)} is not here: "
-            "put it with POST /cas first, or give it in the line"
+            f"the content {new.hash} of {ids.text(new.id)} is not here: give it in the line, as "
+            "xs cat --with-content does, or put it there before (xs cas-post, POST /cas)"
         )
     return digest, data

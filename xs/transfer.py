@@ -42,7 +42,13 @@ def import_folder(arguments: Arguments, folder: str) -> None:
     try:
         frames = _open_regular(path)
         if frames is None:
-            raise errors.NotFound(f"not an exported folder: {folder} has no frames.jsonl")
+            is_store = os.path.exists(os.path.join(folder, "xs.db"))
+            hint = (
+                f"it is a store: xs cat {folder} --with-content | xs import {arguments.addr}"
+                if is_store
+                else f"{folder} has no frames.jsonl"
+            )
+            raise errors.NotFound(f"not an exported folder: {hint}")
         with open(frames, "rb") as file, Progress("frames") as progress:
             if cas is not None:
                 _post_contents(arguments, file, cas)
