@@ -891,7 +891,8 @@ BAD_LINES = {
     b'{"topic":"t","key":1}': "the key is not a string",
     b'{"topic":"t","key":"\\udfff"}': "the key is not a string",
     b'{"topic":"\xff"}': "the line is not UTF-8",
-    b"\xef\xbb\xbf{}": "the line is not JSON",
+    b"\xef\xbb\xbf{}": "the line is not JSON: it begins with a byte order mark (BOM)",
+    b'{"topic":"t","content":5}': "content is not a string: quote it, or put it into meta",
     b"   ": "the line is not JSON",
 }
 

@@ -988,6 +988,23 @@ def test_a_folder_without_frames_is_no_export(run_xs, tmp_path, xs):
     assert not (tmp_path / "copy").exists()
 
 
+def test_check_says_at_a_terminal_what_it_is_at_until_it_has_something_to_say(server):
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "xs", "check", server.directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(),
+        timeout=DEADLINE,
+    )
+    shown = os.read(ours, 1000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0 and done.stdout.startswith(b'{"checked":')
+    assert shown == f"checking {server.directory} …\r\x1b[K"
+
+
 def test_check_finds_nothing_in_a_good_store_and_ends_with_1_for_a_bad_one(store, xs, run_xs):
     xs("append", store, "t", stdin=os.urandom(100_000))
     assert json.loads(xs("check", store).splitlines()[-1])["problems"] == 0

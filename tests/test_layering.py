@@ -170,7 +170,7 @@ ARCHITECTURE = {
     "issuing":     "errors address stdio tokens arguments",
     "autoload":    "errors | nu",
     "commands":    "errors request stdio arguments | query serving issuing version "
-                   "idfields ndjson transfer backup repair storing autoload completion",
+                   "idfields ndjson transfer backup repair storing autoload completion terminal",
     "cli":         "errors address stdio arguments commands | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
@@ -201,8 +201,8 @@ STANDARD_LIBRARY = frozenset(
     __future__ _collections _functools _json _sha2 _sha256 _signal _socket _sqlite3 _thread
     _weakref binascii bisect codecs collections contextlib datetime decimal difflib errno
     faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os
-    plistlib pwd re resource secrets select selectors shutil signal socket socketserver sqlite3 ssl
-    stat struct subprocess sys tempfile threading time traceback types typing zlib
+    plistlib pwd re resource secrets select selectors shlex shutil signal socket socketserver
+    sqlite3 ssl stat struct subprocess sys tempfile threading time traceback types typing zlib
     """.split()  # noqa: SIM905
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import plistlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,14 @@ def test_launchctl_is_told_to_start_and_to_start_anew(home: Home) -> None:
     assert not path.exists()
 
 
+def test_what_is_to_be_run_for_launchd_can_be_pasted(tmp_path: Path) -> None:
+    home = Home(tmp_path / "a home's")
+    said, _ = home.xs("install", "notes", "--kind", "launchd")
+    command = said.splitlines()[2]
+    path = f"{home.agents}/xs.notes.plist"
+    assert shlex.split(command) == ["launchctl", "bootstrap", f"gui/{os.getuid()}", path]
+
+
 # Installing, and what is left alone
 
 
@@ -315,6 +324,21 @@ def test_a_start_that_fails_is_said_so(home: Home) -> None:
     (home.programs / "systemctl").unlink()
     _, err = home.xs("install", "notes", "--now", status=1)
     assert err.startswith("xs: can't run systemctl: No such file")
+
+
+def test_for_a_file_no_service_is_installed(home: Home) -> None:
+    (home.folder / "notes").write_text("mine")
+    for kind in ("systemd", "launchd"):
+        out, err = home.xs("install", "notes", "--kind", kind, status=1)
+        assert out == "" and "notes: it is a file, and a store is a directory" in err
+    assert not home.units.exists()
+
+
+def test_a_folder_that_can_not_be_made_is_told_with_the_files_path(home: Home) -> None:
+    home.units.parent.mkdir(parents=True, exist_ok=True)
+    home.units.write_text("no folder")
+    _, err = home.xs("install", "notes", status=1)
+    assert err == f"xs: can't write {home.units}/xs-notes.service: File exists\n"
 
 
 def test_what_somebody_else_has_written_is_left_as_it_is(home: Home) -> None:

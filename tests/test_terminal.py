@@ -107,6 +107,28 @@ def test_progress_is_one_line_on_a_terminal_that_goes_away():
     assert b"1,234 lines" in shown and b"\n" not in shown and shown.endswith(b"\r\x1b[K")
 
 
+def test_one_is_one_line_and_who_types_the_lines_has_them_to_himself(capfd):
+    ours, theirs = pty.openpty()
+    kept = os.dup(2)
+    os.dup2(theirs, 2)
+    try:
+        for source in (theirs, -1):
+            with terminal.Progress("lines", source=source) as progress:
+                progress._next = 0
+                progress.add(1)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        shown = os.read(ours, 1000)
+        os.close(ours)
+        os.close(theirs)
+    assert shown.startswith(b"\r\x1b[K1 line, ") and shown.count(b"line") == 1
+
+
+def test_bytes_of_a_name_that_is_no_utf8_are_shown_as_bytes():
+    assert terminal.harmless_name(os.fsdecode(b"n\xff")) == "n\\xff"
+
+
 def test_progress_is_not_written_to_a_pipe():
     reading, writing = os.pipe()
     try:

@@ -129,6 +129,38 @@ def test_an_address_that_xs_does_not_speak_is_no_directory(addr: str, run_xs: Ru
     assert not os.path.exists(addr.partition(":")[0] + ":")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_host_without_its_port_is_told_what_it_lacks(run_xs: RunXs, host: str) -> None:
+    done = run_xs(["last", host])
+    assert (done.returncode, done.stdout) == (1, b"")
+    hint = f"a server of that host is called by its port, too: {host}:PORT"
+    assert done.stderr.decode() == f"xs: no store at: {host}; {hint}\n"
+
+
+@pytest.mark.parametrize("wrong", ["foo", "http://", "a/b", "x@:80", "s.sock:/"])
+def test_what_can_not_be_exposed_is_named_once(run_xs: RunXs, store_dir: str, wrong: str) -> None:
+    done = run_xs(["serve", store_dir, "--expose", wrong])
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == (
+        f"xs: can't expose {wrong!r}: use HOST:PORT, or :PORT for this machine alone, with a port "
+        "from 0 to 65535 ([ADDRESS]:PORT for IPv6)\n"
+    )
+    assert not os.path.exists(store_dir)
+
+
+def test_a_path_is_told_in_one_line_and_by_its_bytes(tmp_path: Path, run_xs: RunXs) -> None:
+    done = run_xs(["last", f"{tmp_path}/" + os.fsdecode(b"n\xff")])
+    assert done.returncode == 1 and f"no store at: {tmp_path}/n\\xff; ".encode() in done.stderr
+    folder = f"{tmp_path}/a\nb"
+    server = start_server(folder)
+    try:
+        assert server.process.stdout is not None
+        said = server.process.stdout.readline().decode()
+    finally:
+        server.stop()
+    assert said == f"serving {tmp_path}/a\\nb at {tmp_path}/a\\nb/sock\n"
+
+
 @pytest.mark.parametrize(
     "words",
     [["serve"], ["service", "install"], ["token", "list"], ["store", "add"], ["store", "remove"]],

@@ -132,7 +132,7 @@ def parse_host(addr: str) -> tuple[Address, str | None]:
         port = str(_PORTS[scheme])
     if wrong or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
         raise errors.Invalid(
-            f"not an address: {host_port!r}: use HOST:PORT, with a port from 1 to 65535 "
+            f"not an address: {host_port!r}: use HOST:PORT or :PORT, with a port from 1 to 65535 "
             "([ADDRESS]:PORT for IPv6), or a path with a /"
         )
     if any(c.isspace() or not c.isprintable() for c in rest):
@@ -278,9 +278,10 @@ def _open_files(directory: str, *, create: bool) -> Transport:
 def no_store(addr: str, place: str | None = None) -> errors.NoStore:
     """The error for an address where no store is; `place` is where one can be made."""
     place = place or addr
-    return _dead_end(addr) or errors.NoStore(
-        f"no store at: {addr}; make one with `xs serve {place}` or `xs append {place} TOPIC`"
-    )
+    hint = f"make one with `xs serve {place}` or `xs append {place} TOPIC`"
+    if addr == "localhost" or (addr.count(".") == 3 and addr.replace(".", "").isdigit()):
+        hint = f"a server of that host is called by its port, too: {addr}:PORT"
+    return _dead_end(addr) or errors.NoStore(f"no store at: {addr}; {hint}")
 
 
 def _dead_end(addr: str) -> errors.NoStore | None:

@@ -406,7 +406,10 @@ def _members(text: bytes, allowed: frozenset[str]) -> tuple[dict[str, Any], str]
     except UnicodeDecodeError:
         raise Invalid("the line is not UTF-8") from None
     except (ValueError, RecursionError, StopIteration) as error:
-        raise Invalid(f"the line is not JSON: {str(error).split(': line', 1)[0][:120]}") from None
+        detail = str(error).split(": line", 1)[0][:120]
+        if line.startswith("\ufeff"):
+            detail = "it begins with a byte order mark (BOM): leave that out"
+        raise Invalid(f"the line is not JSON: {detail}") from None
     if type(value) is not dict:
         raise Invalid("the line is not a JSON object")
     if not allowed.issuperset(value):
@@ -436,7 +439,9 @@ def _content(store: Store, value: dict[str, Any]) -> Content | None:
         raise Invalid("both content and content_base64 are given: give one")
     if text is not None:
         if not isinstance(text, str):
-            raise Invalid("content is not a string: bytes go into content_base64")
+            raise Invalid(
+                "content is not a string: quote it, or put it into meta (bytes: content_base64)"
+            )
         try:
             data = text.encode()
         except UnicodeEncodeError:

@@ -122,9 +122,9 @@ def _complain(sentence: str, *, in_one_line: bool = True) -> None:
     """
     line = " ".join(sentence.split()) if in_one_line else sentence.rstrip()
     if not line.isprintable():
-        from xs.terminal import harmless
+        from xs.terminal import harmless_name
 
-        line = harmless(line)
+        line = harmless_name(line)
     try:
         os.write(2, f"xs: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:

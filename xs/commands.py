@@ -433,9 +433,7 @@ def _run_script(arguments: Arguments, target: str, files: list[str]) -> None:
     except errors.Invalid as error:
         raise errors.Failed(str(error)) from None  # to be shown as Nushell has laid it out
     except errors.BrokenBody:
-        raise errors.Failed(
-            "the script failed on its way: the server's log has its words"
-        ) from None
+        raise errors.Failed("the script failed on its way: the server's log says how") from None
     finally:
         transport.close()
 
@@ -578,14 +576,18 @@ def _check(arguments: Arguments) -> None:
 
         show(repair.run(arguments.addr))
         return
+    from xs.terminal import Notice
+
     last = b""
 
     def report(response: Response) -> Iterator[bytes]:
         nonlocal last
         for last in split_lines(response):
+            notice.end()
             yield last + b"\n"
 
-    _show(arguments, "/check", method="POST", by=lambda response: show(report(response)))
+    with Notice(f"checking {arguments.addr} …") as notice:
+        _show(arguments, "/check", method="POST", by=lambda response: show(report(response)))
     import json
 
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def append(arguments: Arguments, topic: str | None) -> None:
     """Each line of standard input is an event. Prints the summary; raises for refused lines."""
     _check(arguments, topic)
-    with Progress("lines") as progress:
+    with Progress("lines", source=0) as progress:
         body: Iterable[bytes] = _counted(stdio.blocks_of(), progress)
         if arguments.has("lines"):
             frame = event_frame(topic or "", arguments.get("meta"), arguments.get("ttl"))
@@ -55,7 +55,7 @@ def import_frames(arguments: Arguments, source: str) -> None:
     """Each line of a file is a frame, stored as it is; `-` is standard input."""
     descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY)
     try:
-        with Progress("frames") as progress:
+        with Progress("frames", source=descriptor) as progress:
             body = _counted(stdio.blocks_of(descriptor), progress)
             send(arguments, "/import", body, progress)
     finally:

@@ -187,7 +187,8 @@ def _announce(text: str) -> None:
     """Says in a log of its own, and then on standard output, what is served from now on."""
     _note(text)
     try:
-        os.write(1, f"{text}\n".encode("utf-8", "surrogateescape"))
+        line = text.replace("\n", "\\n")  # of a path: who waits for the line has it whole
+        os.write(1, f"{line}\n".encode("utf-8", "surrogateescape"))
     except OSError:
         pass  # whoever started it has gone meanwhile, and may not be who uses it
 
@@ -210,10 +211,13 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
     any_port = address.endswith(":0")
     try:
         place, token = parse_host(address[:-1] + "1" if any_port else address)
-    except Invalid as error:
-        raise Usage(f"can't expose {address!r}: {error}") from None
+    except Invalid:
+        place, token = ("unix", address), None  # what else there is of addresses is of no use here
     if place[0] != "tcp" or len(place) != 3 or token is not None:
-        raise Usage(f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone")
+        raise Usage(
+            f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone, "
+            "with a port from 0 to 65535 ([ADDRESS]:PORT for IPv6)"
+        )
     _, host, port = place
     port = 0 if any_port else port
     _check_is_private(address, host, port, insecure=insecure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def install(
         said.append(f"started {plan.name}: {manager.state(plan.name) or 'see its log'}")
     else:
         said.append("to start it, now and at each login:")
-        said += [f"    {' '.join(command)}" for command in commands]
+        said += [f"    {shlex.join(command)}" for command in commands]
     return [*said, manager.hint] if manager.hint else said
 
 
@@ -438,7 +439,7 @@ def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -446,16 +447,19 @@ def _write(path: str, data: bytes) -> None:
     """Puts a file there, whole or not at all."""
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    number, temporary = tempfile.mkstemp(dir=folder, prefix=".xs-")
     try:
-        with os.fdopen(number, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.makedirs(folder, exist_ok=True)
+        number, temporary = tempfile.mkstemp(dir=folder, prefix=".xs-")
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), 0o644)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise errors.XsError(f"can't write {path}: {error.strerror}") from None
 
 
 def _encoded(text: str) -> bytes:

@@ -48,6 +48,8 @@ def run_service(arguments: Arguments, options_of_serve: Sequence[Option]) -> int
     manager = service.manager_of(arguments.get("kind"))
     name = arguments.get("name")
     if action == "install":
+        if os.path.lexists(store) and not os.path.isdir(store):
+            raise address.no_store(store)
         options, grace = _checked(arguments, options_of_serve), _grace(arguments)
         if arguments.has("print"):
             stdio.write(service.printed(manager, store, name, options, grace))

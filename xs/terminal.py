@@ -60,6 +60,11 @@ def harmless(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def harmless_name(text: str) -> str:
+    r"""The same for text that is no JSON: a byte of a name that isn't UTF-8 is `\xff`."""
+    return harmless(text).translate({0xDC00 + n: f"\\x{n:02x}" for n in range(0x80, 0x100)})
+
+
 def coloured(line: str) -> str:
     """A line of JSON with its keys coloured; any other text is left as it is."""
     return _STRING.sub(_colour_key, line) if line.startswith(("{", "[")) else line
@@ -96,18 +101,19 @@ def shown(blocks: Iterable[bytes], *, colour: bool = False) -> Iterator[bytes]:
 class Progress:
     """One line on standard error that says how far a command is, and goes away at its end.
 
-    Writes nothing unless standard error is a terminal.
+    Writes nothing unless standard error is a terminal, and nothing where what is counted comes
+    from one, by the descriptor `source`: somebody types there.
     """
 
     __slots__ = ("_begun", "_count", "_next", "_noun", "_shown", "_visible")
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, source: int = -1) -> None:
         self._noun = noun
         self._count = 0
         self._begun = time.monotonic()
         self._next = self._begun + _PROGRESS_EVERY
         self._shown = False
-        self._visible = is_terminal(2)
+        self._visible = is_terminal(2) and not is_terminal(source)
 
     def add(self, count: int) -> None:
         """So many more are done."""
@@ -119,7 +125,8 @@ class Progress:
             self._next = now + _PROGRESS_EVERY
             self._shown = True
             rate = self._count / (now - self._begun)
-            _say(f"{_CLEAR_LINE}{self._count:,} {self._noun}, {rate:,.0f}/s")
+            noun = self._noun if self._count != 1 else self._noun[:-1]
+            _say(f"{_CLEAR_LINE}{self._count:,} {noun}, {rate:,.0f}/s")
 
     def end(self) -> None:
         """Takes the line away."""
@@ -128,6 +135,32 @@ class Progress:
             _say(_CLEAR_LINE)
 
     def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+class Notice:
+    """One line on standard error that says what a command is at, until there is more to be said.
+
+    Writes nothing unless standard error is a terminal.
+    """
+
+    __slots__ = ("_shown",)
+
+    def __init__(self, text: str) -> None:
+        self._shown = is_terminal(2)
+        if self._shown:
+            _say(harmless(text))
+
+    def end(self) -> None:
+        """Takes the line away."""
+        if self._shown:
+            self._shown = False
+            _say(_CLEAR_LINE)
+
+    def __enter__(self) -> Notice:
         return self
 
     def __exit__(self, *_: object) -> None:
