@@ -223,6 +223,14 @@ def test_the_delay_of_a_value_is_short(service: Service) -> None:
     assert sorted(delays)[len(delays) // 2] < 100, delays  # ms
 
 
+def test_a_slip_in_the_meta_of_a_spawn_is_named_in_the_log(service: Service) -> None:
+    service.append("g.spawn", "[1]", duplx=True, source="mine")
+    service.wait("g.stop")
+    assert [line for line in service.said if "meta" in line] == [
+        'g: its meta has "duplx": did you mean duplex?'
+    ]
+
+
 def test_what_a_script_prints_goes_to_the_log_with_its_name(service: Service) -> None:
     service.append("g.spawn", 'print "noise"; print --stderr "complaint"; [1]')
     service.wait("g.stop")

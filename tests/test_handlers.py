@@ -1045,6 +1045,17 @@ def test_what_a_closure_prints_does_no_harm_and_goes_to_the_log(stream: Stream) 
         assert any(line.startswith("talks: ") and said in line for line in stream.logged), said
 
 
+def test_a_slip_in_the_meta_of_a_registration_is_named_in_the_log(stream: Stream) -> None:
+    meta = {"topci": "in", "note": "topical", "Pulse": 50, "content": True, "contents": 1}
+    stream.add("slips.register", "{|frame| null}", meta)
+    stream.wait_for("slips.registered", 1)
+    said = [line for line in stream.logged if line.startswith("slips: ")]
+    assert said == [
+        'slips: its meta has "topci": did you mean topic?',
+        'slips: its meta has "Pulse": did you mean pulse?',
+    ]
+
+
 def test_external_commands_do_not_eat_what_the_handler_is_to_be_given(stream: Stream) -> None:
     closure = "{|frame| ^cat; let more = (^sh -c 'cat; echo end'); [$frame.meta.n $more] }"
     stream.register("hungry", closure, topic="in")

@@ -112,6 +112,7 @@ class Generator(Runner):
     """The generator of one name."""
 
     kind = "generator"
+    meta_keys = ("topic", "duplex")
 
     def __init__(self, context: Context, name: str) -> None:
         super().__init__(context, name)

@@ -117,6 +117,7 @@ class Handler(Runner):
     """The handler of one topic."""
 
     kind = "handler"
+    meta_keys = ("stateful", "content", "topic", "initial_state", "run-from", "pulse", "timeout")
 
     def __init__(self, context: Context, name: str) -> None:
         super().__init__(context, name)

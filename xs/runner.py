@@ -35,6 +35,8 @@ RESTART_SECONDS = 1.0  # before a script is started again, doubled while it keep
 RESTART_SECONDS_MAX = 60.0  # … up to this
 SELECT_SECONDS_MAX = 3600.0  # in one wait: epoll counts milliseconds in 32 bits
 WELL_SECONDS = 10.0  # a process that ran so long has run well
+_KEYS_LOOKED_AT = 100  # of a script's meta that means nothing here
+_ALIKE = 0.8  # so much two keys have in common if one is a slip of the other (1 is all)
 _START = b"start"  # what a Nushell script's process says first, behind the mark
 
 
@@ -74,6 +76,7 @@ class Runner:
     """Keeps the script of one name. `kind` and what it does are the subclass's."""
 
     kind = ""
+    meta_keys: tuple[str, ...] = ()  # what the meta of the frame that brings a script can say
 
     def __init__(self, context: Context, name: str) -> None:
         self.context = context
@@ -226,7 +229,20 @@ class Runner:
         text = b"".join(blocks)
         if not text.strip():
             raise Invalid("the frame has no content: it is to be the script")
-        return frame.Frame.from_json(line), text
+        found = frame.Frame.from_json(line)
+        self._warn_of_slips(found.meta)
+        return found, text
+
+    def _warn_of_slips(self, meta: Any) -> None:
+        """Logs keys that look like one that counts: meta may have others, and those say nothing."""
+        others = [key for key in meta if key not in self.meta_keys] if type(meta) is dict else []
+        if others:
+            import difflib  # here: it brings `re`, and most have no need of it
+
+            for key in others[:_KEYS_LOOKED_AT]:
+                near = difflib.get_close_matches(key.lower(), self.meta_keys, 1, _ALIKE)
+                if near and near[0] not in meta:
+                    self.log(f"its meta has {short(key)}: did you mean {near[0]}?", WARNING)
 
     def is_stored(self, source: int) -> bool:
         """Whether that frame can be found again after a restart."""
