@@ -20,7 +20,7 @@ ADDR is a store's directory, the path of its socket, HOST:PORT, :PORT (this mach
 http://HOST:PORT or https://HOST:PORT. A directory works with and without a server.
 
 environment:
-  XS_ADDR    the ADDR when the first argument is none (no / or : in it, no . or ..)
+  XS_ADDR    the store to use when no ADDR is given; a first word without / or : is then not an ADDR
   XS_TOKEN   the token for TCP addresses, also given as TOKEN@HOST:PORT
   XS_COLOR   always or never; NO_COLOR is honoured too
 
