@@ -21,6 +21,7 @@ import pytest
 from conftest import DEADLINE, ROOT, environment
 
 from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, transfer
+from xs import open as open_store
 from xs.request import split_lines
 
 FRAME = b'{"topic":"t","id":"03gw3h0000000000000000000","hash":null,"meta":null,"ttl":"forever"}'
@@ -986,6 +987,42 @@ def test_a_folder_without_frames_is_no_export(run_xs, tmp_path, xs):
     done = run_xs(["import", str(tmp_path / "copy"), str(folder)])
     assert done.returncode == 1 and b"no frames.jsonl" in done.stderr
     assert not (tmp_path / "copy").exists()
+
+
+def test_no_counter_is_drawn_into_the_lines_that_one_types(store_dir):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xs", "append", store_dir, "t", "--lines"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(),
+    )
+    os.close(theirs)
+    with open_store(store_dir) as client:
+        begun, count = 0.0, 0
+        while not begun or time.monotonic() - begun < 0.3:  # a counter comes after 0.1 s
+            os.write(ours, b"typed\n")
+            count += 1
+            deadline = time.monotonic() + DEADLINE
+            while not is_last(client, count):
+                assert time.monotonic() < deadline
+                threading.Event().wait(0.005)
+            begun = begun or time.monotonic()
+    os.write(ours, b"\x04")
+    said = process.communicate(timeout=DEADLINE)[0]
+    shown = os.read(ours, 65536)
+    os.close(ours)
+    assert process.returncode == 0 and json.loads(said)["appended"] == count
+    assert shown.count(b"typed") == count and b"\x1b[K" not in shown, shown
+
+
+def is_last(client, count):
+    """Whether so many frames are stored."""
+    try:
+        return len(client.last("t", count)) == count
+    except errors.NoStore:  # not made yet
+        return False
 
 
 def test_check_says_at_a_terminal_what_it_is_at_until_it_has_something_to_say(server):

@@ -435,9 +435,9 @@ def _check_content(content: object) -> None:
     """Raises `Invalid` for what was not meant as blocks of bytes: a mapping would be its keys."""
     if content is None or isinstance(content, (str, bytes, bytearray, memoryview)):
         return
-    has_blocks = hasattr(content, "read") or hasattr(content, "__iter__")
+    has_blocks = hasattr(content, "__iter__") and not hasattr(content, "keys")
     is_empty = isinstance(content, (list, tuple)) and not content
-    if not has_blocks or is_empty or hasattr(content, "keys"):
+    if not hasattr(content, "read") and (is_empty or not has_blocks):
         raise _no_content(content)
 
 
