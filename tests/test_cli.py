@@ -605,7 +605,7 @@ def test_lines_that_were_refused_are_told_with_the_summary(scripted, run_xs):
     server = scripted(answering(summary))
     done = run_xs(["append", server.path, "--json"], stdin=b"x")
     assert (done.returncode, done.stdout) == (1, summary + b"\n")
-    assert done.stderr == b"xs: 2 lines were refused; line 2: not a topic\n"
+    assert done.stderr == b"xs: 2 lines have errors; line 2: not a topic\n"
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,36 @@ def test_a_server_that_answers_while_it_reads_can_not_be_deadlocked(scripted):
     assert transport.request("POST", "/append?each", (), iter(blocks)).read() == b"".join(blocks)
 
 
+def test_a_body_that_is_sent_once_the_server_asks_for_it_is_not_begun_before(scripted):
+    begun = threading.Event()
+
+    def body():
+        begun.set()
+        yield b"one"
+
+    def goes_on(peer):
+        assert b"\r\nexpect: 100-continue\r\n" in peer.head()
+        assert not begun.is_set()
+        peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert peer.chunk() + peer.chunk() == b"one"
+        peer.answer(b"thanks")
+
+    def refuses(peer):
+        peer.head()
+        peer.answer(b"closing", 503)
+
+    response = to(scripted(goes_on)).request("POST", "/append/a", [request.EXPECT], body())
+    assert (response.status, response.read()) == (200, b"thanks")
+    begun.clear()
+    response = to(scripted(refuses)).request("POST", "/append/a", [request.EXPECT], body())
+    assert (response.status, response.read()) == (503, b"closing")
+    with pytest.raises(errors.Unreached):  # it ends: what was not begun was not done
+        to(scripted(lambda peer: peer.head())).request(
+            "POST", "/append/a", [request.EXPECT], body()
+        )
+    assert not begun.is_set()
+
+
 def test_an_answer_that_ends_before_the_body_does_not_leave_a_usable_connection(scripted):
     release = threading.Event()
 

@@ -598,14 +598,12 @@ def test_a_follower_of_the_files_moves_with_its_limit(store_dir: str) -> None:
 
 
 def retried(act: Callable[[], Any]) -> Any:
-    """A server that stops may close a connection unanswered; then the writer tries again."""
+    """A server that stops may close a connection unanswered; then a removal is tried again."""
     while True:
         try:
-            answer = act()
+            return act()
         except Unavailable:
             continue
-        if "before it answered" not in str(answer):  # in a summary it is each line's error
-            return answer
 
 
 def test_direct_writers_go_on_when_a_server_takes_the_store(store_dir: str) -> None:
@@ -621,12 +619,12 @@ def test_direct_writers_go_on_when_a_server_takes_the_store(store_dir: str) -> N
                 while not stop.is_set():
                     data = b"%d.%d" % (n, k) * (5000 if k % 7 == 0 else 1)
                     meta = {"k": k, "big": 10**30}
-                    made = retried(lambda: client.append(f"w.{n}", data, meta=meta, key=f"{k}"))  # noqa: B023
+                    made = client.append(f"w.{n}", data, meta=meta)
                     answered.append((made, data))
                     if k % 5 == 0:
-                        good = {"topic": f"m.{n}", "content": f"{k}", "key": f"{k}"}
+                        good = {"topic": f"m.{n}", "content": f"{k}"}
                         wrong = {"topic": "..", "meta": 1}
-                        summary = retried(lambda: client.append_many([good, wrong]))  # noqa: B023
+                        summary = client.append_many([good, wrong])
                         assert summary["appended"] == 1 and len(summary["errors"]) == 1, summary
                     if k % 3 == 0:
                         retried(lambda: client.remove(made))  # noqa: B023

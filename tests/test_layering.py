@@ -146,8 +146,8 @@ ARCHITECTURE = {
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors | ids",
     "transport":   "errors framing http1 request",
-    "forward":     "errors ids frame cas content batch imports runsteps work bulk request "
-                   "transport",
+    "forward":     "errors ids frame cas content batch commit imports runsteps work bulk "
+                   "request transport",
     "local":       "errors ids frame store messages api request | lock bulk imports runsteps "
                    "transport forward (reader work)",
     "address":     "errors | transport local (request)",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, start_server
+from conftest import DEADLINE, XS, Peer, environment, start_server
 
 import xs
 from xs import frame, ids
@@ -209,15 +213,27 @@ def test_each_line_of_an_import_is_told_of_by_a_server_that_has_come(taken_over:
     assert len(list(taken_over.cat(topic="i"))) == 5
 
 
+def until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not is_true():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        threading.Event().wait(0.01)
+
+
 @contextlib.contextmanager
-def server_that_ends(store_dir: str, then: Callable[[], object]) -> Iterator[None]:
-    """One that is connected to and answers nothing, as it ends just then."""
+def server_that_ends(
+    store_dir: str,
+    then: Callable[[], object],
+    before: Callable[[socket.socket], object] = lambda connection: None,
+) -> Iterator[None]:
+    """One that ends as soon as it is connected to, and has done `before`."""
     path = os.path.join(store_dir, "sock")
     lock = Lock(store_dir)
     lock.acquire(SERVE)
 
     def end() -> None:
         connection, _ = listener.accept()
+        before(connection)
         listener.close()
         os.unlink(path)
         connection.close()
@@ -240,6 +256,80 @@ def test_a_write_for_a_server_that_has_ended_before_it_is_asked_is_done_here(
     with server_that_ends(store_dir, then=lambda: None):
         made = client.append("a", key="once")
     assert list(client.cat()) == [made]
+
+
+def test_of_lines_that_a_killed_server_was_asked_for_only_those_unanswered_are_unknown(
+    client: Client, store_dir: str
+) -> None:
+    """What was answered counts, what has a key is done again, and of the others it is said."""
+    answered = [f'{{"topic":"{topic}","id":"{ids.text(1 << 80)}"}}' for topic in "ab"]
+
+    def answer_two_of_four(connection: socket.socket) -> None:
+        peer = Peer(connection)
+        peer.head()
+        peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        for _ in range(4):
+            peer.chunk()
+        body = "\n".join([*answered, '{"topic":"c'])
+        head = "HTTP/1.1 200 OK\r\nXs-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        peer.send(f"{head}{len(body):x}\r\n{body}\r\n".encode())
+
+    lines = [{"topic": "a"}, {"topic": "b"}, {"topic": "c"}, {"topic": "d", "key": "once"}]
+    with server_that_ends(store_dir, then=lambda: None, before=answer_two_of_four):
+        summary = client.append_many(lines)
+    assert summary["appended"] == 3
+    (error,) = summary["errors"]
+    assert error["line"] == 3 and "nobody knows whether this line is stored" in error["error"]
+    assert [each.topic for each in client.cat()] == ["d"]
+
+
+def feed(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
+    """Writes numbers to it, a line each, until told to stop; how many."""
+    assert process.stdin is not None
+    count = 1
+    while not stop.is_set():
+        process.stdin.write(b"".join([b"%-200d\n" % n for n in range(count, count + 1000)]))
+        count += 1000
+    process.stdin.close()
+    return count
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["in order", "killed"])
+def test_lines_that_go_to_a_server_that_ends_are_each_stored_once_in_order_and_told_right(
+    client: Client, store_dir: str, end: signal.Signals
+) -> None:
+    command = subprocess.Popen(
+        [*XS, "append", store_dir, "l", "--lines"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert command.stdin is not None
+    command.stdin.write(b"0\n")
+    command.stdin.flush()
+    until(lambda: client.last("l") is not None)  # it has begun on the files
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        count = pool.submit(feed, command, stop)
+        try:
+            for _ in range(3 if end == signal.SIGTERM else 1):
+                server = start_server(store_dir)
+                newest = client.last("l")
+                until(lambda: client.last("l") != newest)  # noqa: B023
+                server.process.send_signal(end)
+                server.process.communicate(timeout=DEADLINE)
+        finally:
+            stop.set()
+    assert command.stdout is not None and command.stderr is not None
+    with command:
+        summary, said = json.loads(command.stdout.read()), command.stderr.read()
+    stored = [int(each.content) for each in client.cat(topic="l", with_content=True)]
+    assert stored == sorted(set(stored))
+    unknown = {each["line"] - 1 for each in summary["errors"]}
+    assert summary["appended"] + len(unknown) == count.result()
+    assert set(range(count.result())) - set(stored) <= unknown
+    if end == signal.SIGTERM:
+        assert (unknown, said) == (set(), b"")
+    else:
+        assert all("nobody knows" in each["error"] for each in summary["errors"])
 
 
 def test_a_follower_stays_with_the_files_of_a_server_that_ends_as_it_is_asked(

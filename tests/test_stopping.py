@@ -172,6 +172,24 @@ def test_who_is_still_sending_when_it_stops_may_come_again(
     assert ended(server) == 0
 
 
+def test_lines_without_an_answer_when_it_stops_are_not_stored_as_the_answer_ends_in_order(
+    server: Server,
+) -> None:
+    kind = "application/x-ndjson"
+    with Wire(server.directory) as wire:
+        wire.send(request("POST", "/append?each", content_type=kind, transfer_encoding="chunked"))
+        line = b'{"topic":"a"}\n'
+        wire.send(b"%x\r\n%b\r\n" % (len(line), line))
+        assert wire.head()[0] == 200
+        assert json.loads(wire.chunk())["topic"] == "a"
+        wire.send(b"99\r\n" + BATCH[-9:])
+        server.process.terminate()
+        told = {"error": "the store is closing: 1 whole lines of it are kept"}
+        assert json.loads(wire.chunk()) == told
+        assert wire.chunk() == b"" and wire.is_ended()
+    assert ended(server) == 0
+
+
 def test_who_is_still_sending_to_the_web_when_it_stops_may_come_again(
     store_dir: str, tmp_path: Path
 ) -> None:

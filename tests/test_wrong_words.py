@@ -88,7 +88,7 @@ def test_a_topic_that_is_no_utf8_is_shown_as_it_was_given(store_dir: str, run_xs
 def test_all_refused_lines_are_counted(store_dir: str, run_xs: RunXs) -> None:
     lines = "".join(json.dumps({"topic": ".."}) + "\n" for _ in range(3000))
     done = run_xs(["append", store_dir, "--json"], stdin=lines)
-    assert done.returncode == 1 and done.stderr.startswith(b"xs: 3000 lines were refused; line 1: ")
+    assert done.returncode == 1 and done.stderr.startswith(b"xs: 3000 lines have errors; line 1: ")
 
 
 def test_help_is_not_what_an_option_has_for_its_value(store_dir: str, run_xs: RunXs) -> None:

@@ -52,9 +52,16 @@ def append_lines(
 def append_lines_each(
     store: Store, body: Iterable[bytes], may: May | None = None
 ) -> Iterator[bytes]:
-    """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`."""
-    for lines, results in _append_outcomes(store, body, may, ahead=0):
-        yield b"".join([_outcome_line(n, result) for (n, _), result in zip(lines, results)])
+    """As `append_lines`, but gives one line for each: a frame, or `{"error": …}`.
+
+    If this end takes no more, another one says so, and the body is whole: then its reader knows
+    that what is not answered is not stored. Of an answer that breaks off nobody knows.
+    """
+    try:
+        for lines, results in _append_outcomes(store, body, may, ahead=0):
+            yield b"".join([_outcome_line(n, result) for (n, _), result in zip(lines, results)])
+    except Unavailable as error:
+        yield _json({"error": str(error)})
 
 
 def import_lines(store: Store, body: Iterable[bytes]) -> bytes:

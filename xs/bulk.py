@@ -7,7 +7,7 @@ from itertools import groupby
 from xs import fault, frame
 from xs.commit import CHUNK, Append
 from xs.content import discard, small
-from xs.errors import XsError
+from xs.errors import Lost, XsError
 from xs.frame import Entry, entries_of
 from xs.records import NamedTuple
 from xs.schema import is_of_sqlite
@@ -15,6 +15,7 @@ from xs.work import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Union
 
     from xs.commit import Commit
@@ -78,12 +79,14 @@ class BatchWork(Work):
     """Appends several frames; the result is a list of lines and errors, one for each frame.
 
     With `atomic` the first error undoes all of them, and is raised as it is.
+
+    A line among `appends` is of a frame that a server has appended before it ended (`forward`).
     """
 
     __slots__ = ("appends", "atomic")
 
     def __init__(
-        self, appends: list[Union[Append, Alike, XsError]], *, atomic: bool = False
+        self, appends: Sequence[Union[Append, Alike, bytes, XsError]], *, atomic: bool = False
     ) -> None:
         super().__init__()
         self.appends = appends
@@ -103,6 +106,9 @@ class BatchWork(Work):
                 try:
                     if isinstance(append, XsError):
                         raise append
+                    if isinstance(append, bytes):
+                        results.append(append)
+                        continue
                     if isinstance(append, Alike):
                         results += append_alike(commit, append)
                         fault.at("batch.alike-added")
@@ -124,9 +130,9 @@ class BatchWork(Work):
             fault.at("batch.part-done")
         return results
 
-    def each(self) -> list[Union[Append, XsError]]:
+    def each(self) -> list[Union[Append, bytes, XsError]]:
         """What is to be appended, one by one."""
-        found: list[Union[Append, XsError]] = []
+        found: list[Union[Append, bytes, XsError]] = []
         for append in self.appends:
             found += append.each() if isinstance(append, Alike) else [append]
         return found
@@ -136,8 +142,16 @@ class BatchWork(Work):
             if isinstance(append, Append):
                 discard(append.content)
 
+    def finish(self) -> None:
+        error = self.error
+        if error is not None and any(isinstance(each, (bytes, Lost)) for each in self.appends):
+            # What a server has answered, or may have stored, stays so: the error is of the others.
+            self.result = [error if isinstance(each, Append) else each for each in self.each()]
+            self.error = None
+        super().finish()
 
-def _goes_along(commit: Commit, append: Union[Append, Alike, XsError]) -> bool:
+
+def _goes_along(commit: Commit, append: Union[Append, Alike, bytes, XsError]) -> bool:
     """Whether `append_run` can take it."""
     return isinstance(append, Append) and is_plain(append) and append.topic not in commit.trims
 

@@ -116,7 +116,11 @@ class DiskError(Unavailable):
 
 
 class Unreached(Unavailable):
-    """Nobody answers at an address: nothing of the request was sent."""
+    """Nobody answers at an address: nothing of the request was done."""
+
+
+class Lost(Unavailable):
+    """The other end went away amid a request: whether it was done, nobody knows."""
 
 
 class NoMemory(Unavailable):

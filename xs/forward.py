@@ -16,16 +16,22 @@ from xs import errors, frame, ids
 from xs.batch import ERRORS_LISTED
 from xs.bulk import BatchWork
 from xs.cas import BLOCK
-from xs.content import Content
+from xs.commit import Append
+from xs.content import Content, discard
 from xs.imports import Imported, ImportWork
-from xs.request import NDJSON, append_request, ask, quote
+from xs.request import EXPECT, NDJSON, append_request, ask, quote, split_lines
 from xs.runsteps import RunResult, RunWork
 from xs.transport import HttpTransport
 from xs.work import AppendWork, PinWork, RemoveWork, Work
 
+_MAYBE_STORED = "the server went away before it answered: nobody knows whether this line is stored"
+
 
 def forward(transport: HttpTransport, work: Work) -> Any:
-    """Does over the wire what `work` would have done here, and gives what its result would be."""
+    """Does over the wire what `work` would have done here, and gives what its result would be.
+
+    `is_to_be_repeated` says what to do about an error.
+    """
     if isinstance(work, AppendWork):
         return _forward_append(transport, work)
     if isinstance(work, BatchWork) and not work.atomic:
@@ -38,23 +44,40 @@ def forward(transport: HttpTransport, work: Work) -> Any:
         return _forward_run(transport, work)
     if isinstance(work, PinWork):
         return _send(transport, "/cas", [], work.content).decode()
-    raise errors.Unavailable("a server has taken the store meanwhile: run the command again")
+    raise _run_again()
+
+
+def is_to_be_repeated(work: Work, error: errors.XsError) -> bool:
+    """Whether work that met this error is still to be done, by the next server or on the files.
+
+    A server that ends, or is busy, says that it has done nothing. Of one that was killed nobody
+    knows: then only what may be done twice is done again.
+    """
+    if isinstance(error, (errors.Lost, errors.BrokenBody)):
+        if isinstance(work, AppendWork):
+            return work.append.key is not None
+        return isinstance(work, (RunWork, ImportWork, PinWork))
+    return isinstance(error, errors.Unavailable) and not isinstance(error, errors.Locked)
+
+
+def _run_again() -> errors.Locked:
+    return errors.Locked("a server has taken the store meanwhile: run the command again")
 
 
 def _send(
     transport: HttpTransport, target: str, fields: list[tuple[str, str]], content: Content | None
 ) -> bytes:
-    if content is None:
-        return ask(transport, "POST", target, fields).read()
     # Closed here, also when the server goes away amid it: an exception keeps what it has passed.
     with closing(_blocks(content)) as blocks:
-        return ask(transport, "POST", target, fields, blocks).read()
+        return ask(transport, "POST", target, [*fields, EXPECT], blocks).read()
 
 
-def _blocks(content: Content) -> Generator[bytes, None, None]:
+def _blocks(content: Content | None) -> Generator[bytes, None, None]:
+    if content is None:
+        return
     if content.path is None:
         if content.data is None:  # placed by a commit that failed: the server has not got it
-            raise errors.Unavailable("a server has taken the store meanwhile: run it again")
+            raise _run_again()
         yield content.data
         return
     with open(content.path, "rb") as file:
@@ -96,34 +119,62 @@ def _forward_run(transport: HttpTransport, work: RunWork) -> RunResult:
     return RunResult(line, ids.parse(first), ids.parse(last))
 
 
-def _forward_batch(transport: HttpTransport, work: BatchWork) -> list[Union[bytes, errors.XsError]]:
+def _forward_batch(
+    transport: HttpTransport, work: BatchWork
+) -> list[Union[Append, bytes, errors.XsError]]:
+    """The results of all. Raises `Unavailable` if the server ends before: the rest is to be done.
+
+    What it has answered by then is put in the place of what it was asked for. If it was killed it
+    may have stored more: then the rest is what it was never sent, and what has a key.
+    """
     appends = work.each()
-    wanted = [each for each in appends if not isinstance(each, errors.XsError)]
+    sent = 0
 
     def lines() -> Iterator[bytes]:
-        for topic, content, meta, ttl, if_last, key in wanted:
-            data = b"" if content is None else b"".join(_blocks(content))
-            line = {"topic": topic, "ttl": ttl, "if_last": if_last, "key": key}
-            line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
-            yield f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
+        nonlocal sent
+        for each in appends:
+            if isinstance(each, Append):
+                sent += 1
+                yield _append_line(each)
 
+    answers: list[Union[bytes, errors.XsError]] = []
+    maybe_stored = 0
     try:
-        answers = ask(transport, "POST", "/append?each", [NDJSON], lines()).read().splitlines()
-    except errors.BrokenBody:
-        answers = []
-    if len(answers) != len(wanted):
-        raise errors.Unavailable("the server went away before it answered everything")
+        for line in split_lines(ask(transport, "POST", "/append?each", [NDJSON, EXPECT], lines())):
+            answers += _answer_in(line)
+    except (errors.Lost, errors.BrokenBody):
+        maybe_stored = sent - len(answers)
     given = iter(answers)
-    return [
-        each if isinstance(each, errors.XsError) else _line_or_error(next(given))
-        for each in appends
-    ]
+    for n, each in enumerate(appends):
+        if not isinstance(each, Append):
+            continue
+        found = next(given, None)
+        if found is None and maybe_stored:
+            maybe_stored -= 1
+            found = None if each.key is not None else errors.Lost(_MAYBE_STORED)
+        if found is not None:
+            discard(each.content)
+            appends[n] = found
+    if any(isinstance(each, Append) for each in appends):
+        work.appends = appends
+        raise errors.Unavailable("the server ended before it had stored this")
+    return appends
 
 
-def _line_or_error(line: bytes) -> Union[bytes, errors.XsError]:
-    if line.startswith(b'{"error":'):
-        return errors.Invalid(json.loads(line)["error"])
-    return line
+def _append_line(append: Append) -> bytes:
+    topic, content, meta, ttl, if_last, key = append
+    data = b"" if content is None else b"".join(_blocks(content))
+    line = {"topic": topic, "ttl": ttl, "if_last": if_last, "key": key}
+    line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
+    return f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
+
+
+def _answer_in(line: bytes) -> list[Union[bytes, errors.XsError]]:
+    """What a server answers to one line; nothing, if it says only that it takes no more."""
+    if not line.startswith(b'{"error":'):
+        return [line]
+    told = json.loads(line)
+    return [errors.Invalid(told["error"])] if "line" in told else []
 
 
 def _forward_import(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from xs.transport import HttpTransport
     from xs.work import Work
 
-_SERVER_SECONDS = 10.0  # how long a server may take from its lock to its socket
+_SERVER_SECONDS = 15.0  # a server may take from its lock to its socket, or to give it back
 _LOOK_SECONDS = 0.01
 _SOCKET_SECONDS = 0.1  # at most between a follower's looks for a server, whatever it is given
 
@@ -156,8 +156,10 @@ class _Files(Store):
         while True:
             transport = _server(self.folder)
             if transport is not None:
-                if self._is_forwarded(work, transport) or time.monotonic() > deadline:
+                asked = time.monotonic()
+                if self._is_forwarded(work, transport) or asked > deadline:
                     break
+                deadline += time.monotonic() - asked  # it was not waited for, but worked
             elif not self._is_served():
                 self.committer.commit([work])  # it has ended again
                 return
@@ -170,19 +172,14 @@ class _Files(Store):
 
     def _is_forwarded(self, work: Work, transport: HttpTransport) -> bool:
         """Sends work to the server; False if it is to be tried again."""
-        from xs.forward import forward
-        from xs.runsteps import RunWork
+        from xs.forward import forward, is_to_be_repeated
 
         work.error = None
         try:
             work.result = forward(transport, work)
         except errors.XsError as error:
             work.error = error
-            if isinstance(error, errors.Unreached):
-                return False  # it has ended before it was asked
-            # A server that ends, or was killed: whether it has done it, a run's step can tell.
-            is_lost = isinstance(error, (errors.Unavailable, errors.BrokenBody))
-            return not (is_lost and isinstance(work, RunWork))
+            return not is_to_be_repeated(work, error)
         finally:
             transport.close()
         return True
@@ -209,7 +206,7 @@ def _refused(work: Work) -> list[Any] | None:
 
     lines: list[Any] = []
     if isinstance(work, BatchWork):
-        lines = work.appends
+        lines = [*work.appends]
     elif isinstance(work, ImportWork):
         lines = work.frames
     return lines if lines and all(isinstance(line, errors.XsError) for line in lines) else None

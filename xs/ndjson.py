@@ -64,7 +64,7 @@ def import_frames(arguments: Arguments, source: str) -> None:
 
 
 def send(arguments: Arguments, target: str, body: Iterable[bytes], progress: Progress) -> None:
-    """Sends lines and prints the summary. Raises `Invalid` if some were refused."""
+    """Sends lines and prints the summary. Raises `Invalid` if some have errors."""
     transport = arguments.open(create=True)
     try:
         summary = ask(transport, "POST", target, [NDJSON], body).read()
@@ -83,7 +83,7 @@ def send(arguments: Arguments, target: str, body: Iterable[bytes], progress: Pro
         number = len(found["errors"]) + found.get("errors_unlisted", 0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise errors.BrokenBody("the answer is not a summary of lines as xs gives it") from None
-    count = "1 line was refused" if number == 1 else f"{number} lines were refused"
+    count = "1 line has an error" if number == 1 else f"{number} lines have errors"
     raise errors.Invalid(f"{count}; {what}")
 
 

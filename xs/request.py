@@ -45,6 +45,7 @@ SMALL = 64 * 1024  # a body up to this size goes out with its head in one call
 _SENTENCE_MAX = 64 * 1024  # bytes read of an error's sentence, or of a conflict's frame
 
 NDJSON = ("content-type", "application/x-ndjson")  # the field of a body of lines
+EXPECT = ("expect", "100-continue")  # that of a body which is sent once the server asks for it
 
 _UNRESERVED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
 

@@ -17,7 +17,7 @@ import _socket
 import os
 
 from xs import errors, framing, http1
-from xs.request import BLOCK, SMALL
+from xs.request import BLOCK, EXPECT, SMALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class _Connection:
         if not poll.poll(None if self._timeout is None else self._timeout * 1000):
             raise self._too_slow()
 
-    def _too_slow(self) -> errors.Unavailable:
-        return errors.Unavailable(f"no answer from {self._who} within {self._timeout:g} s")
+    def _too_slow(self) -> errors.Lost:
+        return errors.Lost(f"no answer from {self._who} within {self._timeout:g} s")
 
     def close(self) -> None:
         if self._outgoing is not None:
@@ -229,8 +229,10 @@ class HttpTransport:
         """Sends a request and returns its answer as soon as its head is there.
 
         `target` is in origin form, percent-encoded already (RFC 9112 §3.2.1). A `body` of bytes is
-        sent with its length, an iterable of bytes chunked, as it comes (RFC 9112 §7.1). Raises
-        `Unavailable` when the server can't be reached or goes away before it answers.
+        sent with its length, an iterable of bytes chunked, as it comes (RFC 9112 §7.1); with EXPECT
+        among the fields not before the server asks for it (RFC 9110 §10.1.1). Raises `Unreached`
+        when the server can't be reached, or goes away before that, `Lost` when it goes away before
+        it answers.
         """
         asked = list(fields)
         fields = list(asked)
@@ -249,10 +251,11 @@ class HttpTransport:
         except ValueError as error:
             raise errors.Invalid(f"that can't be sent: {error}") from None
 
+        waits = EXPECT in asked
         connection = self._kept()
         if connection is not None:
             try:
-                return self._exchange(connection, method, head, body)
+                return self._exchange(connection, method, head, body, waits)
             except _Closed:
                 # It was open a moment ago, and idle for as long as the server keeps one. Whether
                 # it saw the request, nobody knows: only what may be done twice is done again.
@@ -267,7 +270,7 @@ class HttpTransport:
                 self._others.append(self._instead())
             return self._others[-1].request(method, target, asked, body)
         try:
-            return self._exchange(connection, method, head, body)
+            return self._exchange(connection, method, head, body, waits)
         except _Closed:
             raise self._gone() from None
 
@@ -277,8 +280,8 @@ class HttpTransport:
             while kept:
                 kept.pop().close()
 
-    def _gone(self) -> errors.Unavailable:
-        return errors.Unavailable(f"{self.who} closed the connection before it answered")
+    def _gone(self) -> errors.Lost:
+        return errors.Lost(f"{self.who} closed the connection before it answered")
 
     def _kept(self) -> _Connection | None:
         while self._idle:
@@ -310,8 +313,9 @@ class HttpTransport:
         return connection
 
     def _exchange(
-        self, connection: _Connection, method: str, head: bytes, body: Body
+        self, connection: _Connection, method: str, head: bytes, body: Body, waits: bool
     ) -> HttpResponse:
+        early = None
         try:
             if isinstance(body, bytes) and len(body) <= SMALL:
                 connection.send(head + body)
@@ -319,9 +323,14 @@ class HttpTransport:
                 connection.send(head)
             elif isinstance(body, bytes):
                 connection.send_while_reading(_sized(head, body))
+            elif waits:
+                connection.send(head)
+                early = self._early_answer(connection, method)
+                if early is None:
+                    connection.send_while_reading(_chunked(b"", body))
             else:
                 connection.send_while_reading(_chunked(head, body))
-            answer = self._answer(connection, method)
+            answer = early or self._answer(connection, method)
             self._check_is_ours(answer)
         except BaseException:
             connection.close()
@@ -329,15 +338,28 @@ class HttpTransport:
         if answer.status >= 300 and connection.is_sending:
             connection.stop_sending()  # refused: the rest of the body would be read by nobody
             answer.keep_alive = False
+        if early is not None:
+            answer.keep_alive = False  # the server may still wait for the body
         keep = self._keep if answer.keep_alive else None
         return HttpResponse(connection, answer, keep)
 
+    def _early_answer(self, connection: _Connection, method: str) -> http1.ResponseHead | None:
+        """The answer to a head without its body; None if the server asks for that."""
+        while connection.move():
+            answer = self._head_in(connection, method)
+            if answer is not None or not connection.buffer:
+                return answer
+        raise errors.Unreached(f"{self.who} closed the connection before it asked for the body")
+
+    def _head_in(self, connection: _Connection, method: str) -> http1.ResponseHead | None:
+        try:
+            return http1.read_response_head(connection.buffer, method)
+        except http1.Refusal as refusal:
+            raise errors.Unavailable(f"no xs server is at {self.who}: {refusal}") from None
+
     def _answer(self, connection: _Connection, method: str) -> http1.ResponseHead:
         while True:
-            try:
-                answer = http1.read_response_head(connection.buffer, method)
-            except http1.Refusal as refusal:
-                raise errors.Unavailable(f"no xs server is at {self.who}: {refusal}") from None
+            answer = self._head_in(connection, method)
             if answer is not None:
                 return answer
             if not connection.move():
