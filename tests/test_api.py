@@ -537,6 +537,12 @@ def test_an_empty_body_is_no_content(xs: Api) -> None:
     assert (answer.status, answer.sentence.partition(":")[0]) == (400, "the body is empty")
 
 
+def test_content_may_be_for_an_import_and_for_nothing_else(xs: Api) -> None:
+    assert xs.post("/cas?for=import", b"x").body.decode() == integrity(b"x")
+    answer = xs.post("/cas?for=ever", b"x")
+    assert answer.status == 400 and "import is the only thing" in answer.sentence
+
+
 @pytest.mark.parametrize(
     "text",
     [

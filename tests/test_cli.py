@@ -916,6 +916,34 @@ def test_an_exported_folder_makes_the_same_store_again(store, xs, tmp_path):
     assert json.loads(xs("check", copy).splitlines()[-1])["problems"] == 0
 
 
+def test_imported_content_goes_with_its_last_frame_unless_it_was_put_there_by_itself(
+    store, xs, run_xs, tmp_path
+):
+    contents = [os.urandom(size) for size in (5000, 40_000, 50_000)]
+    for data in contents:
+        xs("append", store, "t", stdin=data)
+    out, copy = str(tmp_path / "out"), str(tmp_path / "copy")
+    xs("export", store, out)
+    kept = xs("cas-post", copy, stdin=contents[2]).decode().strip()
+    for _ in range(2):  # also where the frames are there already
+        assert json.loads(xs("import", copy, out))["errors"] == []
+    for each in frames(xs("cat", copy, "--topic", "t")):
+        xs("remove", copy, each["id"])
+        left = run_xs(["cas", copy, each["hash"]])
+        assert (left.stdout == contents[2]) if each["hash"] == kept else left.returncode == 1
+    assert json.loads(xs("gc", copy, "--age", "0s")) == {"removed": 1, "bytes": 50_000}
+
+
+def test_content_of_an_import_that_broke_off_is_left_to_gc(store, xs, run_xs, tmp_path):
+    xs("append", store, "t", stdin=os.urandom(40_000))
+    out, copy = str(tmp_path / "out"), str(tmp_path / "copy")
+    xs("export", store, out)
+    died = run_xs(["import", copy, out], env={"XS_FAULT": "import.contents-put"})
+    assert died.returncode != 0
+    assert json.loads(xs("gc", copy))["removed"] == 0
+    assert json.loads(xs("gc", copy, "--age", "0s")) == {"removed": 1, "bytes": 40_000}
+
+
 def test_a_stream_with_its_content_can_be_piped_into_another_store(store, xs, tmp_path):
     contents = a_full_store(store, xs)
     copy = str(tmp_path / "copy")

@@ -240,6 +240,41 @@ def test_a_frame_of_pinned_content_has_its_own(store: Store, clock: Clock) -> No
     assert len(lines(store)) == 2 and problems(store) == []
 
 
+@pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])
+def test_a_pin_for_an_import_goes_with_the_first_frame_that_lasts(
+    store: Store, data: bytes
+) -> None:
+    """One that has expired takes the content with it, and others that name it are still to come."""
+    made = taken(store, data)
+    assert made is not None
+    store.run(PinWork(made, for_import=True))
+    frames = [
+        imported(ids.first_of(NOON - 9000 + n), data=data, ttl=ttl)._replace(content=None)
+        for n, ttl in enumerate(["time:1", "forever"])
+    ]
+    (gone,) = import_all(store, frames[:1])
+    remove(store, frame.id_of(gone))
+    (line,) = import_all(store, frames[1:])
+    assert content(store, frame.id_of(line)) == data
+    remove(store, frame.id_of(line))
+    with pytest.raises(NotFound):
+        store.content(small(data).hash)
+    assert files(store) == [] and problems(store) == []
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["import first", "import last"])
+def test_who_wants_content_for_good_has_it_so_whatever_an_import_puts(
+    store: Store, first: bool
+) -> None:
+    for for_import in (first, not first):
+        store.run(PinWork(small(b"x"), for_import=for_import))
+    (line,) = import_all(
+        store, [imported(ids.first_of(NOON - 1), data=b"x")._replace(content=None)]
+    )
+    remove(store, frame.id_of(line))
+    assert b"".join(store.content(small(b"x").hash)[1]) == b"x"
+
+
 def test_ephemeral_frames_are_never_stored(store: Store) -> None:
     made = add(store, "a", b"passing", ttl="ephemeral")
     assert lines(store) == []

@@ -283,12 +283,12 @@ POINTS = [
     ("commit.before-fsync", "import", BEFORE),
     ("commit.durable", "import", AFTER),
     ("content.placed", "import folder", BEFORE),
-    ("import.content-put:4", "import folder", BEFORE),
+    ("import.content-put:2", "import folder", BEFORE),
     ("import.contents-put", "import folder", BEFORE),
     ("import.frame-added:7", "import folder", BEFORE),
-    ("commit.durable:5", "import folder", PART),  # four contents, and the first of the frames
+    ("commit.durable:3", "import folder", PART),  # two contents, and the first of the frames
     ("import.frame-added:306", "import folder", PART),  # amid the content in parts
-    ("commit.durable:8", "import folder", AFTER),
+    ("commit.durable:7", "import folder", AFTER),
     ("backup.folder-made", "first backup", BEFORE),
     ("backup.marked", "first backup", BEFORE),
     ("backup.content-named:2", "first backup", BEFORE),

@@ -197,6 +197,12 @@ def test_every_write_goes_to_a_server_that_has_come(taken_over: Client) -> None:
     assert client.cas(hash_) == b"p" * 30_000
     imported = client.import_([{"topic": "i", "id": "0" * 24 + "1", "hash": hash_}, {"topic": 5}])
     assert imported["imported"] == 1 and len(imported["errors"]) == 1
+    put = client._transport.request("POST", "/cas?for=import", [], b"i" * 30_000).read().decode()
+    client.import_([{"topic": "i", "id": "0" * 24 + "2", "hash": put}])
+    assert client.cas(put) == b"i" * 30_000
+    assert client.remove("0" * 24 + "2")
+    with pytest.raises(NotFound):
+        client.cas(put)
     assert client.remove(made) and client.get(made) is None
     with pytest.raises(NotFound):
         client.content(made)

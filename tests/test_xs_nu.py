@@ -952,6 +952,22 @@ def test_an_exported_folder_makes_the_same_store_again(
             )
 
 
+def test_imported_content_goes_with_its_last_frame(
+    full: Server, other: Server, tmp_path: Path
+) -> None:
+    nu(f'.export "{tmp_path}/out"', full.directory)
+    to = f'--addr "{other.directory}"'
+    value(f'.import "{tmp_path}/out" {to}')
+    value(f".cat {to} | where hash != null | each {{|it| .remove $it.id {to} }} | length")
+    assert json.loads(cli("gc", other.directory, "--age", "0s"))["removed"] == 0
+
+
+def test_a_folder_without_contents_is_imported(other: Server, tmp_path: Path) -> None:
+    frame = {"topic": "a", "id": "0" * 24 + "1"}
+    (tmp_path / "frames.jsonl").write_text(json.dumps(frame) + "\n")
+    assert value(f'.import "{tmp_path}" --addr "{other.directory}"')["imported"] == 1
+
+
 @pytest.mark.parametrize("how", ["frames", "one frame", "text", "a file of lines"])
 def test_frames_are_imported_from_what_is_piped_in(
     how: str, full: Server, other: Server, tmp_path: Path

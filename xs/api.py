@@ -255,12 +255,15 @@ def _content(store: Store, request: Request, rest: str) -> Answer:
 def _put_content(store: Store, request: Request, _: str) -> Answer:
     if AppendWork is None:
         _load_writing()
-    request.options()
+    purpose = request.options("for").get("for")
+    if purpose not in (None, "import"):
+        raise Invalid(f"for={purpose[:64]!r}: import is the only thing that content can be for")
     content = _taken_in(store, request)
     if content is None:
         raise Invalid("the body is empty: POST /cas stores the bytes of its body")
     hash_ = content.hash
-    return _when_done(PinWork(content), lambda _: Answer(200, TEXT, hash_.encode()))
+    work = PinWork(content, for_import=purpose is not None)
+    return _when_done(work, lambda _: Answer(200, TEXT, hash_.encode()))
 
 
 def _taken_in(store: Store, request: Request) -> Content | None:

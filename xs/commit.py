@@ -203,11 +203,11 @@ class Commit:
             self.earliest_expiry = self.now
         return len(removed)
 
-    def pin(self, content: Content) -> str:
-        """Keeps content, and answers its hash."""
+    def pin(self, content: Content, *, for_import: bool = False) -> str:
+        """Keeps content, for good or for the import of its frame, and answers its hash."""
         self.place(content)
         fault.at("content.before-pin")
-        self.writer.pin(content.digest, content.data, self.now)
+        self.writer.pin(content.digest, content.data, -self.now if for_import else self.now)
         return content.hash
 
     def is_content(self, digest: bytes, data: bytes | None) -> bool:

@@ -43,7 +43,8 @@ def forward(transport: HttpTransport, work: Work) -> Any:
     if isinstance(work, RunWork):
         return _forward_run(transport, work)
     if isinstance(work, PinWork):
-        return _send(transport, "/cas", [], work.content).decode()
+        target = "/cas?for=import" if work.for_import else "/cas"
+        return _send(transport, target, [], work.content).decode()
     raise _run_again()
 
 

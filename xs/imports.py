@@ -78,6 +78,7 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
         found = commit.writer.find(new.id)
         if found == line:
             discard(new.content)
+            _unpin(commit, new)
             return line
         if found is not None:
             raise Conflict(f"another frame has the id {ids.text(new.id)}")
@@ -110,7 +111,19 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
     commit.history_mark = max(new.id, commit.history_mark or 0)
     if expires is not None and (commit.earliest_expiry is None or expires < commit.earliest_expiry):
         commit.earliest_expiry = expires
+    _unpin(commit, new)
     return line
+
+
+def _unpin(commit: Commit, new: Imported) -> None:
+    """Takes away the pin of content that was put for an import: its frame keeps it from now on.
+
+    A frame whose time has passed is about to go, while others that name it may be still to come.
+    """
+    if new.hash is not None and new.content is None:
+        expires = frame.expiry(new.ttl, new.id >> 80)
+        if expires is None or expires > commit.now:
+            commit.writer.unpin_imported(frame.parse_integrity(new.hash))
 
 
 class _Joined(NamedTuple):
@@ -159,6 +172,6 @@ def _content_of(commit: Commit, new: Imported) -> tuple[bytes | None, bytes | No
     if data is None and not commit.store.cas.has(digest):
         raise Invalid(
             f"the content {new.hash} of {ids.text(new.id)} is not here: give it in the line, as "
-            "xs cat --with-content does, or put it there before (xs cas-post, POST /cas)"
+            "xs cat --with-content does, or put it there before (POST /cas?for=import)"
         )
     return digest, data

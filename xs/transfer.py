@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xs import errors, fault, ndjson
+from xs.content import INLINE_MAX
 from xs.disk import sync, sync_folder, sync_names
 from xs.frame import integrity, parse_integrity
 from xs.request import SMALL, ask, quote, split_lines
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from xs.arguments import Arguments
     from xs.request import Transport
-
-_INLINE = 4096  # bytes of content that an import sends within the frame's line
 
 
 # Import
@@ -80,7 +79,7 @@ def _open_regular(name: str, flags: int = 0, folder: int | None = None) -> int |
 
 
 def _post_contents(arguments: Arguments, frames: Iterable[bytes], cas: int) -> None:
-    """Stores those contents that are too large to go with their frames."""
+    """Stores those contents that become files: they are too large to go with their frames."""
     posted = set()
     transport = arguments.open(create=True)
     try:
@@ -92,10 +91,10 @@ def _post_contents(arguments: Arguments, frames: Iterable[bytes], cas: int) -> N
             if descriptor is None:
                 continue
             try:
-                if os.fstat(descriptor).st_size > _INLINE:
+                if os.fstat(descriptor).st_size > INLINE_MAX:
                     posted.add(hash_)
                     body = blocks_of(descriptor)
-                    answer = ask(transport, "POST", "/cas", (), body).read()
+                    answer = ask(transport, "POST", "/cas?for=import", (), body).read()
                     _check_hash(hash_, answer.decode("ascii", "replace").strip())
                     fault.at("import.content-put")
             finally:
@@ -127,7 +126,7 @@ def _with_content(line: bytes, hash_: str, cas: int | None) -> bytes:
     if descriptor is None:
         return line  # the store may have it already; if not, it refuses the line
     try:
-        if os.fstat(descriptor).st_size > _INLINE:
+        if os.fstat(descriptor).st_size > INLINE_MAX:
             return line
         content = b"".join(blocks_of(descriptor))
     finally:

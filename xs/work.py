@@ -87,16 +87,20 @@ class RemoveWork(Work):
 
 
 class PinWork(Work):
-    """Keeps content that no frame names (POST /cas); the result is its hash."""
+    """Keeps content that no frame names (POST /cas); the result is its hash.
 
-    __slots__ = ("content",)
+    `for_import`: only until a frame is imported that names it.
+    """
 
-    def __init__(self, content: Content) -> None:
+    __slots__ = ("content", "for_import")
+
+    def __init__(self, content: Content, *, for_import: bool = False) -> None:
         super().__init__()
         self.content = content
+        self.for_import = for_import
 
     def apply(self, commit: Commit) -> str:
-        return commit.pin(self.content)
+        return commit.pin(self.content, for_import=self.for_import)
 
     def discard(self) -> None:
         discard(self.content)

@@ -488,22 +488,30 @@ class Writer:
         self.flush()
         return names_file(self.connection, digest, now)
 
-    def pin(self, digest: bytes, content: bytes | None, now: int) -> None:
-        """Keeps content that no frame names: inline, or (None) as a file."""
+    def pin(self, digest: bytes, content: bytes | None, created: int) -> None:
+        """Keeps content that no frame names: inline, or (None) as a file.
+
+        A time below zero is the negative of one: the pin is for an import, and goes with the first
+        frame that names the content. Whoever wants it for good has it so, whatever came first.
+        """
         self.execute(
-            "INSERT INTO pin VALUES (:digest, :now, :content) ON CONFLICT (digest) DO UPDATE "
-            "SET created = :now",
-            {"digest": digest, "now": now, "content": content},
+            "INSERT INTO pin VALUES (:digest, :created, :content) ON CONFLICT (digest) DO UPDATE "
+            "SET created = CASE WHEN created < 0 THEN :created ELSE abs(:created) END",
+            {"digest": digest, "created": created, "content": content},
         )
 
     def unpin(self, before: int) -> tuple[list[bytes], int, int]:
         """Takes away pins made before a time: digests of files, how many pins, inline bytes."""
         found = self.execute(
-            "SELECT digest, content FROM pin WHERE created <= ?", (before,)
+            "SELECT digest, content FROM pin WHERE abs(created) <= ?", (before,)
         ).fetchall()
-        self.execute("DELETE FROM pin WHERE created <= ?", (before,))
+        self.execute("DELETE FROM pin WHERE abs(created) <= ?", (before,))
         files = [digest for digest, content in found if content is None]
         return files, len(found), sum(len(content or b"") for _, content in found)
+
+    def unpin_imported(self, digest: bytes) -> None:
+        """Takes away the pin that was made for an import, if there is one."""
+        self.execute("DELETE FROM pin WHERE digest = ? AND created < 0", (digest,))
 
     def answer_for(self, topic: str, key: str) -> bytes | None:
         """The line of the frame that this key made on this topic, or None."""

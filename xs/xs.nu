@@ -273,8 +273,9 @@ export def ".import" [
     if ($folder | path join frames.jsonl | path type) != file {
       fail $"not an exported folder: ($folder) has no frames.jsonl" "this one" (metadata $folder)
     }
-    for it in (ls --all ($folder | path join cas) | where type == file) {
-      open --raw $it.name | .cas-post --addr $addr
+    let cas = $folder | path join cas
+    for it in (if ($cas | path exists) { ls --all $cas | where type == file } else { [] }) {
+      open --raw $it.name | post [cas] {for: import} $addr {addr: (metadata $addr)}
     }
     open --raw ($folder | path join frames.jsonl)
   } | post [import] {} $addr {addr: (metadata $addr)} | if $in.errors == [] { $in } else {
