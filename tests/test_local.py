@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from conftest import DEADLINE, XS, Peer, environment, start_server
 
 import xs
 from xs import frame, ids
-from xs.batch import ERRORS_LISTED
+from xs.batch import ERRORS_LISTED, EVERY_LINE
 from xs.bulk import ALIKE_MIN
 from xs.client import Client
 from xs.errors import Conflict, Invalid, NoStore, NotFound, XsError
@@ -224,6 +225,33 @@ def until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "what was waited for did not come"
         threading.Event().wait(0.01)
+
+
+ROOM = EVERY_LINE - 200  # bytes of a line for its content
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "data"),
+    [
+        ("content", "t" * ROOM, b"t" * ROOM),
+        ("content", "ü" * (ROOM // 2), "ü".encode() * (ROOM // 2)),
+        ("content_base64", "/wAA" * (ROOM // 4), b"\xff\0\0" * (ROOM // 4)),
+        ("content_base64", "AQEB" * (ROOM // 4), b"\1\1\1" * (ROOM // 4)),  # in JSON: \u0001
+    ],
+    ids=["text", "not ASCII", "no text", "text that is longer in JSON"],
+)
+def test_a_line_that_the_files_take_is_taken_by_a_server_that_has_come(
+    taken_over: Client, key: str, text: str, data: bytes
+) -> None:
+    """Also one that has nearly as many bytes as a line may have."""
+    append = {"topic": "t", key: text}
+    hash_ = frame.integrity(sha256(data).digest())
+    imported = {**append, "id": "0" * 24 + "1", "hash": hash_}
+    for target, members in (("/append", append), ("/import", imported)):
+        line = json.dumps(members, ensure_ascii=False).encode()
+        answer = taken_over._transport.request("POST", target, NDJSON, [line]).read()
+        assert json.loads(answer)["errors"] == []
+    assert [taken_over.content(each) == data for each in taken_over.cat(topic="t")] == [True, True]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Union
 
 from xs import errors, frame, ids
@@ -164,10 +164,27 @@ def _forward_batch(
 
 def _append_line(append: Append) -> bytes:
     topic, content, meta, ttl, if_last, key = append
-    data = b"" if content is None else b"".join(_blocks(content))
-    line = {"topic": topic, "ttl": ttl, "if_last": if_last, "key": key}
-    line["content_base64"] = binascii.b2a_base64(data, newline=False).decode()
-    return f'{json.dumps(line)[:-1]},"meta":{meta}}}\n'.encode()
+    return _line({"topic": topic, "if_last": if_last, "key": key}, meta, ttl, content)
+
+
+def _line(members: dict[str, str | None], meta: str, ttl: str, content: Content | None) -> bytes:
+    """A line that asks for that.
+
+    None that means the same is shorter: so if the one that this command was given was short enough,
+    the server takes this one, too.
+    """
+    members["ttl"] = None if ttl == frame.FOREVER else ttl
+    given = {name: value for name, value in members.items() if value is not None}
+    parts = [json.dumps(given, separators=(",", ":"), ensure_ascii=False)[:-1].encode()]
+    if meta != "null":
+        parts.append(b'"meta":' + meta.encode())
+    if content is not None:
+        data = b"".join(_blocks(content))
+        ways = [b'"content_base64":"' + binascii.b2a_base64(data, newline=False) + b'"']
+        with suppress(UnicodeDecodeError):
+            ways.append(b'"content":' + json.dumps(data.decode(), ensure_ascii=False).encode())
+        parts.append(min(ways, key=len))
+    return b",".join(parts) + b"}\n"
 
 
 def _answer_in(line: bytes) -> list[Union[bytes, errors.XsError]]:
@@ -194,16 +211,13 @@ def _import_part(
 ) -> list[Union[bytes, errors.XsError]]:
     def lines() -> Iterator[bytes]:
         for each in frames:
-            line = _line_of(each)
-            if each.content is not None:
-                data = binascii.b2a_base64(b"".join(_blocks(each.content)), newline=False)
-                line = line[:-1] + b',"content_base64":"' + data + b'"}'
-            yield line + b"\n"
+            members = {"topic": each.topic, "id": ids.text(each.id), "hash": each.hash}
+            yield _line(members, each.meta, each.ttl, each.content)
 
     summary = json.loads(ask(transport, "POST", "/import", [NDJSON], lines()).read())
     wrong = {each["line"]: errors.Invalid(each["error"]) for each in summary["errors"]}
-    return [wrong.get(number) or _line_of(each) for number, each in enumerate(frames, 1)]
-
-
-def _line_of(new: Imported) -> bytes:
-    return frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl).encode()
+    return [
+        wrong.get(n)
+        or frame.encode(new.topic, ids.text(new.id), new.hash, new.meta, new.ttl).encode()
+        for n, new in enumerate(frames, 1)
+    ]
