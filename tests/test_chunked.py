@@ -657,8 +657,12 @@ def check(store_dir: str) -> None:
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
+def claims(store_dir: str) -> list[str]:
+    return [name for name in os.listdir(store_dir) if name.startswith("run-")]
+
+
 def no_claims(store_dir: str) -> bool:
-    return not [name for name in os.listdir(store_dir) if name.startswith("run-")]
+    return not claims(store_dir)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -917,6 +921,42 @@ def test_ctrl_c_ends_a_run_as_broken_off(store_dir: str) -> None:
         assert list(client.cat())[-1].meta == {
             "chunk": id_text, "more": False, "error": chunked.BROKE_OFF,
         }  # fmt: skip
+    assert no_claims(store_dir)
+
+
+def test_a_claim_whose_writer_was_killed_before_it_wrote_is_left_to_gc(store_dir: str) -> None:
+    process = appending(store_dir)
+    until(lambda: not no_claims(store_dir))
+    kill(process)
+    living = appending(store_dir)
+    feed(living, b"so far")
+    with xs.open(store_dir) as client:
+        newest(client)
+    assert len(claims(store_dir)) == 2
+    collect = [sys.executable, "-m", "xs", "gc", store_dir]
+    subprocess.run(collect, check=True, stdout=subprocess.DEVNULL, env=environment())
+    (left,) = claims(store_dir)
+    assert claim.is_held(store_dir, left[len("run-") :])
+    living.communicate(timeout=DEADLINE)
+    assert no_claims(store_dir)
+
+
+def test_who_ends_without_closing_a_store_leaves_no_claim_and_keeps_that_of_its_parent(
+    store_dir: str,
+) -> None:
+    code = (
+        "import os, sys, xs\n"
+        "client = xs.open(sys.argv[1])\n"
+        "client.append('a', ['one', 'two'], chunked=True)\n"
+        "held = lambda: [name for name in os.listdir(sys.argv[1]) if name.startswith('run-')]\n"
+        "if not os.fork(): sys.exit()\n"
+        "os.wait()\n"
+        "assert len(held()) == 1\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, store_dir], env=environment(), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
     assert no_claims(store_dir)
 
 

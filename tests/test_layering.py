@@ -75,7 +75,7 @@ ARCHITECTURE = {
                    "runsteps (content work store)",
     "group":       "errors | threads (content work commit committer)",
     "expiry":      "errors threads work (commit store)",
-    "garbage":     "fault work (commit store)",
+    "garbage":     "fault claim work (commit store)",
     "creation":    "errors fault lock place cas disk schema connections",
     "store":       "errors ids frame place connections | index lock content cas bus work runs "
                    "runsteps check committer group expiry garbage creation (schema commit)",
@@ -199,7 +199,7 @@ THE_ONES_WITH_SQL += ("salvage",)
 STANDARD_LIBRARY = frozenset(
     """
     __future__ _collections _functools _json _sha2 _sha256 _signal _socket _sqlite3 _thread
-    _weakref binascii bisect codecs collections contextlib datetime decimal difflib errno
+    _weakref atexit binascii bisect codecs collections contextlib datetime decimal difflib errno
     faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os
     plistlib pwd re resource secrets select selectors shlex shutil signal socket socketserver
     sqlite3 ssl stat struct subprocess sys tempfile threading time traceback types typing zlib

@@ -10,6 +10,7 @@ A process id would not do: it is given again, and means nothing in another conta
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
@@ -25,7 +26,7 @@ class Claim:
     """Held until `close`, or the end of the process. Raises `OSError` where nothing can be made."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._process = os.getpid()
         while True:
             self.token = os.urandom(_TOKEN_BYTES).hex()
             self._path = os.path.join(folder, _PREFIX + self.token)
@@ -36,13 +37,16 @@ class Claim:
             fault.at("run.claimed")
             # Between these two somebody who tidies up may have found it free, and removed it.
             if os.path.exists(self._path):
-                return
+                break
             os.close(self._file)
+        atexit.register(self.close)  # for who ends without closing what he has opened
 
     def close(self) -> None:
         """Gives it back: what its holder has not ended is nobody's."""
+        atexit.unregister(self.close)
         if self._file >= 0:
-            _unlink(self._path)
+            if self._process == os.getpid():  # else it is the parent's still
+                _unlink(self._path)
             os.close(self._file)
         self._file = -1
 

@@ -1,12 +1,12 @@
 """`xs gc`: contents that no frame names are removed, once they are old enough.
 
 They were put there by POST /cas, which pins them, or were left by a process that was killed before
-it had stored their frame.
+it had stored their frame. So are claims, those of writers that were killed before they wrote.
 """
 
 from __future__ import annotations
 
-from xs import fault
+from xs import claim, fault
 from xs.work import Work
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ def collect(store: Store, age_seconds: float) -> tuple[int, int]:
             size += found
     fault.at("gc.orphans-removed")
     store.cas.remove_stale()
+    claim.remove_stale(store.folder)
     fault.at("gc.done")
     return removed, size
 
