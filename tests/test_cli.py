@@ -972,6 +972,46 @@ def test_an_export_goes_to_a_new_or_empty_folder_only(store, xs, run_xs, tmp_pat
     assert (out / "frames.jsonl").exists()
 
 
+def test_an_export_goes_where_a_backup_does(store, xs, run_xs, tmp_path):
+    xs("append", store, "t", stdin="x")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "link").symlink_to("nowhere")
+    for command, verb in (("export", "export"), ("backup", "back up")):
+        for dest, says in (
+            (f"{store}/within", "one of them lies in the other"),
+            (str(tmp_path), "one of them lies in the other"),
+            (str(tmp_path / "file"), "it is a file"),
+            (str(tmp_path / "file" / "below"), "Not a directory"),
+            (str(tmp_path / "link"), f"it is a symbolic link, and {tmp_path}/nowhere isn't there"),
+        ):
+            done = run_xs([command, store, dest])
+            assert done.returncode == 1 and done.stderr.startswith(f"xs: can't {verb} ".encode())
+            assert done.stderr.endswith(f": {says}\n".encode())
+        xs(command, store, str(tmp_path / command / "in" / "it"))
+    assert not os.path.exists(f"{store}/within")
+    assert (tmp_path / "export" / "in" / "it" / "frames.jsonl").exists()
+
+
+def test_an_export_that_broke_off_is_told_as_such(store_dir, run_xs, tmp_path):
+    from conftest import start_server
+
+    server = start_server(store_dir)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    out = tmp_path / "out"
+    process = start("export", store_dir, str(out))
+    deadline = time.monotonic() + DEADLINE
+    while not (out / "frames.jsonl.part").exists() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    process.kill()
+    process.communicate()
+    os.kill(server.process.pid, signal.SIGCONT)
+    for words in (["export", store_dir, str(out)], ["import", str(tmp_path / "copy"), str(out)]):
+        done = run_xs(words)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+        assert b"broke off, or is under way" in done.stderr and b"new folder" in done.stderr
+    server.stop()
+
+
 @pytest.fixture
 def exported(tmp_path, xs):
     """An exported folder with one small and one large content: (folder, their files)."""

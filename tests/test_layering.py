@@ -161,7 +161,8 @@ ARCHITECTURE = {
     "service":     "errors records lock terminal",
     "serving":     "errors log address service stdio arguments | activation gateway mount server",
     "ndjson":      "errors frame request stdio terminal | meta (arguments)",
-    "transfer":    "errors fault frame content disk request stdio terminal ndjson (arguments)",
+    "transfer":    "errors fault frame place content disk address request stdio terminal ndjson "
+                   "(arguments)",
     "backup":      "errors fault lock place cas disk schema connections index snapshot address "
                    "terminal",
     "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "

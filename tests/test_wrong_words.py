@@ -331,7 +331,7 @@ def test_an_export_that_may_not_be_read_leaves_no_folder(
     try:
         token = run_xs(["token", "add", made, "writer", "--append", "notes"]).stdout.decode()
         (tmp_path / "mine").mkdir()
-        for out in ("new", "mine"):
+        for out in ("new", "new/in/it", "mine"):
             words = ["export", f":{port}", str(tmp_path / out)]
             done = run_xs(words, env={"XS_TOKEN": token.strip()})
             assert done.returncode == 1 and b"this token may not read" in done.stderr

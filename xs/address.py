@@ -66,6 +66,13 @@ def is_host(addr: str) -> bool:
     return bool(mark and scheme.isalpha()) or ("/" not in addr and ":" in addr)
 
 
+def folder_of(addr: str) -> str:
+    """The directory of the store at an ADDR that is a path: that, or the one of its socket."""
+    if os.path.basename(addr) == "sock" and not os.path.isdir(addr):
+        return os.path.dirname(addr) or "."
+    return addr
+
+
 def is_socket_path(addr: str) -> bool:
     """Whether what is to be listened on is a path, as a gateway's address may be, and no host."""
     return "/" in addr and "://" not in addr

@@ -14,14 +14,14 @@ import json
 import os
 
 from xs import fault
-from xs.address import is_host, no_store
+from xs.address import folder_of, is_host, no_store
 from xs.cas import Cas
 from xs.connections import Connections
 from xs.disk import sync_folder, sync_names
 from xs.errors import Damaged, Invalid, NoStore, NotFound, half_repaired
 from xs.index import Index
 from xs.lock import WRITE, Lock
-from xs.place import check_writable
+from xs.place import check_apart, check_writable, make_folder
 from xs.schema import FILENAME, REPAIRED_FILENAME
 from xs.snapshot import PART, Snapshot, copied_from
 from xs.terminal import Progress
@@ -43,7 +43,7 @@ def run(addr: str, dest: str) -> bytes:
         if os.path.exists(os.path.join(source, REPAIRED_FILENAME)):
             raise half_repaired(source) from None
         raise NoStore(f"no store at: {addr}") from None
-    _check_apart(source, dest)
+    check_apart(source, dest, "back up")
     check_writable(dest)
     _make_folder(dest)
     lock = Lock(dest)
@@ -136,26 +136,16 @@ def _folder_of(addr: str) -> str:
             f"a backup reads a store's directory, and {addr} is a server: "
             "`xs export` takes what it needs from that"
         )
-    if os.path.basename(addr) == "sock" and not os.path.isdir(addr):
-        addr = os.path.dirname(addr) or "."
+    addr = folder_of(addr)
     if not os.path.isdir(addr):
         raise no_store(addr)
     return addr
 
 
-def _check_apart(source: str, dest: str) -> None:
-    one, other = os.path.realpath(source), os.path.realpath(dest)
-    if os.path.commonpath((one, other)) in (one, other):
-        raise Invalid(f"can't back up {source} to {dest}: one of them lies in the other")
-
-
 def _make_folder(dest: str) -> None:
     """Makes the folder of a first copy, marked as not whole; one that is there stays as it is."""
-    if os.path.islink(dest) and not os.path.exists(dest):
-        target = os.path.realpath(dest)
-        raise Invalid(f"can't back up to {dest}: it is a symbolic link, and {target} isn't there")
+    make_folder(dest, "back up")
     try:
-        os.makedirs(dest, 0o700, exist_ok=True)
         names = set(os.listdir(dest))
         if FILENAME in names:
             return

@@ -1,4 +1,4 @@
-"""Where a store lies: whose its folder is, and on what kind of file system.
+"""Where a store lies: whose its folder is, and on what kind of file system; where copies may lie.
 
 A store has one writer at a time, and that hangs on its machine: a lock, and memory that SQLite's
 processes share. And what one user writes the next one can't. So both are looked at before anything
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from xs.errors import NotAStore
+from xs.errors import Invalid, NotAStore
 
 MOUNTS = "/proc/self/mountinfo"  # proc(5); only Linux has it, and elsewhere no kind is known
 
@@ -39,6 +39,35 @@ def check_writable(folder: str) -> None:
     reason = why_not_written(folder)
     if reason is not None:
         raise NotAStore(reason)
+
+
+def check_apart(source: str, dest: str, what: str) -> None:
+    """Raises `Invalid` if one of two folders lies in the other; `what` is to be done: "export"."""
+    one, other = os.path.realpath(source), os.path.realpath(dest)
+    if os.path.commonpath((one, other)) in (one, other):
+        raise Invalid(f"can't {what} {source} to {dest}: one of them lies in the other")
+
+
+def make_folder(path: str, what: str) -> list[str]:
+    """Makes a folder, and those that it is to lie in, unless they are there; those that it made.
+
+    Raises `Invalid`, which says that `what` can't be done to it.
+    """
+    if not os.path.exists(path) and os.path.islink(path):
+        target = os.path.realpath(path)
+        raise Invalid(f"can't {what} to {path}: it is a symbolic link, and {target} isn't there")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise Invalid(f"can't {what} to {path}: it is a file")
+    missing: list[str] = []
+    place = os.path.abspath(path)
+    while not os.path.exists(place):
+        missing.insert(0, place)
+        place = os.path.dirname(place)
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except OSError as error:
+        raise Invalid(f"can't {what} to {path}: {error.strerror}") from None
+    return missing
 
 
 def kind_of_file_system(path: str) -> str | None:

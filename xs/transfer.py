@@ -17,9 +17,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xs import errors, fault, ndjson
+from xs.address import folder_of, is_host
 from xs.content import INLINE_MAX
 from xs.disk import sync, sync_folder, sync_names
 from xs.frame import integrity, parse_integrity
+from xs.place import check_apart, make_folder
 from xs.request import SMALL, ask, quote, split_lines
 from xs.stdio import blocks_of
 from xs.terminal import Progress
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from xs.arguments import Arguments
     from xs.request import Transport
+
+_PART = ".part"  # ends the name of what an export has not written whole yet
 
 
 # Import
@@ -40,6 +44,11 @@ def import_folder(arguments: Arguments, folder: str) -> None:
     cas = _open_regular(os.path.join(folder, "cas"), os.O_DIRECTORY)
     try:
         frames = _open_regular(path)
+        if frames is None and os.path.lexists(path + _PART):
+            raise errors.NotFound(
+                f"not an exported folder: the export to {folder} broke off, or is under way: "
+                "export the store again, to a new folder"
+            )
         if frames is None:
             is_store = os.path.exists(os.path.join(folder, "xs.db"))
             hint = (
@@ -178,10 +187,12 @@ def export(arguments: Arguments, out: str) -> None:
     transport = arguments.open()
     cas = os.path.join(out, "cas")
     # What is not whole yet has another name: a folder with a frames.jsonl is complete.
-    part = os.path.join(out, "frames.jsonl.part")
+    part = os.path.join(out, "frames.jsonl" + _PART)
     begun: list[str] = []
     try:
-        begun += [out] if _make_empty(out) else []
+        if not is_host(arguments.addr):
+            check_apart(folder_of(arguments.addr), out, "export")
+        begun += _make_empty(out)
         os.mkdir(cas, 0o700)
         begun.append(cas)
         with Progress("frames") as progress, open(part, "xb") as file:
@@ -197,7 +208,8 @@ def export(arguments: Arguments, out: str) -> None:
         os.rename(part, os.path.join(out, "frames.jsonl"))
         sync_folder(out)
     except errors.XsError:
-        _take_back(part, begun)
+        if begun:  # else what is there is not of this export
+            _take_back(part, begun)
         raise
     finally:
         transport.close()
@@ -212,19 +224,21 @@ def _take_back(part: str, folders: list[str]) -> None:
             os.rmdir(folder)
 
 
-def _make_empty(out: str) -> bool:
-    """Makes a folder, unless there is an empty one; whether it did."""
+def _make_empty(out: str) -> list[str]:
+    """Makes a folder, unless there is an empty one; the folders that it made."""
+    made = make_folder(out, "export")
     try:
-        os.mkdir(out, 0o700)
-        return True
-    except FileExistsError:
-        if not os.path.isdir(out):
-            raise errors.Invalid(f"can't export to {out}: it is a file") from None
-        if os.listdir(out):
-            raise errors.Invalid(f"can't export to {out}: it is not empty") from None
-        return False
+        names = os.listdir(out)
     except OSError as error:
         raise errors.Invalid(f"can't export to {out}: {error.strerror}") from None
+    if "frames.jsonl" + _PART in names:
+        raise errors.Invalid(
+            f"can't export to {out}: an export to it broke off, or is under way: remove it, or "
+            "name a new folder"
+        )
+    if names:
+        raise errors.Invalid(f"can't export to {out}: it is not empty")
+    return made
 
 
 def _export_frames(transport: Transport, file: BinaryIO, cas: str, progress: Progress) -> None:
