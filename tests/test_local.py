@@ -30,6 +30,8 @@ from xs.store import Store
 
 NDJSON = [("content-type", "application/x-ndjson")]
 
+Line = Callable[[int], bytes]
+
 
 @pytest.fixture
 def local(store_dir: str) -> Iterator[Local]:
@@ -317,32 +319,45 @@ def test_of_lines_that_a_killed_server_was_asked_for_only_those_unanswered_are_u
     assert [each.topic for each in client.cat()] == ["d"]
 
 
-def feed(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
-    """Writes numbers to it, a line each, until told to stop; how many."""
+def number(n: int) -> bytes:
+    return b"%-200d\n" % n
+
+
+def frame_of(n: int) -> bytes:
+    return b'{"topic":"l","id":"%b","meta":%d}\n' % (ids.text(n + 1 << 80).encode(), n)
+
+
+def feed(process: subprocess.Popen[bytes], line: Line, stop: threading.Event) -> int:
+    """Writes a line for each number to it until told to stop; how many."""
     assert process.stdin is not None
     count = 1
     while not stop.is_set():
-        process.stdin.write(b"".join([b"%-200d\n" % n for n in range(count, count + 1000)]))
+        process.stdin.write(b"".join([line(n) for n in range(count, count + 1000)]))
         count += 1000
     process.stdin.close()
     return count
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["in order", "killed"])
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["append", "STORE", "l", "--lines"], number), (["import", "STORE"], frame_of)],
+    ids=["append", "import"],
+)
 def test_lines_that_go_to_a_server_that_ends_are_each_stored_once_in_order_and_told_right(
-    client: Client, store_dir: str, end: signal.Signals
+    client: Client, store_dir: str, words: list[str], line: Line, end: signal.Signals
 ) -> None:
     command = subprocess.Popen(
-        [*XS, "append", store_dir, "l", "--lines"],
+        [*XS, *(store_dir if word == "STORE" else word for word in words)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
     )  # fmt: skip
     assert command.stdin is not None
-    command.stdin.write(b"0\n")
+    command.stdin.write(line(0))
     command.stdin.flush()
     until(lambda: client.last("l") is not None)  # it has begun on the files
     stop = threading.Event()
     with ThreadPoolExecutor() as pool:
-        count = pool.submit(feed, command, stop)
+        count = pool.submit(feed, command, line, stop)
         try:
             for _ in range(3 if end == signal.SIGTERM else 1):
                 server = start_server(store_dir)
@@ -355,12 +370,14 @@ def test_lines_that_go_to_a_server_that_ends_are_each_stored_once_in_order_and_t
     assert command.stdout is not None and command.stderr is not None
     with command:
         summary, said = json.loads(command.stdout.read()), command.stderr.read()
-    stored = [int(each.content) for each in client.cat(topic="l", with_content=True)]
+    read = client.cat(topic="l", with_content=True)
+    stored = [int(each.content if line is number else each.meta) for each in read]
     assert stored == sorted(set(stored))
     unknown = {each["line"] - 1 for each in summary["errors"]}
-    assert summary["appended"] + len(unknown) == count.result()
+    told = summary["appended" if line is number else "imported"]
+    assert told + len(unknown) == count.result()
     assert set(range(count.result())) - set(stored) <= unknown
-    if end == signal.SIGTERM:
+    if end == signal.SIGTERM or line is frame_of:  # an import may be done twice
         assert (unknown, said) == (set(), b"")
     else:
         assert all("nobody knows" in each["error"] for each in summary["errors"])
