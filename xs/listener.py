@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from xs import http1, threads
 from xs.log import Seldom, log_of
-from xs.sockets import accept
+from xs.sockets import BACKLOG, accept
 
 _TOO_MANY = http1.response_head(
     503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
@@ -74,7 +74,7 @@ class Handler(socketserver.BaseRequestHandler):
 class Listener(socketserver.TCPServer):
     """One address. Its connections are handled by `handler`, each in a thread of its own."""
 
-    request_queue_size = 1024
+    request_queue_size = BACKLOG
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Listener(socketserver.TCPServer):
         connections: Connections,
         log: Callable[[str], None],
     ) -> None:
-        """`sock` is bound."""
+        """`sock` listens, or, if it was handed down, may be only bound."""
         socketserver.BaseServer.__init__(self, sock.getsockname(), handler)
         self.socket = sock
         self.log = log_of(log)

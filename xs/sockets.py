@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
 import stat
 import struct
+import time
 
 from xs.errors import NoAddress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+BACKLOG = 1024  # who waits to be accepted on one socket
+_ALONE_SECONDS = 1.0  # that a folder is waited for: nobody of ours has it for more than moments
+_LOOK_SECONDS = 0.005  # between two looks: flock has no time limit of its own
 
 
 def set_timeout(sock: socket.socket, seconds: float, of: int = socket.SO_RCVTIMEO) -> None:
@@ -88,21 +95,12 @@ def peer_user(sock: socket.socket) -> int | None:
 def listen_unix(path: str) -> socket.socket:
     """A socket at `path`, for the user alone; one that is left behind there is replaced.
 
-    Its mode is set before anybody can connect, which takes listen(2): a umask would be set for all
-    threads, and what they make meanwhile. Raises `OSError`.
+    Raises `OSError`.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
+    with _alone_beside(path):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass
-        _bind_unix(sock, path)
-        os.chmod(path, 0o600)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        return _listen_unix(path, 0o600)
 
 
 def listen_unix_for_all(path: str) -> socket.socket:
@@ -111,16 +109,54 @@ def listen_unix_for_all(path: str) -> socket.socket:
     What is there already is replaced only if it is a socket on which nobody listens any more.
     """
     try:
-        _remove_dead_socket(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _bind_unix(sock, path)
-            os.chmod(path, 0o666)
-        except BaseException:
-            sock.close()
-            raise
+        with _alone_beside(path):
+            _remove_dead_socket(path)
+            return _listen_unix(path, 0o666)
     except OSError as error:
         raise NoAddress(f"can't listen on {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _alone_beside(path: str) -> Iterator[None]:
+    """No other thread or process makes or removes a socket in the folder of that one meanwhile.
+
+    Between bind(2) and listen(2) a socket looks as one does whose server has died, and who removes
+    a dead one must not meet the one that another has put in its place. A folder that can't be
+    locked, or that somebody keeps (`flock DIR xs serve DIR`), is no reason not to serve.
+    """
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _ALONE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOOK_SECONDS)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(folder)
+
+
+def _listen_unix(path: str, mode: int) -> socket.socket:
+    """Its mode is set before anybody can connect, which takes listen(2).
+
+    A umask would be set for all threads, and what they make meanwhile.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _by_short_name(path, sock.bind)
+        os.chmod(path, mode)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -130,18 +166,21 @@ def _remove_dead_socket(path: str) -> None:
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise NoAddress(f"can't listen on {path}: a file is there already")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.setblocking(False)  # one whose queue is full lets who calls wait
         try:
-            caller.connect(path)
+            _by_short_name(path, caller.connect)
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except BlockingIOError:
+            pass
     raise NoAddress(f"can't listen on {path}: a server listens there already")
 
 
-def _bind_unix(sock: socket.socket, path: str) -> None:
-    """Binds also where the path is longer than an address of a socket may be (unix(7))."""
+def _by_short_name(path: str, act: Callable[[str], None]) -> None:
+    """Binds or connects also where a path is longer than a socket's address may be (unix(7))."""
     try:
-        sock.bind(path)
+        act(path)
         return
     except OSError as error:
         if "too long" not in str(error):
@@ -152,7 +191,7 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
     try:
         short = f"/proc/self/fd/{descriptor}"
         if os.path.isdir(short):  # Linux
-            sock.bind(f"{short}/{name}")
+            act(f"{short}/{name}")
             return
     finally:
         os.close(descriptor)
@@ -160,11 +199,11 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
 
     with tempfile.TemporaryDirectory() as place:
         os.symlink(folder, os.path.join(place, "d"))
-        sock.bind(os.path.join(place, "d", name))
+        act(os.path.join(place, "d", name))
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A socket at a TCP address. Raises `NoAddress`."""
+    """A socket that listens at a TCP address. Raises `NoAddress`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
@@ -177,6 +216,7 @@ def listen_tcp(host: str, port: int) -> socket.socket:
             sock = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
+            sock.listen(BACKLOG)  # two may be bound to one address, but not listen
             opened.pop_all()
     except OSError as error:
         raise NoAddress(f"can't listen on {host}:{port}: {error.strerror}") from None
