@@ -129,6 +129,14 @@ def raw(where: str | int, data: bytes) -> bytes:
         return wire.rest()
 
 
+def is_listening(path: str) -> bool:
+    try:
+        Wire(path).sock.close()
+    except OSError:
+        return False
+    return True
+
+
 # A request becomes a frame
 
 
@@ -1548,6 +1556,39 @@ def test_a_killed_server_is_replaced_and_the_stream_has_what_was_asked(
         Handler(store_dir, echo)
         with Wire(second.web[0]) as wire:
             assert wire.ask("GET", "/new").body == b"GET /new "
+
+
+def test_a_server_that_ends_leaves_the_socket_of_one_that_has_come_in_its_place(
+    tmp_path: Path,
+) -> None:
+    web = str(tmp_path / "web")
+    first = start_web(str(tmp_path / "a"), "--http", web)
+    os.unlink(web)  # as somebody may who takes it for left over
+    with web_server(str(tmp_path / "b"), "--http", web) as second:
+        first.stop()
+        Handler(second.directory, echo)
+        with Wire(web) as wire:
+            assert wire.ask("GET", "/b").body == b"GET /b "
+    assert not os.path.exists(web)
+
+
+def test_the_socket_of_a_server_that_is_stopping_is_another_s_at_once(tmp_path: Path) -> None:
+    web = str(tmp_path / "web")
+    first = start_web(str(tmp_path / "a"), "--http", web)
+    handler = Handler(first.directory, nothing)
+    with Wire(web) as waits:
+        waits.send(request("GET", "/a"))
+        asked = handler.next()
+        first.process.terminate()
+        until(lambda: not is_listening(web))
+        with web_server(str(tmp_path / "b"), "--http", web) as second:
+            respond(handler.client, asked, "still")
+            assert waits.answer().body == b"still"
+            assert first.process.wait(DEADLINE) == 0
+            Handler(second.directory, echo)
+            with Wire(web) as wire:
+                assert wire.ask("GET", "/b").body == b"GET /b "
+    first.stop()
 
 
 def test_who_waits_is_answered_before_the_server_stops(store_dir: str, tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ ARCHITECTURE = {
     "certificate": "errors",
     "gateway":     "errors frame http1 log content commit work store chunked activation address "
                    "tokens access listener hangups exchange answers door | certificate",
-    "mount":       "errors log meta connections commit store scripts activation access address "
-                   "tokens crowd delivery listener httpd version | gateway",
+    "mount":       "errors log meta connections commit store scripts sockets activation access "
+                   "address tokens crowd delivery listener httpd version | gateway",
     "stores":      "errors threads ids frame meta times log schema commit store address "
                    "generators httpd mount",
     "notify":      "threads log",

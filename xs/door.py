@@ -21,7 +21,7 @@ from xs.errors import BrokenBody, Invalid, TooLarge, XsError
 from xs.exchange import NotHttp
 from xs.listener import Handler, Listener
 from xs.log import DEBUG, WARNING
-from xs.sockets import set_timeout
+from xs.sockets import file_at, remove_unix, set_timeout
 
 if TYPE_CHECKING:
     import ssl
@@ -524,7 +524,15 @@ class Door(Listener):
         super().__init__(sock, Connection, gateway.connections, gateway.log)
         self.gateway = gateway
         self.tls = tls
-        self.path = path
+        self._path = path
+        self._file = None if path is None else file_at(path)
+
+    def stop(self) -> None:
+        """As in `Listener`, and first removes what is at its path, unless that is another's."""
+        path, self._path = self._path, None
+        if path is not None:
+            remove_unix(path, self._file)
+        super().stop()
 
     @property
     def most(self) -> int:

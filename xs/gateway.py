@@ -164,21 +164,11 @@ class Gateway:
         self.answers.stop()
         self.connections.wait(_GOODBYE_SECONDS)
         self.hangups.stop()
-        self._forget_paths()
 
     def abandon(self) -> None:
         """Closes what `listen` has opened, when nothing has started."""
         for door in self._doors:
-            door.socket.close()
-        self._forget_paths()
-
-    def _forget_paths(self) -> None:
-        for door in self._doors:
-            if door.path is not None:
-                try:
-                    os.unlink(door.path)
-                except OSError:
-                    pass  # somebody has tidied up already
+            door.stop()
 
     # What a connection asks of the store
 

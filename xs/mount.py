@@ -29,6 +29,7 @@ from xs.listener import Connections
 from xs.log import WARNING, log_of
 from xs.meta import as_meta
 from xs.scripts import Scripts
+from xs.sockets import file_at, remove_unix
 from xs.store import Store
 from xs.tokens import Finder, owner_token
 from xs.version import VERSION
@@ -113,7 +114,7 @@ class Mount:
                 self.store, self._delivery, self._crowd, self._scripts, self._visitors
             )
             sock = self._sockets.listen_unix(self.socket_path)
-            self._socket_file = _file_at(self.socket_path)
+            self._socket_file = file_at(self.socket_path)
             # Who may call one that was handed down is for who made it to say.
             self._add(sock, None, is_for_owner=not self._sockets.is_handed(self.socket_path))
             for path in self._sockets.unix:
@@ -241,18 +242,8 @@ class Mount:
     def _remove_socket(self) -> None:
         if self._sockets.is_handed(self.socket_path):
             return  # who has handed it down goes on with it
-        if _file_at(self.socket_path) != self._socket_file:
-            return  # another server's, which took the store when its lock's file was deleted
-        with contextlib.suppress(OSError):  # somebody has tidied up already
-            os.unlink(self.socket_path)
-
-
-def _file_at(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        # Not another server's, which took the store when its lock's file was deleted.
+        remove_unix(self.socket_path, self._socket_file)
 
 
 def _gateway(options: Options, log: Callable[[str], None], room: Room, sockets: Sockets) -> Gateway:

@@ -116,6 +116,25 @@ def listen_unix_for_all(path: str) -> socket.socket:
         raise NoAddress(f"can't listen on {path}: {error.strerror or error}") from None
 
 
+def remove_unix(path: str, file: tuple[int, int] | None) -> None:
+    """Removes the socket that is that `file`; one that somebody else has put at its path stays.
+
+    While ours is open no other has its number: so it is removed, then closed, or a lock held.
+    """
+    with contextlib.suppress(OSError), _alone_beside(path):  # somebody may have tidied up already
+        if file_at(path) == file:
+            os.unlink(path)
+
+
+def file_at(path: str) -> tuple[int, int] | None:
+    """Which file is at that path; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
 def _alone_beside(path: str) -> Iterator[None]:
     """No other thread or process makes or removes a socket in the folder of that one meanwhile.
