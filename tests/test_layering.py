@@ -136,13 +136,14 @@ ARCHITECTURE = {
                    "tokens access listener hangups exchange answers door | certificate",
     "mount":       "errors log meta connections commit store scripts sockets activation access "
                    "address tokens crowd delivery listener httpd version | gateway",
-    "stores":      "errors threads ids frame meta times log schema commit store address "
-                   "generators httpd mount",
+    "asked":       "errors schema activation address",
+    "stores":      "errors threads ids frame meta times log schema commit store asked generators "
+                   "httpd mount",
     "notify":      "threads log",
     "signals":     "threads",
     "liveness":    "errors commit work store transport",
-    "server":      "errors log connections sockets activation listener httpd mount stores notify "
-                   "signals liveness | address gateway",
+    "server":      "errors log connections sockets activation asked listener httpd mount stores "
+                   "notify signals liveness | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
     "request":     "errors | ids",
     "transport":   "errors framing http1 request",

@@ -83,6 +83,6 @@ def test_a_folder_that_somebody_keeps_locked_is_no_reason_not_to_listen(tmp_path
 
 
 def test_two_can_not_have_one_tcp_address() -> None:
-    with sockets.listen_tcp("127.0.0.1", 0) as sock:
-        with pytest.raises(NoAddress, match="Address already in use"):
-            sockets.listen_tcp("127.0.0.1", sock.getsockname()[1])
+    taken = pytest.raises(NoAddress, match="Address already in use")
+    with sockets.listen_tcp("127.0.0.1", 0) as sock, taken:
+        sockets.listen_tcp("127.0.0.1", sock.getsockname()[1])

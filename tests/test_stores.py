@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 import pytest
 from conftest import DEADLINE, RunXs, Server, environment, start_server
 from roots import (
+    ANSWERS,
     ECHO,
     Root,
     append,
@@ -947,8 +949,6 @@ def test_a_script_that_runs_wild_disturbs_no_other_store(root: Root, tmp_path: P
 
 
 def test_one_that_waits_for_its_lock_keeps_nobody_waiting(root: Root, tmp_path: Path) -> None:
-    import fcntl
-
     held = []
     for n in range(10):
         path = tmp_path / f"held{n}"
@@ -991,6 +991,114 @@ def test_a_name_and_an_address_are_free_for_the_next_one(root: Root, tmp_path: P
         requests.append(("remove", {"path": path}))
     sources = ask_at_once(root, *requests)
     assert [root.reply_to(source).what for source in sources] == ["added", "removed"] * 6
+
+
+def test_what_fails_leaves_its_path_its_name_and_its_address_to_the_next(
+    root: Root, tmp_path: Path
+) -> None:
+    web = str(tmp_path / "web")
+    (tmp_path / "file").write_text("no store")
+    a, file = str(tmp_path / "a"), str(tmp_path / "file")
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        ("add", {"path": a, "http": ":99999"}, "can't answer the web"),
+        ("add", {"path": a}, "added"),
+        ("add", {"path": file, "name": "b", "http": web}, "is not a directory"),
+        ("add", {"path": str(tmp_path / "b"), "http": web}, "added"),
+        ("add", {"path": str(tmp_path / "c"), "name": "b"}, "the name b is taken by"),
+        ("remove", {"name": "a"}, "removed"),
+        ("add", {"path": str(tmp_path / "d"), "name": "a"}, "added"),
+    ]
+    # All that has to do with each other: by the names a and b, the path of a, the address.
+    sources = ask_at_once(root, *((what, meta) for what, meta, _ in asked))
+    for source, (_, _, says) in zip(sources, asked):
+        reply = root.reply_to(source)
+        assert says in reply.meta.get("reason", reply.what), reply
+    told = [each["meta"]["source_id"] for each in frames(root.directory, ANSWERS)]
+    for some in ((0, 1, 5, 6), (2, 3, 4)):
+        order = [told.index(sources[n]) for n in some]
+        assert order == sorted(order)
+    assert list(root.stores()) == ["a", "b"]
+
+
+def test_one_that_is_still_being_opened_is_waited_for_by_who_comes_after_it(
+    root: Root, tmp_path: Path
+) -> None:
+    path = tmp_path / "held"
+    path.mkdir()
+    with open(path / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("add", {"path": str(path), "name": "a"}),
+            ("add", {"path": str(path), "name": "b"}),
+            ("remove", {"name": "a"}),
+            ("add", {"path": str(path), "name": "c"}),
+            ("remove", {"path": str(path)}),
+            ("add", {"path": str(tmp_path / "d"), "name": "b"}),
+        ]
+        sources = ask_at_once(root, *asked)
+        root.add(tmp_path / "free")  # nobody else waits
+        assert len(frames(root.directory, ANSWERS)) == 1
+    replies = [root.reply_to(source) for source in sources]
+    assert [reply.what for reply in replies] == [
+        "added",
+        "error",
+        "removed",
+        "added",
+        "removed",
+        "added",
+    ]
+    assert replies[1].reason == f"{path} is served already, as a"
+    told = [each["meta"]["source_id"] for each in frames(root.directory, ANSWERS)]
+    last = told.index(sources.pop())  # it has only to do with the name b
+    assert last > told.index(sources[1])
+    assert [each for each in told if each in sources] == sources
+    assert list(root.stores()) == ["b", "free"]
+
+
+def test_of_two_that_are_added_at_one_address_the_first_one_has_it(
+    root: Root, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    same = [(f"{tmp_path}/web", f"{tmp_path}/link/./web"), (f":{port}", f"http://127.0.0.1:{port}")]
+    requests = [
+        ("add", {"path": f"{tmp_path}/{kind}-{which}{n}", "http": http.replace("web", f"web{n}")})
+        for n in range(20)
+        for kind, addresses in zip(("unix", "tcp"), same)
+        for which, http in zip(("first", "second"), addresses)
+        if kind == "unix" or n == 0
+    ]
+    sources = ask_at_once(root, *requests)
+    for source, (_, meta) in zip(sources, requests):
+        reply = root.reply_to(source)
+        if "first" in meta["path"]:
+            assert reply.what == "added", reply
+        else:
+            before = meta["path"].replace("second", "first")
+            expected = f"the address {meta['http']} is taken by the store at {before}"
+            assert reply.reason == expected
+    assert not any("second" in name for name in root.stores())
+
+
+def test_one_that_can_not_be_opened_has_its_address_all_the_same(
+    root: Root, tmp_path: Path, run_xs: RunXs
+) -> None:
+    web = str(tmp_path / "web")
+    root.add(tmp_path / "first", http=web)
+    root.stop()
+    request = {"topic": "xs.store.add", "meta": {"path": str(tmp_path / "other"), "http": web}}
+    done = run_xs(["append", root.directory, "--json"], stdin=json.dumps(request).encode())
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "first").rename(tmp_path / "unplugged")
+    root.start()
+    source = frames(root.directory, "xs.store.add")[-1]["id"]
+    expected = f"the address {web} is taken by the store at {tmp_path}/first"
+    assert root.reply_to(source).reason == expected
+    assert not (tmp_path / "other").exists()
+    root.remove(tmp_path / "first")
+    assert root.add(tmp_path / "other", http=web)["http"] == web
 
 
 def test_removing_what_can_not_be_opened_is_an_error_of_its_own(root: Root, tmp_path: Path) -> None:

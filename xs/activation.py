@@ -130,17 +130,17 @@ class Sockets:
 
     def listen_unix(self, path: str) -> socket.socket:
         """As `sockets.listen_unix`."""
-        place = _place(path)
+        place = place_of(path)
         for each in self._left:
-            if _is(each, tcp=False) and _place(each.address) == place:
+            if _is(each, tcp=False) and place_of(each.address) == place:
                 return self._take(each)
         return sockets.listen_unix(path)
 
     def listen_unix_for_all(self, path: str) -> socket.socket:
         """As `sockets.listen_unix_for_all`; who may call one that exists isn't ours to say."""
-        place = _place(path)
+        place = place_of(path)
         for each in self._left:
-            if each.path is not None and each.name == WEB and _place(each.path) == place:
+            if each.path is not None and each.name == WEB and place_of(each.path) == place:
                 return self._take(each)
         return sockets.listen_unix_for_all(path)
 
@@ -153,12 +153,12 @@ class Sockets:
 
     def is_handed(self, path: str) -> bool:
         """Whether the socket at `path`, on which we listen, is another's: it stays where it is."""
-        return _place(path) in self._taken
+        return place_of(path) in self._taken
 
     def _take(self, handed: Handed) -> socket.socket:
         self._left.remove(handed)
         if handed.path is not None:
-            self._taken.add(_place(handed.path))
+            self._taken.add(place_of(handed.path))
         return handed.sock
 
 
@@ -179,7 +179,7 @@ def _is_for_all(path: str) -> bool:
     return False
 
 
-def _place(path: str) -> str:
+def place_of(path: str) -> str:
     """The path of a socket, without links on the way to it."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)

@@ -11,6 +11,7 @@ import time
 
 from xs import liveness, log
 from xs.activation import Sockets, handed_down
+from xs.asked import Asked
 from xs.connections import has_index
 from xs.errors import Damaged, Invalid, Locked, NoAddress, NoStore, NotAStore, Usage, XsError
 from xs.httpd import Limits
@@ -20,7 +21,7 @@ from xs.mount import Mount, Room, Web
 from xs.notify import Manager, Watchdog
 from xs.signals import Signals
 from xs.sockets import listen_tcp
-from xs.stores import STORES_MAX, Asked, Stores
+from xs.stores import STORES_MAX, Stores
 
 _OWN_FILES = 256  # of the server itself: the index, content, listeners
 _STORE_FILES = 16  # of each further store: 10 when it is idle

@@ -8,8 +8,9 @@ What is served, and which requests are answered, the root store keeps in its tab
 transaction of each answer. Frames that look like answers mean nothing.
 
 One that can't be opened disturbs no other: each is opened, and ended, in a thread of its own. What
-the stream asks is done all the same as if it were done one thing after the other: what concerns a
-store that is just being opened, or ended, waits for that.
+the stream asks is done all the same as if it were done one thing after the other: a request about
+a path, a name or an address with which something else is just being done, or is yet to be, waits in
+line for that, and is judged then.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from xs import frame, ids, threads, times
-from xs.address import is_socket_path
+from xs.asked import (
+    NAME_MAX,
+    Asked,
+    Claims,
+    Named,
+    check_apart,
+    check_place,
+    is_same_address,
+    parse_add,
+    parse_remove,
+)
 from xs.commit import Append
 from xs.errors import Full, Invalid, NotFound, Unavailable, XsError
 from xs.generators import KeepWork
@@ -32,13 +42,10 @@ from xs.httpd import Served
 from xs.log import ERROR, WARNING, log_of
 from xs.meta import as_meta
 from xs.mount import Mount
-from xs.schema import FILENAME as INDEX_FILENAME
 from xs.schema import Script
 from xs.store import Store
 
 STORES_MAX = 1000  # beside the root store, in one process; above it: xs.store.error
-NAME_MAX = 64  # of a store, in characters
-PATH_MAX = 4096  # of its directory, in bytes
 RETRY_SECONDS = 60.0  # before one that could not be opened at the start is tried again
 
 TOPICS = frozenset({"xs.store.add", "xs.store.remove"})
@@ -49,93 +56,22 @@ _AT_ONCE = 8  # stores that are opened at once …
 _TURN_SECONDS = 2.0  # … unless those take longer: they may be waiting for a lock, or a dead disk
 _ANSWER_SECONDS = 1.0  # before an answer that could not be appended is tried again
 _STOP_SECONDS = 30.0  # for all to end: only what hangs takes so long
-_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{NAME_MAX - 1}}}")
-_OF_A_STORE = frozenset({"cas", "run"})  # folders of a store in which no other one can lie
-
-
-class Asked(NamedTuple):
-    """What is to be served: `path` has no links in it; `http` is a gateway's address, or None."""
-
-    path: str
-    name: str
-    http: Optional[str]
-
-
-def parse_add(meta: Any) -> Asked:
-    """The meta of `xs.store.add`. Raises `Invalid`."""
-    if not isinstance(meta, dict) or not isinstance(meta.get("path"), str):
-        raise Invalid('the meta of xs.store.add is a record with "path": the store\'s directory')
-    path = _real_path(meta["path"])
-    name, http = meta.get("name"), meta.get("http")
-    if name is None:
-        name = _name_of(meta["path"])
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        shown = repr(name)[:80]
-        raise Invalid(
-            f"a store's name has up to {NAME_MAX} letters, digits, _ - and ., and begins with one "
-            f"of the first three: not {shown}"
-        )
-    if http is not None and (not isinstance(http, str) or not http or "\0" in http):
-        raise Invalid("http is the address of a gateway, such as :8080")
-    if http is not None and is_socket_path(http) and not os.path.isabs(http):
-        raise Invalid(f"the path of a gateway's socket is absolute, not {http[:80]!r}")
-    return Asked(path, name, http)
-
-
-def parse_remove(meta: Any) -> tuple[Optional[str], Optional[str]]:
-    """Path and name in the meta of `xs.store.remove`; one may be None. Raises `Invalid`."""
-    if isinstance(meta, dict):
-        path, name = meta.get("path"), meta.get("name")
-        if isinstance(path, str) and (name is None or isinstance(name, str)):
-            return _real_path(path), name
-        if path is None and isinstance(name, str):
-            return None, name
-    raise Invalid('the meta of xs.store.remove is a record with "path", or "name"')
-
-
-def _real_path(path: str) -> str:
-    if not os.path.isabs(path):
-        raise Invalid(f"the path of a store is absolute, not {path[:80]!r}")
-    if "\0" in path or len(os.fsencode(path)) > PATH_MAX:
-        raise Invalid(f"a path has no NUL character in it, and at most {PATH_MAX} bytes")
-    real = os.path.realpath(path)
-    try:
-        real.encode()
-    except UnicodeEncodeError:  # a link leads there; what is answered is JSON
-        raise Invalid(f"{path} leads to {real!r}, which is not UTF-8") from None
-    return real
-
-
-def _name_of(path: str) -> str:
-    """What a store is called that was given no name: the last part of its path, as a name."""
-    last = os.path.basename(os.path.normpath(path))
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", last).lstrip("-.")[:NAME_MAX] or "store"
-
-
-def _check_place(path: str) -> None:
-    """Raises `Invalid` for a path in a folder that is another store's own."""
-    parent, name = os.path.split(path)
-    while name:
-        if name in _OF_A_STORE and os.path.exists(os.path.join(parent, INDEX_FILENAME)):
-            raise Invalid(f"{path} lies in {name}, a folder of the store at {parent}")
-        parent, name = os.path.split(parent)
 
 
 class _Entry:
     """A store that is to be served: from the request for it until its end."""
 
-    __slots__ = ("after", "asked", "ended", "error", "id", "is_kept", "mount", "opened", "since")
+    __slots__ = ("asked", "claims", "error", "id", "is_kept", "mount", "opened", "since")
 
     def __init__(self, value: int, asked: Asked, *, is_kept: bool) -> None:
         self.id = value  # of the frame that added it
         self.asked = asked
+        self.claims = Claims(asked)
         self.is_kept = is_kept  # by the root store: it comes back
-        self.after: list[threading.Event] = []  # what has to be over before it is opened
         self.mount: Mount | None = None
         self.error: str | None = None
         self.since: int | None = None
         self.opened = threading.Event()  # it is open, or can't be opened
-        self.ended = threading.Event()
 
     @property
     def script(self) -> Script:
@@ -143,6 +79,14 @@ class _Entry:
         source = ids.text(self.id)
         state = json.dumps(self.asked._asdict(), ensure_ascii=False)
         return Script(_KIND, self.asked.name, source, True, source, state)
+
+
+class _Request(NamedTuple):
+    """What a frame asks for, until it is done."""
+
+    id: int
+    wanted: Union[Asked, Named]
+    claims: Claims
 
 
 class Stores:
@@ -164,6 +108,7 @@ class Stores:
         self._entries: dict[str, _Entry] = {}  # by name
         self._ending: set[_Entry] = set()  # not among those any more
         self._threads: set[threads.Thread] = set()
+        self._line: dict[int, _Request] = {}  # what is not begun; for the one thread that begins it
         self._pending: set[int] = set()  # requests that are not answered
         self._done: set[int] = set()  # that are, above the first of those
         self._answering = threading.Lock()  # one answer at a time: each keeps how far all are
@@ -235,7 +180,7 @@ class Stores:
                 left = max(0.0, self._try_at - time.monotonic())
                 self._due.wait(left if self._failed() else None)
                 self._due.clear()
-                self._obey_all(self._new_lines())
+                self._hear(self._new_lines())
                 self._try_again()
             except Exception as error:  # of ours, or of the root store, which goes on serving
                 if not self._stopping.is_set():
@@ -264,12 +209,8 @@ class Stores:
         self._take(lines, newest)
         self._done = done
         for script in kept:
-            asked = Asked(**json.loads(script.state or ""))
-            try:
-                self._add(ids.parse(script.source), asked, is_kept=True)
-            except XsError as error:  # the root store has come to lie where it is, perhaps
-                self._log.for_store(asked.name)(str(error), WARNING)
-        self._obey_all(lines)
+            self._keep(ids.parse(script.source), Asked(**json.loads(script.state or "")))
+        self._hear(lines)
 
     def _answered(self, until: int) -> set[int]:
         """The requests that frames on the stream say are answered."""
@@ -298,62 +239,127 @@ class Stores:
             self._pending.update(ids.parse(frame.id_of(line)) for line in lines)
             self._position = position
 
-    def _obey_all(self, lines: list[bytes]) -> None:
+    def _hear(self, lines: list[bytes]) -> None:
+        """Takes requests in, and begins what waits for nothing, in their order."""
         for line in lines:
+            value = ids.parse(frame.id_of(line))
+            meta = frame.Frame.from_json(line).meta
+            parse = parse_add if frame.topic_of(line) == "xs.store.add" else parse_remove
+            try:
+                wanted = parse(meta)
+                self._line[value] = _Request(value, wanted, Claims(wanted))
+            except Exception as error:
+                self._answer("error", value, reason=_sentence(error))
+        if not self._line:
+            return
+        busy = Claims()  # with what something is being done, or is yet to be
+        with self._lock:
+            for each in (*self._ending, *filter(_is_unsettled, self._entries.values())):
+                busy.add(each.claims)
+        waiting = 0
+        for request in list(self._line.values()):
             if self._stopping.is_set():
                 return  # they are carried out when the server starts again
-            self._obey(line)
+            with self._lock:
+                claims = self._claims(request)
+                has_to_wait = busy.meet(claims) or self._waits_for_room(request, waiting)
+            if has_to_wait:
+                waiting += 1
+                busy.add(claims)
+                continue
+            del self._line[request.id]
+            entry = self._obey(request)
+            if entry is not None:
+                busy.add(entry.claims)
 
-    def _obey(self, line: bytes) -> None:
-        value = ids.parse(frame.id_of(line))
-        meta = frame.Frame.from_json(line).meta
+    def _claims(self, request: _Request) -> Claims:
+        """A removal is about all that its store has, by whatever it names it. `_lock` is held."""
+        claims = Claims()
+        claims.add(request.claims)
+        if isinstance(request.wanted, Named):
+            for entry in self._entries.values():
+                if request.wanted.means(entry.asked):
+                    claims.add(entry.claims)
+        return claims
+
+    def _waits_for_room(self, request: _Request, waiting: int) -> bool:
+        """Whether it is one store too many, unless others can't be opened. `_lock` is held."""
+        if isinstance(request.wanted, Named) or len(self._entries) + waiting < STORES_MAX:
+            return False
+        return waiting > 0 or any(map(_is_unsettled, self._entries.values()))
+
+    def _obey(self, request: _Request) -> _Entry | None:
+        """The store that is opened, or ended, from now on; None if it is an error."""
         try:
-            if frame.topic_of(line) == "xs.store.add":
-                self._add(value, parse_add(meta), is_kept=False)
-            else:
-                self._remove(value, *parse_remove(meta))
+            if isinstance(request.wanted, Asked):
+                return self._add(request.id, request.wanted)
+            return self._remove(request.id, request.wanted)
         except Exception as error:
-            self._answer("error", value, reason=_sentence(error))
+            self._answer("error", request.id, reason=_sentence(error))
+            return None
 
     # Adding
 
-    def _add(self, value: int, asked: Asked, *, is_kept: bool) -> None:
+    def _add(self, value: int, asked: Asked) -> _Entry:
         """Has a store opened. Raises `Invalid`, `Unavailable`."""
-        if asked.path == os.path.realpath(self._root.folder):
-            raise Invalid(f"{asked.path} is the root store: it is served already")
-        _check_place(asked.path)
-        entry = _Entry(value, asked, is_kept=is_kept)
+        self._check_place(asked.path)
+        entry = _Entry(value, asked, is_kept=False)
         with self._lock:
-            self._check_free(asked)
-            entry.after = [each.ended for each in self._ending if _concerns(each.asked, asked)]
+            self._check_free(entry)
             self._entries[asked.name] = entry
         try:
-            self._begin(self._open, entry, is_kept)
+            self._begin(self._open, entry, False)
+        except BaseException:
+            self._forget(entry)
+            raise
+        return entry
+
+    def _keep(self, value: int, asked: Asked) -> None:
+        """Has a store opened again. One for which that can't be is tried again, like all others."""
+        entry = _Entry(value, asked, is_kept=True)
+        with self._lock:
+            if asked.name in self._entries:
+                return  # it failed to begin with all of them, and begins again
+            self._entries[asked.name] = entry
+        try:
+            self._begin(self._open, entry, True)
+        except XsError as error:
+            self._fail(entry, str(error), True)
+            entry.opened.set()
         except BaseException:
             self._forget(entry)
             raise
 
-    def _check_free(self, asked: Asked) -> None:
-        for other in self._entries.values():
-            if other.asked.path == asked.path:
-                if other.error is not None:
-                    raise Invalid(
-                        f"{asked.path} is added already, as {other.asked.name}, and can't be "
-                        f"opened: remove it first to add it anew"
-                    )
-                if other.mount is None:
-                    raise Invalid(f"{asked.path} is being opened already, as {other.asked.name}")
-                raise Invalid(f"{asked.path} is served already, as {other.asked.name}")
-        if asked.name in self._entries:
-            path = self._entries[asked.name].asked.path
-            raise Invalid(f"the name {asked.name} is taken by {path}: give another name")
+    def _check_place(self, path: str) -> None:
+        root = os.path.realpath(self._root.folder)
+        if path == root:
+            raise Invalid(f"{path} is the root store: it is served already")
+        check_apart(path, root)
+        check_place(path)
+
+    def _check_free(self, entry: _Entry) -> None:
+        """Raises `Invalid` for what another store has already. `_lock` is held."""
+        path, name, http = entry.asked
+        others = [each for each in self._entries.values() if each.claims.meet(entry.claims)]
+        for other in others:
+            if other.asked.path == path:
+                if other.mount is not None:
+                    raise Invalid(f"{path} is served already, as {other.asked.name}")
+                why = other.error and ", and can't be opened: remove it first to add it anew"
+                raise Invalid(f"{path} is added already, as {other.asked.name}{why or ''}")
+        for other in others:
+            if other.asked.name == name:
+                raise Invalid(f"the name {name} is taken by {other.asked.path}: give another name")
+            check_apart(path, other.asked.path)
+            if is_same_address(http, other.asked.http):
+                raise Invalid(f"the address {http} is taken by the store at {other.asked.path}")
         if len(self._entries) >= STORES_MAX:
             raise Invalid(f"{STORES_MAX} stores are served already")
 
     def _open(self, entry: _Entry, again: bool) -> None:
         try:
-            for event in entry.after:
-                event.wait()
+            if again:  # the root, or another, has come to lie where it is, perhaps
+                self._check_place(entry.asked.path)
             with self._turn():
                 if self._stopping.is_set():
                     return
@@ -368,16 +374,17 @@ class Stores:
                 entry.is_kept = self._answer("added", entry.id, keep, **_named(entry, mount))
         finally:
             entry.opened.set()
+            self._due.set()  # for who waits for it, and to try it again
 
     def _fail(self, entry: _Entry, reason: str, again: bool) -> None:
         if reason != entry.error:
             self._log.for_store(entry.asked.name)(reason, WARNING)
         entry.error = reason
-        if again:
-            self._due.set()  # it is to be tried again
-        else:
-            self._forget(entry)
-            self._answer("error", entry.id, reason=reason, **_named(entry, None))
+        if not again:
+            try:
+                self._answer("error", entry.id, reason=reason, **_named(entry, None))
+            finally:
+                self._forget(entry)
 
     def _failed(self) -> list[_Entry]:
         with self._lock:
@@ -408,18 +415,14 @@ class Stores:
 
     # Removing
 
-    def _remove(self, value: int, path: Optional[str], name: Optional[str]) -> None:
+    def _remove(self, value: int, named: Named) -> _Entry:
         """Has a store closed. Raises `Invalid`, `Unavailable`."""
-        if path is not None and path == os.path.realpath(self._root.folder):
-            raise Invalid(f"{path} is the root store: stop the server to end it")
         with self._lock:
-            found = [
-                entry
-                for entry in self._entries.values()
-                if path in (None, entry.asked.path) and name in (None, entry.asked.name)
-            ]
+            found = [each for each in self._entries.values() if named.means(each.asked)]
             if not found:
-                raise Invalid(_not_served(path, name))
+                if named.path == os.path.realpath(self._root.folder):
+                    raise Invalid(f"{named.path} is the root store: stop the server to end it")
+                raise Invalid(_not_served(named.path, named.name))
             (entry,) = found
             del self._entries[entry.asked.name]
             self._ending.add(entry)
@@ -430,6 +433,7 @@ class Stores:
                 self._ending.discard(entry)
                 self._entries[entry.asked.name] = entry
             raise
+        return entry
 
     def _end(self, entry: _Entry, value: int | None) -> None:
         """Ends a store; `value` is the frame that asks for it, None when the server stops."""
@@ -443,17 +447,13 @@ class Stores:
                     self._log.for_store(entry.asked.name)(_sentence(error), WARNING)
             if value is None:
                 return
-            if mount is None and not entry.is_kept:  # it could not be opened
-                reason = _not_served(entry.asked.path, None)
-                self._answer("error", value, reason=reason, **_named(entry, None))
-                return
             gone = entry.script._replace(active=False)
             source = ids.text(entry.id)
             self._answer("removed", value, [gone], store_id=source, **_named(entry, None))
         finally:
             with self._lock:
                 self._ending.discard(entry)
-            entry.ended.set()
+            self._due.set()  # for who waits for it
 
     def _forget(self, entry: _Entry) -> None:
         with self._lock:
@@ -535,10 +535,9 @@ def _named(entry: _Entry, mount: Mount | None) -> dict[str, Any]:
     return {"name": entry.asked.name, "path": entry.asked.path, "http": http}
 
 
-def _concerns(before: Asked, asked: Asked) -> bool:
-    """Whether one has to have ended before the other can be opened."""
-    both_answer = before.http is not None and asked.http is not None
-    return before.path == asked.path or before.name == asked.name or both_answer
+def _is_unsettled(entry: _Entry) -> bool:
+    """Whether it may turn out not to be there; one that is kept is, opened or not."""
+    return not (entry.is_kept or entry.opened.is_set())
 
 
 def _not_served(path: Optional[str], name: Optional[str]) -> str:
