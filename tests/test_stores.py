@@ -842,6 +842,103 @@ def test_no_store_is_made_in_a_folder_that_another_one_clears(
         assert not os.path.exists(f"{path}/xs.db")
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_no_store_is_made_around_one_that_it_would_clear_away(
+    root: Root, tmp_path: Path, run_xs: RunXs, at_once: bool
+) -> None:
+    inner, outer = str(tmp_path / "q" / "cas" / "54"), str(tmp_path / "q")
+    expected = f"{inner} lies in cas, a folder of the store at {outer}"
+    asked = [("add", {"path": inner, "name": "inner"}), ("add", {"path": outer})]
+    if at_once:
+        first, second = (root.reply_to(source) for source in ask_at_once(root, *asked))
+    else:
+        first, second = (root.ask(what, meta) for what, meta in asked)
+    assert (first.what, second.reason) == ("added", expected)
+    # Nor by anybody else, whoever serves the inner one.
+    root.remove(inner)
+    said = f"can't make a store at {outer}: it would clear away the one at {inner}"
+    assert said in root.ask("add", {"path": outer}).reason
+    for command in (["append", outer, "t"], ["serve", outer]):
+        done = run_xs(command)
+        assert done.returncode != 0 and said in done.stderr.decode()
+    assert sorted(os.listdir(outer)) == ["cas"]
+
+
+def test_the_root_is_no_place_s_own_either(tmp_path: Path) -> None:
+    root = Root(str(tmp_path / "q" / "run" / "root"))
+    try:
+        reason = root.ask("add", {"path": str(tmp_path / "q")}).reason
+        assert reason == f"{root.directory} lies in run, a folder of the store at {tmp_path}/q"
+    finally:
+        root.close()
+
+
+def test_one_that_has_come_to_lie_in_another_s_folder_is_listed_and_can_be_removed(
+    root: Root, tmp_path: Path, run_xs: RunXs
+) -> None:
+    inner = tmp_path / "q" / "cas" / "54"
+    root.add(inner, name="inner")
+    root.add(tmp_path / "other")
+    root.stop()
+    make_store(run_xs, tmp_path / "made")
+    (tmp_path / "made" / "xs.db").rename(tmp_path / "q" / "xs.db")  # as a backup is restored
+    root.start()
+    root.wait_for("inner", "other")
+    expected = f"{inner} lies in cas, a folder of the store at {tmp_path}/q"
+    assert root.stores()["inner"]["error"] == expected
+    with Wire(root.directory) as wire:
+        answer = wire.ask("GET", "/store/inner/version")
+        assert answer.status == 503 and b"lies in cas" in answer.body
+    root.remove(inner)
+    assert list(root.stores()) == ["other"]
+
+
+def test_a_root_that_has_come_to_lie_where_one_of_its_stores_was_lists_it_and_removes_it(
+    root: Root, tmp_path: Path
+) -> None:
+    root.add(tmp_path / "a")
+    root.stop()
+    (tmp_path / "a").rename(tmp_path / "away")
+    os.rename(root.directory, tmp_path / "a")
+    moved = Root(str(tmp_path / "a"))
+    try:
+        moved.wait_for("a")
+        assert moved.stores()["a"]["error"].endswith("/a is the root store: it is served already")
+        moved.remove(tmp_path / "a")
+        assert moved.stores() == {}
+        assert "stop the server" in moved.ask("remove", {"path": moved.directory}).reason
+    finally:
+        moved.close()
+
+
+def test_one_for_which_there_is_no_thread_at_the_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
+    root, a = str(tmp_path / "root"), tmp_path / "a"
+    first = Running(root, [], [])
+    append(root, "xs.store.add", meta={"path": str(a)})
+    wait_frames(root, "xs.store.added")
+    first.stop()
+    start_thread = _thread.start_new_thread
+    refused = threading.Event()
+
+    def refuse_one(act: Callable[..., object], args: tuple[object, ...]) -> int:
+        if not refused.is_set() and threading.current_thread().name != "MainThread":
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        return start_thread(act, args)
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_one)
+    second = Running(root, [], [])
+    try:
+        assert refused.wait(DEADLINE)
+        until(lambda: [each["error"] for each in second.stores.status()] == [None])
+        until(lambda: is_open(a))
+    finally:
+        second.stop()
+
+
 def test_there_is_a_limit(
     running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

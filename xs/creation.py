@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BEFORE_THE_INDEX = frozenset(
     ("lock", CAS_FOLDER, "sock", "token", "run", f"{INDEX_FILENAME}-journal")
 )
+_CLEARED = (CAS_FOLDER, "run")  # folders of a store in which nothing of another's stays
 
 
 def check_folder(folder: str, *, create: bool) -> None:
@@ -49,6 +50,13 @@ def check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(
             f"not a store: {folder} has other files in it: name an empty or a new directory"
         )
+    for name in _CLEARED:  # mostly there is neither, or nothing in it
+        for place, _, files in os.walk(os.path.join(folder, name)):
+            if INDEX_FILENAME in files:
+                raise NotAStore(
+                    f"can't make a store at {folder}: it would clear away the one at {place}: name "
+                    "another directory"
+                )
 
 
 def make(folder: str, lock: Lock, *, exclusive: bool, create: bool) -> None:

@@ -274,12 +274,13 @@ class Stores:
 
     def _claims(self, request: _Request) -> Claims:
         """A removal is about all that its store has, by whatever it names it. `_lock` is held."""
+        if isinstance(request.wanted, Asked):
+            return request.claims
         claims = Claims()
         claims.add(request.claims)
-        if isinstance(request.wanted, Named):
-            for entry in self._entries.values():
-                if request.wanted.means(entry.asked):
-                    claims.add(entry.claims)
+        for entry in self._entries.values():
+            if request.wanted.means(entry.asked):
+                claims.add(entry.claims)
         return claims
 
     def _waits_for_room(self, request: _Request, waiting: int) -> bool:
