@@ -164,10 +164,10 @@ ARCHITECTURE = {
     "ndjson":      "errors frame request stdio terminal | meta (arguments)",
     "transfer":    "errors fault frame place content disk address request stdio terminal ndjson "
                    "(arguments)",
-    "backup":      "errors fault lock place cas disk schema connections index snapshot address "
-                   "terminal",
-    "repair":      "errors fault ids frame cas content disk schema commit work imports lock place "
-                   "store batch salvage wal address",
+    "backup":      "errors fault lock place cas disk schema connections index snapshot creation "
+                   "address terminal",
+    "repair":      "errors fault ids frame cas content disk schema connections commit work imports "
+                   "lock place creation store batch salvage wal address",
     "storing":     "errors address request transport stdio arguments",
     "issuing":     "errors address stdio tokens arguments",
     "autoload":    "errors | nu",

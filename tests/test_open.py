@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import RunXs, start_server
+from conftest import RunXs, Server, start_server
 from stores import together
 
 import xs
@@ -35,6 +35,71 @@ def test_a_making_of_which_the_journal_alone_reached_the_disk_is_begun_anew(stor
     with xs.open(store_dir) as store:
         frame = store.append("notes", "first")
         assert list(store.cat()) == [frame]
+
+
+def test_a_making_that_left_an_empty_index_is_gone_on_with_by_who_writes(
+    store_dir: str, run_xs: RunXs
+) -> None:
+    os.makedirs(f"{store_dir}/cas")
+    for name in ("lock", "xs.db"):
+        open(f"{store_dir}/{name}", "x").close()
+    for command in (["cat"], ["check"], ["gc"], ["backup", f"{store_dir}.copy"]):
+        done = run_xs([command[0], store_dir, *command[1:]])
+        assert done.returncode == 1 and b"no store at" in done.stderr, done
+    assert os.stat(f"{store_dir}/xs.db").st_size == 0
+    assert run_xs(["append", store_dir, "notes"], stdin="first").returncode == 0
+    assert run_xs(["check", store_dir]).returncode == 0
+
+
+def test_an_index_that_has_become_empty_is_no_new_store_where_it_had_contents(
+    store_dir: str, run_xs: RunXs
+) -> None:
+    large = b"x" * (INLINE_MAX + 1)
+    with xs.open(store_dir) as store:
+        frame = store.append("notes", large)
+    index = Path(store_dir, "xs.db")
+    before = index.read_bytes()
+    index.write_bytes(b"")
+    commands = (
+        ["cat"],
+        ["last"],
+        ["check"],
+        ["check", "--repair"],
+        ["gc", "--age", "0s"],
+        ["append", "notes"],
+        ["cas-post"],
+        ["backup", f"{store_dir}.copy"],
+        ["export", f"{store_dir}.out"],
+        ["serve"],
+    )
+    for name, *rest in commands:
+        done = run_xs([name, store_dir, *rest], stdin="more")
+        text = done.stderr.decode()
+        assert done.returncode == (4 if name == "serve" else 1), (name, text)
+        assert f"the store at {store_dir} is damaged: its xs.db has become empty" in text, name
+        assert text.count("\n") == 1 and done.stdout == b""
+        assert index.read_bytes() == b"", name
+    index.write_bytes(before)
+    with xs.open(store_dir) as store:
+        assert store.content(frame) == large
+
+
+def test_an_index_that_has_become_empty_does_not_cost_its_log(
+    server: Server, run_xs: RunXs
+) -> None:
+    with xs.open(server.directory) as store:
+        frame = store.append("notes", "small")
+    server.process.kill()
+    server.process.communicate()
+    index = Path(server.directory, "xs.db")
+    before = index.read_bytes()
+    index.write_bytes(b"")
+    for command in ("cat", "append", "serve"):
+        done = run_xs([command, server.directory, *(["notes"] if command == "append" else [])])
+        assert b"its xs.db has become empty" in done.stderr
+    index.write_bytes(before)
+    with xs.open(server.directory) as store:
+        assert store.last("notes") == frame
 
 
 def test_a_store_whose_empty_folder_of_contents_is_lost_makes_it_anew(store_dir: str) -> None:

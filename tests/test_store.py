@@ -984,8 +984,22 @@ def test_check_goes_on_past_pages_that_are_damaged(store_dir: str) -> None:
 def test_a_store_whose_making_was_broken_off_is_finished_by_whoever_opens_it(
     tmp_path: Path,
 ) -> None:
-    open(tmp_path / "xs.db", "w").close()  # all that was there when its maker was killed
+    with contextlib.closing(sqlite3.connect(tmp_path / "xs.db")) as index:
+        index.execute("PRAGMA journal_mode = WAL")  # all that was there when its maker was killed
     store = Store(str(tmp_path))
+    assert store.append(Append("a"))
+    assert problems(store) == []
+    store.close()
+
+
+def test_one_that_had_not_even_begun_with_its_index_is_finished_by_who_may_make_one(
+    tmp_path: Path,
+) -> None:
+    open(tmp_path / "xs.db", "w").close()
+    for exclusive in (False, True):
+        with pytest.raises(NoStore):
+            Store(str(tmp_path), exclusive=exclusive)
+    store = Store(str(tmp_path), create=True)
     assert store.append(Append("a"))
     assert problems(store) == []
     store.close()

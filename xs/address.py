@@ -239,7 +239,15 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
                 "empty directory"
             )
         return _NotYet(addr, timeout)
-    return _open_files(addr, create=False)
+    # An empty one is what a making has left that was killed: then the first write goes on with it.
+    return _open_files(addr, create=create and _is_empty(os.path.join(addr, "xs.db")))
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return not os.stat(path).st_size
+    except OSError:
+        return False
 
 
 _INDEX_FILES = ("xs.db", "xs.db-journal", "xs.db-wal", "xs.db-shm")

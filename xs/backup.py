@@ -16,13 +16,14 @@ import os
 from xs import fault
 from xs.address import folder_of, is_host, no_store
 from xs.cas import Cas
-from xs.connections import Connections
+from xs.connections import Connections, has_index
+from xs.creation import check_folder
 from xs.disk import sync_folder, sync_names
-from xs.errors import Damaged, Invalid, NoStore, NotFound, half_repaired
+from xs.errors import Damaged, Invalid, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock
 from xs.place import check_apart, check_writable, make_folder
-from xs.schema import FILENAME, REPAIRED_FILENAME
+from xs.schema import FILENAME
 from xs.snapshot import PART, Snapshot, copied_from
 from xs.terminal import Progress
 
@@ -37,12 +38,8 @@ _ALWAYS = -1  # a time before every expiry
 def run(addr: str, dest: str) -> bytes:
     """Makes `dest` a copy of the store in the directory `addr`; a line of JSON that sums it up."""
     source = _folder_of(addr)
-    try:
-        os.stat(os.path.join(source, FILENAME))
-    except (FileNotFoundError, NotADirectoryError):
-        if os.path.exists(os.path.join(source, REPAIRED_FILENAME)):
-            raise half_repaired(source) from None
-        raise NoStore(f"no store at: {addr}") from None
+    if not has_index(source):
+        check_folder(source, create=False)
     check_apart(source, dest, "back up")
     check_writable(dest)
     _make_folder(dest)

@@ -440,7 +440,7 @@ def _enter(folder: str) -> tuple[int, int] | None:
         looking = _looking.setdefault(place, allocate_lock())
     with looking:
         # Others may leave it meanwhile, but who comes waits here: nobody opens it beside this.
-        if place not in _opened and _has_log(folder):
+        if place not in _opened and has_log(folder):
             from xs import wal  # here: it brings in what is seldom needed
 
             wal.check(folder)
@@ -531,10 +531,16 @@ def _make_writable(path: str) -> None:
 
 
 def has_index(folder: str) -> bool:
-    return os.path.exists(os.path.join(folder, FILENAME))
+    """Whether there is one. SQLite begins with an empty file, which is none before its journal."""
+    path = os.path.join(folder, FILENAME)
+    try:
+        size = os.stat(path).st_size
+    except OSError:
+        return False
+    return size > 0 or os.path.exists(path + "-journal")
 
 
-def _has_log(folder: str) -> bool:
+def has_log(folder: str) -> bool:
     try:
         return os.stat(os.path.join(folder, FILENAME + "-wal")).st_size > 0
     except OSError:

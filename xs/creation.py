@@ -6,9 +6,10 @@ import os
 
 from xs import fault
 from xs.cas import FOLDER as CAS_FOLDER
-from xs.connections import Connections, has_index
+from xs.cas import Cas
+from xs.connections import Connections, has_index, has_log
 from xs.disk import sync_names
-from xs.errors import NoStore, NotAStore, dangling, half_repaired
+from xs.errors import Damaged, NoStore, NotAStore, dangling, half_repaired
 from xs.lock import SERVE, WRITE
 from xs.place import check_writable
 from xs.schema import FILENAME as INDEX_FILENAME
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # What may be in a store's directory before there is an index. After a power failure that includes
 # the journal of its making: names of one folder reach the disk in any order.
 _BEFORE_THE_INDEX = frozenset(
-    ("lock", CAS_FOLDER, "sock", "token", "run", f"{INDEX_FILENAME}-journal")
+    ("lock", CAS_FOLDER, "sock", "token", "run", INDEX_FILENAME, f"{INDEX_FILENAME}-journal")
 )
 _CLEARED = (CAS_FOLDER, "run")  # folders of a store in which nothing of another's stays
 
@@ -34,6 +35,7 @@ def check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(f"not a store: {folder} is not a directory")
     if os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
         raise half_repaired(folder)
+    _check_not_emptied(folder)
     if not create:
         hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
         raise NoStore(f"no store at: {folder}: {hint}")
@@ -57,6 +59,29 @@ def check_folder(folder: str, *, create: bool) -> None:
                     f"can't make a store at {folder}: it would clear away the one at {place}: name "
                     "another directory"
                 )
+
+
+def _check_not_emptied(folder: str) -> None:
+    """Raises `Damaged` where an index was, and is an empty file now.
+
+    The making of a store leaves one, too, but has no contents yet, nor a log. As a new store it
+    would have `gc` remove the contents, and SQLite the log.
+    """
+    if not (has_log(folder) or _has_contents(os.path.join(folder, CAS_FOLDER))):
+        return
+    # Looked at last: another process may have made the index meanwhile.
+    if os.path.exists(os.path.join(folder, INDEX_FILENAME)) and not has_index(folder):
+        raise Damaged(
+            f"the store at {folder} is damaged: its xs.db has become empty, and what it had is "
+            "nowhere else: restore the store from a backup"
+        )
+
+
+def _has_contents(folder: str) -> bool:
+    try:
+        return any(True for _ in Cas(folder).digests())
+    except OSError:
+        return False
 
 
 def make(folder: str, lock: Lock, *, exclusive: bool, create: bool) -> None:

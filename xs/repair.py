@@ -28,7 +28,9 @@ from xs.address import is_host, no_store
 from xs.batch import parse_imported
 from xs.cas import Cas
 from xs.commit import Commit
+from xs.connections import has_index
 from xs.content import INLINE_MAX, small
+from xs.creation import check_folder
 from xs.disk import sync, sync_folder
 from xs.errors import Damaged, DiskError, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.imports import Imported, ImportWork
@@ -86,6 +88,8 @@ def _repair(folder: str) -> Iterator[dict[str, object]]:
         if not os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
             raise NoStore(f"no store at: {folder}")
         _take_its_place(folder, _newest_aside(folder))
+    elif not has_index(folder):
+        check_folder(folder, create=False)
     problems = _problems(folder)
     for problem in problems:
         yield {"problem": problem}
