@@ -41,6 +41,15 @@ def local(store_dir: str) -> Iterator[Local]:
     opened.close()
 
 
+def opened_of(store_dir: str) -> list[str]:
+    """The store's files that this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(os.path.realpath(store_dir) + "/")]
+
+
 @pytest.fixture
 def client(local: Local) -> Client:
     return Client(local)
@@ -440,3 +449,43 @@ def test_who_is_kept_waiting_too_long_is_told_by_whom(
     lock.acquire(SERVE)
     lock.close()
     client.close()
+
+
+# Closing
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_iterators_that_are_in_use_stay_when_the_client_is_closed(
+    store_dir: str, is_served: bool
+) -> None:
+    with xs.open(store_dir) as client:
+        client.append_many([{"topic": "t", "content": str(n)} for n in range(3000)])
+        large = client.append("large", b"x" * 3_000_000)
+    with contextlib.ExitStack() as then:
+        if is_served:
+            then.callback(start_server(store_dir).stop)
+        client = xs.open(store_dir)
+        frames = client.cat(topic="t")
+        blocks = client.content_blocks(large)
+        next(frames)
+        size = len(next(blocks))
+        client.close()
+        assert len(list(frames)) == 2999
+        assert client.last("large") == large  # it opens the store anew
+        client.close()
+        assert size + sum(map(len, blocks)) == 3_000_000
+        client.close()
+        if not is_served:
+            assert opened_of(store_dir) == []
+
+
+def test_what_nobody_reads_keeps_no_store_open(store_dir: str) -> None:
+    with xs.open(store_dir) as client:
+        frame = client.append("t", b"x" * 3_000_000)
+        client.cat()
+        client.content_blocks(frame)
+        half_read = client.cat(follow=True)
+        next(half_read)
+        del half_read
+        assert client.get(frame.id[:-1] + "0") is None
+    assert opened_of(store_dir) == []

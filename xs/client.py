@@ -259,7 +259,10 @@ class Client:
         return str(self._value(self._ask("GET", "/version"))["version"])
 
     def close(self) -> None:
-        """Closes what is open to the store. Iterators that are in use stay."""
+        """Closes what is open to the store. Iterators that are in use stay.
+
+        So does the client: what is asked of it later opens the store anew.
+        """
         self._transport.close()
 
     def __enter__(self) -> Client:

@@ -42,7 +42,8 @@ class Local:
     def __init__(self, folder: str, *, create: bool = False) -> None:
         self._folder = folder
         self._create = create
-        self._store = _Files(folder, create=create)
+        self._opening = allocate_lock()  # guards the next one
+        self._store: _Files | None = _Files(folder, create=create)
 
     def request(
         self,
@@ -52,37 +53,66 @@ class Local:
         body: bytes | Iterable[bytes] | None = None,
     ) -> Response:
         """The answer that a server would give. Errors of the request are answers, as there."""
-        if self._store.is_parents:  # this process was forked
-            self._store = _Files(self._folder, create=self._create)
+        store = self._used()
+        try:
+            return self._answered(store, method, target, fields, body)
+        except BaseException:
+            store.leave()
+            raise
+
+    def _used(self) -> _Files:
+        """The store, which stays open until whoever asked has left it."""
+        with self._opening:
+            if self._store is None or self._store.is_parents:  # closed; or this process was forked
+                self._store = _Files(self._folder, create=self._create)
+            self._store.use()
+            return self._store
+
+    def _answered(
+        self,
+        store: _Files,
+        method: str,
+        target: str,
+        fields: Iterable[tuple[str, str]],
+        body: bytes | Iterable[bytes] | None,
+    ) -> Response:
         if method != "POST":
-            self._store.open()  # a reader makes no store
+            store.open()  # a reader makes no store
         path, _, query = target.partition("?")
         blocks: Iterable[bytes] = (
             () if body is None else [body] if isinstance(body, bytes) else body
         )
         lower = [(name.lower(), value) for name, value in fields]
         request = messages.Request(method, path, query, lower, blocks)
-        found = api.run(self._store, api.answer(self._store, request))
+        found = api.run(store, api.answer(store, request))
         reader = found.reader
         if reader is None:
-            return _Answered(found, iter((found.body,)) if found.blocks is None else found.blocks)
+            blocks = iter((found.body,)) if found.blocks is None else found.blocks
+            return _Answered(found, blocks, store)
         if reader.options.pulse is not None:
             pulse = errors.Invalid("a pulse needs a server: start one with xs serve")
-            return _Answered(messages.error_answer(pulse), iter((f"{pulse}\n".encode(),)))
-        return _Answered(found, _Following(self._store, reader).blocks())
+            return _Answered(messages.error_answer(pulse), iter((f"{pulse}\n".encode(),)), store)
+        return _Answered(found, _Following(store, reader).blocks(), store)
 
     def close(self) -> None:
-        if self._store.is_open:
-            self._store.close()
+        """Closes the store once no body is under way any more; the next request opens it anew."""
+        with self._opening:
+            store, self._store = self._store, None
+        if store is not None:
+            store.leave()
 
 
 class _Answered:
-    """An answer of this process, in the form of one that came over a socket."""
+    """An answer of this process, in the form of one that came over a socket.
 
-    def __init__(self, found: messages.Answer, blocks: Iterator[bytes]) -> None:
+    It leaves the store when its body was read, or is given up.
+    """
+
+    def __init__(self, found: messages.Answer, blocks: Iterator[bytes], store: _Files) -> None:
         self.status = found.status
         self.fields = found.fields
         self._blocks = blocks
+        self._store: _Files | None = store
 
     def get(self, name: str, default: str | None = None) -> str | None:
         return dict(self.fields).get(name, default)
@@ -106,6 +136,11 @@ class _Answered:
         close = getattr(self._blocks, "close", None)
         if close is not None:
             close()
+        store, self._store = self._store, None
+        if store is not None:
+            store.leave()
+
+    __del__ = close  # of one that nobody has begun to read
 
 
 class _Files(Store):
@@ -121,6 +156,9 @@ class _Files(Store):
     def __init__(self, folder: str, *, create: bool = False) -> None:
         self.folder = folder
         self._opening = allocate_lock()
+        # One for each who uses it, over that of its `Local`; whoever takes the last one closes it.
+        # It is no lock and a count, as an answer may be collected, and leave, amid anything.
+        self._uses = [True]
         if not create:
             self.open()
 
@@ -130,6 +168,14 @@ class _Files(Store):
             if not self.is_open:
                 super().__init__(self.folder, create=create)
                 self.is_open = True
+
+    def use(self) -> None:
+        """Keeps it open until `leave` is called once more."""
+        self._uses.append(False)
+
+    def leave(self) -> None:
+        if self._uses.pop() and self.is_open:
+            self.close()
 
     def opened(self) -> None:
         self.open(create=True)
