@@ -119,6 +119,36 @@ def test_no_error_repeats_the_token():
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["last", "ftp://s3cret@x"], "ftp://x: xs speaks http:// and https://"),
+        (["last", "s3cret@localhost:18080/"], "no store at: localhost:18080/: an address with a"),
+        (["last", "http:/s3cret@host:1"], "no store at: host:1: an address with a token ends"),
+        (["last", "s3cret@"], "no store at: @: an address with a token ends"),
+        (["serve", "s", "--expose", "s3cret@:1"], "can't expose ':1': use HOST:PORT"),
+        (["serve", "s", "--expose", "http://s3cret@:x"], "can't expose 'http://:x': not an"),
+        (["service", "install", "./s", "--print", "--expose", "s3cret@:1"], "can't expose ':1'"),
+        (["serve", "s", "--http", "https://s3cret@:1"], "can't answer the web at 'https://:1'"),
+        (["serve", "s", "--http", "s3cret@x"], "can't answer the web at 'x': not an address"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_no_command_s_error_repeats_a_token(run_xs, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    done = run_xs(words)
+    text = done.stderr.decode()
+    assert done.returncode != 0 and says in text and text.count("\n") == 1, text
+    assert "s3cret" not in text
+
+
+def test_a_path_with_an_at_sign_is_named_as_it_is(run_xs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me@home").mkdir()
+    for path in ("./you@home", "me@home", f"{tmp_path}/you@home"):
+        assert f"no store at: {path}" in run_xs(["last", path]).stderr.decode()
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", ":{}", "http://localhost:{}", "localhost:{}/.."])
 def test_a_server_on_tcp_is_reached_with_a_token_of_the_environment(scripted, monkeypatch, form):
     server = scripted(echo_head, tcp=True)

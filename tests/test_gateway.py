@@ -1493,7 +1493,7 @@ def test_it_says_where_it_answers_and_the_first_frame_too(shared: WebServer) -> 
     ("options", "says"),
     [
         (["--http", "here"], "not an address: 'here'"),
-        (["--http", "x@:80"], "can't answer the web at 'x@:80'"),
+        (["--http", "x@:80"], "can't answer the web at ':80': use HOST:PORT"),
         (["--http", "https://127.0.0.1:0"], "needs a certificate"),
         (["--http", "/"], "can't listen on /"),
         (["--http", "DIR/file"], "a file is there already"),

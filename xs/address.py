@@ -78,6 +78,16 @@ def is_socket_path(addr: str) -> bool:
     return "/" in addr and "://" not in addr
 
 
+def without_token(addr: str) -> str:
+    """An address as errors show it: they are seen by others, and kept in logs.
+
+    >>> without_token("http://secret@xs.example:8443")
+    'http://xs.example:8443'
+    """
+    scheme, mark, rest = addr.partition("://")
+    return scheme + mark + rest.rpartition("@")[2] if mark else addr.rpartition("@")[2]
+
+
 def open_transport(addr: str, *, timeout: float | None = None, create: bool = False) -> Transport:
     """Something that takes requests for the store at `addr`.
 
@@ -116,7 +126,8 @@ def parse_host(addr: str) -> tuple[Address, str | None]:
     scheme = scheme.lower()
     if mark and scheme not in _PORTS:
         raise errors.Invalid(
-            f"{addr}: xs speaks http:// and https://; a directory of that name is ./{addr}"
+            f"{without_token(addr)}: xs speaks http:// and https://; a directory of that name is "
+            f"./{without_token(addr)}"
         )
     rest = rest[:-1] if mark and rest.endswith("/") else rest
     token, at, host_port = rest.rpartition("@")
@@ -293,6 +304,11 @@ def _open_files(directory: str, *, create: bool) -> Transport:
 def no_store(addr: str, place: str | None = None) -> errors.NoStore:
     """The error for an address where no store is; `place` is where one can be made."""
     place = place or addr
+    if "@" in addr and not addr.startswith(("/", ".")) and not os.path.lexists(addr):
+        return errors.NoStore(
+            f"no store at: {without_token(addr) or '@'}: an address with a token ends with its "
+            "port, as in TOKEN@HOST:PORT; the path of a directory with an @ begins with ./"
+        )
     hint = f"make one with `xs serve {place}` or `xs append {place} TOPIC`"
     if addr == "localhost" or (addr.count(".") == 3 and addr.replace(".", "").isdigit()):
         hint = f"a server of that host is called by its port, too: {addr}:PORT"

@@ -172,8 +172,10 @@ def _address(http: Optional[str]) -> Optional[tuple[str, object, str]]:
     if is_socket_path(http):
         return "socket", place_of(http), ""
     try:
-        (_, host, *port), _ = parse_host(http)
+        (_, host, *port), token = parse_host(http)
     except Invalid:
+        return None
+    if token is not None:
         return None
     host = "127.0.0.1" if host == "localhost" else str(host).lower()
     with contextlib.suppress(OSError, UnicodeError):  # a name stays as it is

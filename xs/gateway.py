@@ -15,7 +15,7 @@ from typing import NamedTuple, Optional
 from xs import chunked, exchange, frame, tokens
 from xs.access import tokens_of
 from xs.activation import Sockets
-from xs.address import is_socket_path, parse_host
+from xs.address import is_socket_path, parse_host, without_token
 from xs.answers import Answers, Found, RequestWork
 from xs.commit import Append
 from xs.content import Content
@@ -122,12 +122,13 @@ class Gateway:
             return address
         # :0 lets the system choose a port.
         any_port = address.endswith(":0")
+        shown = without_token(address)
         try:
             (kind, host, *port), token = parse_host(address[:-1] + "1" if any_port else address)
         except Invalid as error:
-            raise Usage(f"can't answer the web at {address!r}: {error}") from None
+            raise Usage(f"can't answer the web at {shown!r}: {error}") from None
         if token is not None or not port:
-            raise Usage(f"can't answer the web at {address!r}: use HOST:PORT, or a socket's path")
+            raise Usage(f"can't answer the web at {shown!r}: use HOST:PORT, or a socket's path")
         is_tls = kind == "tls" or (self._tls is not None and not address.startswith("http://"))
         if is_tls and self._tls is None:
             raise Usage(f"{address} needs a certificate: give --tls-cert, and --tls-key")

@@ -206,7 +206,7 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
     What goes over it is not encrypted, tokens included: so it is for this machine alone, unless
     `insecure` says that somebody knows what he does.
     """
-    from xs.address import parse_host
+    from xs.address import parse_host, without_token
 
     # :0 lets the system choose a port; the line that the server prints says which.
     any_port = address.endswith(":0")
@@ -216,8 +216,8 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
         place, token = ("unix", address), None  # what else there is of addresses is of no use here
     if place[0] != "tcp" or len(place) != 3 or token is not None:
         raise Usage(
-            f"can't expose {address!r}: use HOST:PORT, or :PORT for this machine alone, "
-            "with a port from 0 to 65535 ([ADDRESS]:PORT for IPv6)"
+            f"can't expose {without_token(address)!r}: use HOST:PORT, or :PORT for this machine "
+            "alone, with a port from 0 to 65535 ([ADDRESS]:PORT for IPv6)"
         )
     _, host, port = place
     port = 0 if any_port else port
