@@ -214,9 +214,12 @@ def exposed_address(address: str, *, insecure: bool) -> tuple[str, int]:
         place, token = parse_host(address[:-1] + "1" if any_port else address)
     except Invalid:
         place, token = ("unix", address), None  # what else there is of addresses is of no use here
-    if place[0] != "tcp" or len(place) != 3 or token is not None:
+    shown = without_token(address)
+    if token is not None:
+        raise Usage(f"can't expose {shown!r} with a token: give that to whoever calls it")
+    if place[0] != "tcp" or len(place) != 3:
         raise Usage(
-            f"can't expose {without_token(address)!r}: use HOST:PORT, or :PORT for this machine "
+            f"can't expose {shown!r}: use HOST:PORT, or :PORT for this machine "
             "alone, with a port from 0 to 65535 ([ADDRESS]:PORT for IPv6)"
         )
     _, host, port = place
