@@ -1824,7 +1824,7 @@ def test_python_gives_every_kind_of_content_chunked(store_dir: str, tmp_path: Pa
                 assert client.content(made) == data
         for process in (pipe, text):
             process.communicate()
-        with pytest.raises(Invalid, match="content comes in bytes"):
+        with pytest.raises(Invalid, match="an iterable of bytes, not 1"):
             client.append("a", [1], chunked=True)  # type: ignore[list-item]
     check(store_dir)
 

@@ -439,8 +439,7 @@ def _check_content(content: object) -> None:
     if content is None or isinstance(content, (str, bytes, bytearray, memoryview)):
         return
     has_blocks = hasattr(content, "__iter__") and not hasattr(content, "keys")
-    is_empty = isinstance(content, (list, tuple)) and not content
-    if not hasattr(content, "read") and (is_empty or not has_blocks):
+    if not (hasattr(content, "read") or has_blocks):
         raise _no_content(content)
 
 
