@@ -43,15 +43,21 @@ class Opened(Store):
     def open(self) -> None:
         """It is."""
 
+    def leave(self) -> None:
+        """It stays open: others use it."""
+
 
 class InProcess(Local):
     """The API on a store that this process has for itself."""
 
     def __init__(self, store: Opened) -> None:
-        self._store = store  # type: ignore[assignment]
+        self._opened = store
+
+    def _used(self) -> Any:
+        return self._opened
 
     def close(self) -> None:
-        """The store stays open: others use it."""
+        """As `Opened.leave`."""
 
 
 class Known(NamedTuple):
