@@ -588,12 +588,8 @@ def test_what_could_not_be_opened_at_the_start_is_tried_again(
     assert capfd.readouterr().err.count("no store at") == 1  # said once, however often it is tried
 
 
-def test_one_whose_retry_finds_no_thread_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
-    root, a = str(tmp_path / "root"), tmp_path / "a"
-    second = started_without(root, a, tmp_path / "unplugged")
+def refuse_a_thread(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """From now on the next thread that isn't the main one's to start can't be; set when it was."""
     start_thread = _thread.start_new_thread
     refused = threading.Event()
 
@@ -603,9 +599,19 @@ def test_one_whose_retry_finds_no_thread_is_tried_again(
             raise RuntimeError("can't start new thread")
         return start_thread(act, args)
 
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_one)
+    return refused
+
+
+def test_one_whose_retry_finds_no_thread_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.05)
+    root, a = str(tmp_path / "root"), tmp_path / "a"
+    second = started_without(root, a, tmp_path / "unplugged")
     try:
         until(lambda: second.stores.status() and second.stores.status()[0]["error"])
-        monkeypatch.setattr(_thread, "start_new_thread", refuse_one)
+        refused = refuse_a_thread(monkeypatch)
         assert refused.wait(DEADLINE)
         (tmp_path / "unplugged").rename(a)
         until(lambda: second.stores.status()[0]["error"] is None)
@@ -920,16 +926,7 @@ def test_one_for_which_there_is_no_thread_at_the_start_is_tried_again(
     append(root, "xs.store.add", meta={"path": str(a)})
     wait_frames(root, "xs.store.added")
     first.stop()
-    start_thread = _thread.start_new_thread
-    refused = threading.Event()
-
-    def refuse_one(act: Callable[..., object], args: tuple[object, ...]) -> int:
-        if not refused.is_set() and threading.current_thread().name != "MainThread":
-            refused.set()
-            raise RuntimeError("can't start new thread")
-        return start_thread(act, args)
-
-    monkeypatch.setattr(_thread, "start_new_thread", refuse_one)
+    refused = refuse_a_thread(monkeypatch)
     second = Running(root, [], [])
     try:
         assert refused.wait(DEADLINE)
