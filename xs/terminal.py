@@ -13,6 +13,9 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import TypeVar
+
+    _Kind = TypeVar("_Kind", bound="_Line")
 
 _KEY = "\x1b[36m"  # cyan, for the keys of JSON
 _PLAIN = "\x1b[0m"
@@ -98,21 +101,42 @@ def shown(blocks: Iterable[bytes], *, colour: bool = False) -> Iterator[bytes]:
         yield (coloured(text) if colour else text).encode("utf-8", "backslashreplace")
 
 
-class Progress:
-    """One line on standard error that says how far a command is, and goes away at its end.
+class _Line:
+    """One line on standard error, if that is a terminal; it goes away at the end."""
 
-    Writes nothing unless standard error is a terminal, and nothing where what is counted comes
-    from one, by the descriptor `source`: somebody types there.
+    __slots__ = ("_shown",)
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def end(self) -> None:
+        """Takes the line away."""
+        if self._shown:
+            self._shown = False
+            _say(_CLEAR_LINE)
+
+    def __enter__(self: _Kind) -> _Kind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+class Progress(_Line):
+    """How far a command is.
+
+    Nothing is said where what is counted comes from a terminal, by the descriptor `source`:
+    somebody types there.
     """
 
-    __slots__ = ("_begun", "_count", "_next", "_noun", "_shown", "_visible")
+    __slots__ = ("_begun", "_count", "_next", "_noun", "_visible")
 
     def __init__(self, noun: str, source: int = -1) -> None:
+        super().__init__()
         self._noun = noun
         self._count = 0
         self._begun = time.monotonic()
         self._next = self._begun + _PROGRESS_EVERY
-        self._shown = False
         self._visible = is_terminal(2) and not is_terminal(source)
 
     def add(self, count: int) -> None:
@@ -128,43 +152,17 @@ class Progress:
             noun = self._noun if self._count != 1 else self._noun[:-1]
             _say(f"{_CLEAR_LINE}{self._count:,} {noun}, {rate:,.0f}/s")
 
-    def end(self) -> None:
-        """Takes the line away."""
-        if self._shown:
-            self._shown = False
-            _say(_CLEAR_LINE)
 
-    def __enter__(self) -> Progress:
-        return self
+class Notice(_Line):
+    """What a command is at, until there is more to be said."""
 
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-
-class Notice:
-    """One line on standard error that says what a command is at, until there is more to be said.
-
-    Writes nothing unless standard error is a terminal.
-    """
-
-    __slots__ = ("_shown",)
+    __slots__ = ()
 
     def __init__(self, text: str) -> None:
+        super().__init__()
         self._shown = is_terminal(2)
         if self._shown:
             _say(harmless(text))
-
-    def end(self) -> None:
-        """Takes the line away."""
-        if self._shown:
-            self._shown = False
-            _say(_CLEAR_LINE)
-
-    def __enter__(self) -> Notice:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
 
 def _say(text: str) -> None:
