@@ -22,6 +22,16 @@ _TOKEN_BYTES = 16  # in hexadecimal
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
 
+_held: set[Claim] = set()
+
+
+@atexit.register
+def _give_back() -> None:
+    """For who ends without closing what he has opened."""
+    for claim in list(_held):
+        claim.close()
+
+
 class Claim:
     """Held until `close`, or the end of the process. Raises `OSError` where nothing can be made."""
 
@@ -39,11 +49,11 @@ class Claim:
             if os.path.exists(self._path):
                 break
             os.close(self._file)
-        atexit.register(self.close)  # for who ends without closing what he has opened
+        _held.add(self)
 
     def close(self) -> None:
         """Gives it back: what its holder has not ended is nobody's."""
-        atexit.unregister(self.close)
+        _held.discard(self)
         if self._file >= 0:
             if self._process == os.getpid():  # else it is the parent's still
                 _unlink(self._path)
