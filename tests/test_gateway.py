@@ -1409,7 +1409,6 @@ def switches(server: WebServer) -> int:
     return found
 
 
-@pytest.mark.once
 def test_a_thousand_that_wait_cost_as_few_wake_ups_as_one_and_are_all_answered(
     server: WebServer,
 ) -> None:

@@ -1088,7 +1088,6 @@ def test_who_is_faster_than_the_disk_is_slowed_down(service: Service, tmp_path: 
     assert [int(each.content) for each in found[:100_000]] == [*range(100_000)]
 
 
-@pytest.mark.once
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "count"),

@@ -848,7 +848,6 @@ def test_two_hundred_megabytes_go_in_and_out_in_little_memory(server: Server) ->
     assert high_water(server) - before < 16_000
 
 
-@pytest.mark.once
 def test_many_lines_go_in_and_out_in_little_memory(server: Server) -> None:
     line = b'{"topic":"t"}\n'
     block = line * 10_000

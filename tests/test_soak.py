@@ -16,7 +16,7 @@ CROWD = ("5", "200", "10", "1500")  # seconds, followers, writers, connections
 WITH_ALL_ELSE = 240  # seconds: before and after it stores are made, filled, checked and removed
 
 
-pytestmark = [pytest.mark.timeout(WITH_ALL_ELSE + 20), pytest.mark.long, pytest.mark.once]
+pytestmark = [pytest.mark.timeout(WITH_ALL_ELSE + 20), pytest.mark.long]
 
 
 def said(script: str, *words: str) -> str:

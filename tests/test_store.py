@@ -553,7 +553,6 @@ def test_lines_of_an_import_are_answered_in_their_order_whatever_their_ids_are(
     assert lines(store) == [results[4], results[2], results[0]]
 
 
-@pytest.mark.once
 @pytest.mark.long
 def test_a_full_millisecond_refuses_imports_and_moves_appends_on(store: Store) -> None:
     base = ids.first_of(NOON)

@@ -1627,7 +1627,6 @@ def test_the_commands_work_over_tcp(tmp_path: Path, run_xs: RunXs) -> None:
 # What it costs (bench/stores.py has figures)
 
 
-@pytest.mark.once
 def test_a_hundred_stores_start_soon_and_cost_little(root: Root, tmp_path: Path) -> None:
     alone = root.number("VmRSS")
     names = [f"s{n}" for n in range(100)]

@@ -84,7 +84,6 @@ def test_a_topic_is_read_whole_across_pauses(store: Store) -> None:
     assert all_ids(store, topic="a") == wanted
 
 
-@pytest.mark.once
 @pytest.mark.long
 def test_a_topic_that_others_outgrow_is_looked_for_in_its_index_from_the_next_page_on(
     store: Store, clock: Clock
