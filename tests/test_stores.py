@@ -42,6 +42,7 @@ from wire import Wire, request
 
 import xs
 from xs import stores
+from xs.errors import NotFound
 from xs.server import Running
 from xs.store import Store
 
@@ -702,6 +703,28 @@ def test_what_can_not_be_opened_is_an_error_and_leaves_nothing_open(
         # When the cause is gone, it can be added.
         os.rename(path, tmp_path / "away")
         root.add(path, name="bad")
+
+
+def test_what_is_answered_with_an_error_is_listed_no_more(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is in the way of those behind it in the line until it is forgotten."""
+    forget, may_forget = running.stores._forget, threading.Event()
+
+    def forget_later(entry: Any) -> None:
+        assert may_forget.wait(DEADLINE)
+        forget(entry)
+
+    monkeypatch.setattr(running.stores, "_forget", forget_later)
+    (tmp_path / "a").write_text("a file")
+    append(running.root.folder, "xs.store.add", meta={"path": str(tmp_path / "a")})
+    wait_frames(running.root.folder, "xs.store.error")
+    try:
+        assert running.stores.status() == []
+        with pytest.raises(NotFound):
+            running.stores.find("a")
+    finally:
+        may_forget.set()
 
 
 def test_a_store_can_be_added_once(root: Root, tmp_path: Path) -> None:

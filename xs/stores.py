@@ -74,6 +74,11 @@ class _Entry:
         self.opened = threading.Event()  # it is open, or can't be opened
 
     @property
+    def is_refused(self) -> bool:
+        """Whether it is there only until its error is answered, for those behind it in the line."""
+        return self.error is not None and not self.is_kept
+
+    @property
     def script(self) -> Script:
         """What the root store keeps of it."""
         source = ids.text(self.id)
@@ -128,7 +133,7 @@ class Stores:
     def find(self, name: str) -> Served:
         """The store of that name. Raises `NotFound`, `Unavailable`."""
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or entry.is_refused:
             raise NotFound(f"no such store: {name[:NAME_MAX]!r}: see /stores for those there are")
         mount = entry.mount
         if mount is None:
@@ -146,6 +151,7 @@ class Stores:
                 "error": entry.error,
             }
             for entry in entries
+            if not entry.is_refused
         ]
 
     # The stream
