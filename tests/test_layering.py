@@ -27,11 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = {
     # what everybody may know
     "version":     "",
+    "system":      "",
     "errors":      "",
     "records":     "",
-    "fault":       "",
+    "fault":       "system",
     "threads":     "",
-    "ids":         "errors",
+    "ids":         "errors system",
     "frame":       "errors ids records",
     "sums":        "",
     "meta":        "errors",
@@ -41,13 +42,13 @@ ARCHITECTURE = {
     "framing":     "http1",
     "terminal":    "",
     # what lies on the disk, and what is live
-    "lock":        "errors",
-    "place":       "errors",
+    "lock":        "errors system",
+    "place":       "errors system",
     "disk":        "errors",
-    "content":     "errors frame",
+    "content":     "errors frame system",
     "cas":         "errors fault frame content disk",
     "sqlite":      "",
-    "schema":      "errors records sums sqlite | fault",
+    "schema":      "errors records sums sqlite system | fault",
     "rows":        "errors ids frame sums schema",
     "scan":        "frame records sqlite schema rows",
     "walk":        "errors frame records sums sqlite schema rows scan (connections)",
@@ -57,7 +58,7 @@ ARCHITECTURE = {
     "removal":     "errors ids frame records schema rows | pieces (writer)",
     "wal":         "errors records disk schema",
     "still":       "errors",
-    "connections": "errors sqlite schema | still wal",
+    "connections": "errors sqlite schema system | still wal",
     "places":      "schema rows",
     "index":       "errors frame schema rows scan connections | pieces places walk",
     "check":       "errors ids frame content schema rows pieces index (cas)",
@@ -77,8 +78,8 @@ ARCHITECTURE = {
     "expiry":      "errors threads work (commit store)",
     "garbage":     "fault claim work (commit store)",
     "creation":    "errors fault lock place cas disk schema connections",
-    "store":       "errors ids frame place connections | index lock content cas bus work runs "
-                   "runsteps check committer group expiry garbage creation (schema commit)",
+    "store":       "errors ids frame place connections system | index lock content cas bus work "
+                   "runs runsteps check committer group expiry garbage creation (schema commit)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema | content (query store)",
     "batch":       "errors ids frame meta content commit work bulk imports store",
@@ -145,17 +146,17 @@ ARCHITECTURE = {
     "server":      "errors log connections sockets activation asked listener httpd mount stores "
                    "notify signals liveness | address gateway",
     # the other end: an address is a transport, over a socket or right on the files
-    "request":     "errors | ids",
-    "transport":   "errors framing http1 request",
+    "request":     "errors system | ids",
+    "transport":   "errors framing http1 request system",
     "forward":     "errors ids frame cas content batch commit imports runsteps work bulk "
                    "request transport",
-    "local":       "errors ids frame store messages api request | lock bulk imports runsteps "
-                   "transport forward (reader work)",
-    "address":     "errors | transport local (request)",
+    "local":       "errors ids frame store messages api request system | lock bulk imports "
+                   "runsteps transport forward (reader work)",
+    "address":     "errors system | transport local (request)",
     "client":      "errors request | frame",
     # what a person or a program starts
-    "stdio":       "errors request | terminal",
-    "arguments":   "errors address (request)",
+    "stdio":       "errors request system | terminal",
+    "arguments":   "errors address system (request)",
     "help":        "(arguments)",
     "completion":  "errors (arguments)",
     "idfields":    "errors ids request stdio",
@@ -171,9 +172,9 @@ ARCHITECTURE = {
     "storing":     "errors address request transport stdio arguments",
     "issuing":     "errors address stdio tokens arguments",
     "autoload":    "errors | nu",
-    "commands":    "errors request stdio arguments | query serving issuing version "
+    "commands":    "errors request stdio arguments system | query serving issuing version "
                    "idfields ndjson transfer backup repair storing autoload completion terminal",
-    "cli":         "errors address stdio arguments commands | version help terminal threads",
+    "cli":         "errors address stdio arguments commands system | version help terminal threads",
     "__init__":    "| version errors frame address client",
     "__main__":    "cli",
 }  # fmt: skip
@@ -181,11 +182,21 @@ ARCHITECTURE = {
 # Starting is part of the command line's speed: what it takes to say "append" to a server imports at
 # module level these of the standard library, and nothing else. (_socket is what `socket` wraps.)
 HOT_PATH = ("__init__", "cli", "commands", "arguments", "stdio", "address", "request", "transport")
-HOT_PATH += ("http1", "framing", "errors")
-CHEAP = ("sys", "os", "gc", "_socket", "_thread")
-# … nor do those bring in, by any detour, one of these (each 5 to 20 ms; bench: start-up).
+HOT_PATH += ("http1", "framing", "errors", "system")
+CHEAP = ("sys", "gc", "_socket", "_thread")
+# … nor do those bring in, by any detour, one of these (each 1.5 to 20 ms; bench: start-up).
 DEAR = ("argparse", "asyncio", "collections", "dataclasses", "enum", "functools", "json", "logging")
-DEAR += ("pathlib", "re", "scru128", "socket", "sqlite3", "threading", "typing", "urllib.parse")
+DEAR += (
+    "os",
+    "pathlib",
+    "re",
+    "scru128",
+    "socket",
+    "sqlite3",
+    "threading",
+    "typing",
+    "urllib.parse",
+)
 
 # The store and what is below it: no word of HTTP in its names or strings.
 BELOW_HTTP = ("ids", "frame", "disk", "content", "cas", "rows", "scan", "walk", "pieces", "alike")
@@ -203,7 +214,7 @@ STANDARD_LIBRARY = frozenset(
     __future__ _collections _functools _json _sha2 _sha256 _signal _socket _sqlite3 _thread
     _weakref atexit binascii bisect codecs collections contextlib datetime decimal difflib errno
     faulthandler fcntl functools gc hashlib heapq hmac ipaddress itertools json mmap operator os
-    plistlib pwd re resource secrets select selectors shlex shutil signal socket socketserver
+    plistlib posix pwd re resource secrets select selectors shlex shutil signal socket socketserver
     sqlite3 ssl stat struct subprocess sys tempfile threading time traceback types typing zlib
     """.split()  # noqa: SIM905
 )

@@ -21,7 +21,10 @@ from xs import records
 ROOT = Path(__file__).resolve().parent.parent
 BARE = [sys.executable, "-I", "-S", "-c"]
 
-_EVERY = "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio"
+_EVERY = (
+    "__future__ gc xs xs.address xs.arguments xs.cli xs.commands xs.errors xs.request xs.stdio "
+)
+_EVERY += "xs.system"
 _FILES = (
     f"{_EVERY} _collections _functools _sqlite3 xs.api xs.connections xs.frame xs.ids xs.local "
     "xs.messages xs.place xs.records xs.schema xs.sqlite xs.store xs.sums"
@@ -54,14 +57,14 @@ sys.exit(status)
 
 
 def loaded(*words: str) -> set[str]:
-    """What that command loads besides what the interpreter and `os` have loaded."""
+    """What that command loads besides what the interpreter has loaded."""
     done = subprocess.run(
         [*BARE, _RUN, str(ROOT), *words], input=b"content", capture_output=True, timeout=DEADLINE
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b'{"topic":"notes"'), done.stdout
     before = subprocess.run(
-        [*BARE, "import sys, os; print(*sys.modules)"],
+        [*BARE, "import sys; print(*sys.modules)"],
         capture_output=True,
         check=True,
         timeout=DEADLINE,

@@ -6,10 +6,10 @@ other forms name a server. What is typed wrongly, or leads nowhere, is answered 
 
 from __future__ import annotations
 
-import os
 from _thread import allocate_lock
 
 from xs import errors
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ take raises `Usage`, with what it does; what a command then does, this module do
 
 from __future__ import annotations
 
-import os
-
 from xs import address, errors
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ nothing is imported that they don't need (tests/test_layering.py), by this modul
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 # Importing makes many objects and no garbage: looking for it takes 0.7 ms (bench/start.py).
@@ -21,6 +20,7 @@ from xs import errors, stdio  # noqa: E402
 from xs.address import here_is_gone  # noqa: E402
 from xs.arguments import check_count, nearest, parse, wants_help  # noqa: E402
 from xs.commands import COMMANDS  # noqa: E402
+from xs.system import os  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

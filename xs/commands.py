@@ -8,12 +8,11 @@ How a store is reached, or what its answers mean, no command knows.
 
 from __future__ import annotations
 
-import os
-
 from xs import errors, stdio
 from xs.arguments import Command, Option, plain_path
 from xs.request import append_request, ask, path_of, quote, split_lines, with_query
 from xs.stdio import show, show_bytes, show_text
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ of a store before it is opened.
 
 from __future__ import annotations
 
-import os
 from _thread import LockType, allocate_lock
 
 from xs import sqlite
@@ -29,6 +28,7 @@ from xs.schema import (
     translated,
     uri,
 )
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ becomes a file (`cas`).
 
 from __future__ import annotations
 
-import os
 import sys
 
 from xs import frame
 from xs.errors import Damaged, TooLarge
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ Without that, which is decided when this module is imported, a point is a call t
 
 from __future__ import annotations
 
-import os
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

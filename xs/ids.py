@@ -11,9 +11,8 @@ to it where both apply.
 
 from __future__ import annotations
 
-import os
-
 from xs.errors import Invalid
+from xs.system import os
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LENGTH = 25

@@ -8,13 +8,13 @@ there what it was about to commit.
 
 from __future__ import annotations
 
-import os
 import time
 from _thread import allocate_lock
 
 from xs import api, errors, frame, ids, messages
 from xs.request import ask, with_query
 from xs.store import Store
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ is for people and for those who wait: `<pid> serve` or `<pid> append`.
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 
 from xs.errors import Locked, Unavailable, replaced
+from xs.system import os
 
 FILENAME = "lock"
 WAIT_SECONDS = 10.0  # how long a writer waits for another one

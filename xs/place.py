@@ -7,9 +7,8 @@ is written, and told in one sentence; who only reads is let through.
 
 from __future__ import annotations
 
-import os
-
 from xs.errors import Invalid, NotAStore
+from xs.system import os
 
 MOUNTS = "/proc/self/mountinfo"  # proc(5); only Linux has it, and elsewhere no kind is known
 

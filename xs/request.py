@@ -8,9 +8,8 @@ some, whatever `Transport` they come by.
 
 from __future__ import annotations
 
-import os
-
 from xs import errors
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ here. docs/architecture.md tells what each table is for.
 
 from __future__ import annotations
 
-import os
 import time
 
 from xs import sqlite, sums
 from xs.errors import Damaged, DiskError, Full, NotAStore, Unavailable, XsError
 from xs.records import NamedTuple
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

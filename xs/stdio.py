@@ -7,10 +7,9 @@ has gone away is a `ClosedPipe`, which is none. This module knows no commands an
 
 from __future__ import annotations
 
-import os
-
 from xs import errors
 from xs.request import BLOCK, SMALL
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ need it.
 
 from __future__ import annotations
 
-import os
 import time
 from _weakref import ref
 
@@ -30,6 +29,7 @@ from xs import frame, ids
 from xs.connections import Connections, Unfinished, forget_opened, has_index
 from xs.errors import Invalid, NotAStore, NotFound, Unavailable
 from xs.place import why_not_written
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

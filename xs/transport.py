@@ -14,10 +14,10 @@ from __future__ import annotations
 
 # `socket` costs 7 ms to import (selectors, enum); the command line starts in about 10 altogether.
 import _socket
-import os
 
 from xs import errors, framing, http1
 from xs.request import BLOCK, EXPECT, SMALL
+from xs.system import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
