@@ -126,6 +126,12 @@ def test_a_foreign_origin_is_refused(origin: str) -> None:
     assert refused(head("localhost:80", origin=origin)) is Forbidden
 
 
+def test_each_of_several_origins_counts() -> None:
+    own, other = "http://localhost:80", "http://evil.example"
+    for origins in ((own, other), (other, own)):
+        assert refused(head("localhost:80", origin="\r\norigin: ".join(origins))) is Forbidden
+
+
 @pytest.mark.parametrize("origin", ["http://localhost:80", "https://LOCALHOST:80"])
 def test_the_server_s_own_origin_is_welcome(origin: str) -> None:
     assert refused(head("localhost:80", origin=origin)) is None

@@ -347,6 +347,20 @@ def test_who_reads_after_the_ring_has_moved_on_gets_stored_frames_from_the_index
     assert all_of(store, waiter) == [str(n).encode() for n in range(2000)]
 
 
+def test_an_id_that_is_written_with_escapes_is_found_in_the_index_as_well(
+    store: Store, answers: Answers
+) -> None:
+    waiter = ask(store, answers)
+    escaped = "".join(rf"\u{ord(letter):04x}" for letter in waiter.request_id)
+    run = [
+        Append(each.topic, each.content, each.meta.replace(waiter.request_id, escaped), each.ttl)
+        for each in run_of(waiter, 10 * KEPT_FRAMES)
+    ]
+    add_all(store, run)
+    add_all(store, [Append("a")] * (2 * RING_FRAMES))
+    assert all_of(store, waiter) == [str(n).encode() for n in range(len(run))]
+
+
 def test_while_it_catches_up_more_may_come(store: Store, answers: Answers) -> None:
     waiter = ask(store, answers)
     run = run_of(waiter, 20_000)

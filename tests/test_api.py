@@ -173,6 +173,16 @@ def test_a_topic_may_be_percent_encoded(xs: Api) -> None:
     assert xs.post("/append/%6eotes%2Eadd").json["topic"] == "notes.add"
 
 
+def test_the_first_word_of_a_path_may_be_percent_encoded(xs: Api) -> None:
+    """RFC 3986 §6.2.2.2: it is the same path. So it is no topic, either."""
+    assert xs.post("/%61ppend/t").json["topic"] == "t"
+    assert xs.get("/l%61st/t").json["topic"] == "t"
+    assert xs.get("/%76ersion").status == 200
+    refused = xs.post("/%6cast")
+    assert (refused.status, refused.fields["allow"]) == (405, "GET, HEAD")
+    assert xs.post("/%6eotes").json["topic"] == "notes"
+
+
 @pytest.mark.parametrize("topic", ["a", "_", "A-b_c.0", "a" * 255, "a.0.-._", "xs", "xsx.a"])
 def test_a_topic_is_accepted(xs: Api, topic: str) -> None:
     assert xs.post(f"/append/{topic}").json["topic"] == topic
@@ -815,7 +825,8 @@ def test_last_event_id_resumes_after_it(xs: Api) -> None:
     assert resumed("?last=1", a["id"].upper()) == [b["id"], c["id"]]  # as a browser repeats it
     assert resumed("?from=1h", b["id"]) == [c["id"]]
     assert resumed("?new", b["id"]) == [c["id"]]
-    assert resumed(f"?after={b['id']}", a["id"]) == [c["id"]]  # what was asked for wins
+    assert resumed(f"?after={a['id']}", b["id"]) == [c["id"]]
+    assert resumed(f"?last-id={a['id']}", b["id"]) == [c["id"]]
     assert resumed("", "") == [a["id"], b["id"], c["id"]]
     # It means nothing to who wants lines.
     assert xs.get("/", last_event_id=b["id"]).lines == [a, b, c]

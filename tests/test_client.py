@@ -919,6 +919,16 @@ def test_each_wrong_argument_is_told_with_what_would_be_right(store, name):
     assert [frame for frame in store.cat() if frame.topic == "t"] == before
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_content_may_be_whatever_can_be_read(store, chunked):
+    class OnlyRead:
+        def __init__(self) -> None:
+            self.read = io.BytesIO(b"abc").read
+
+    for content in (OnlyRead(), io.BytesIO(b"abc"), [b"a", b"bc"]):
+        assert store.content(store.append("t", content, chunked=chunked)) == b"abc"
+
+
 def test_text_that_is_no_utf8_is_refused_by_itself_amid_many(store):
     half = os.fsdecode(b"caf\xe9")
     summary = store.append_many(

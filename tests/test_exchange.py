@@ -86,6 +86,8 @@ def test_of_a_target_in_absolute_form_the_host_counts() -> None:
         {"y": "z"},
         "b.example:81",
     )
+    without = meta_of(head_of(b"GET http://b.example/x HTTP/1.0\r\nA: b\r\n\r\n"))
+    assert without["headers"] == {"host": "b.example", "a": "b"}
 
 
 def test_methods_targets_and_versions_stay_what_they_were() -> None:

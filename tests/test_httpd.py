@@ -536,6 +536,19 @@ def test_a_head_that_trickles_in_is_refused_all_the_same(
         assert wire.answer().status == 408
 
 
+def test_a_pause_in_a_head_does_not_begin_its_time_anew(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limits, "head_seconds", 2.0)
+    with Wire(running.root.folder) as wire:
+        started = time.monotonic()
+        wire.send(b"G")
+        assert not select.select([wire.sock], [], [], 1.8)[0]
+        wire.send(b"E")
+        assert wire.answer().status == 408
+        assert time.monotonic() - started < 3.5  # and not 3.8 or more
+
+
 def test_an_idle_connection_is_closed_without_a_word(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

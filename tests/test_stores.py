@@ -1367,6 +1367,7 @@ def test_what_is_not_there_is_404(door: Door) -> None:
         for target in ("/store/a/stores", "/store/a/store/b/version", "/store/a/nowhere/x"):
             assert ask("GET", target).status == 404
         assert ask("GET", "/store/%61/version").status == 200
+        assert ask("GET", "/%73tore/a/version").status == 200
         assert b'"name":"a"' in ask("GET", "/stores").body
 
 

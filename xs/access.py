@@ -56,9 +56,9 @@ def rights_of(head: RequestHead, asked: Optional[Access]) -> Rights:
             f"this server does not serve the host {host[:64]!r}: "
             "use its IP address or localhost, or name it with --host"
         )
-    origin = head.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != (head.authority or "").lower():
-        raise Forbidden(f"a page of {origin[:64]!r} may not use this server")
+    for origin in head.get_all("origin"):
+        if origin.partition("://")[2].lower() != (head.authority or "").lower():
+            raise Forbidden(f"a page of {origin[:64]!r} may not use this server")
     token = token_of(head)
     found = None
     if token is not None:

@@ -466,6 +466,8 @@ def _names(waiter: Waiter) -> list[bytes]:
 
 def _has_any(line: bytes, names: list[bytes]) -> bool:
     """Whether the line may be that of an answer with one of these ids: it need be decoded then."""
+    if b"\\" in line:
+        return True  # meta is kept as it came, and JSON may have any character escaped
     lower = line.lower()  # an id of a frame may be given in either case
     return any(name in lower for name in names)
 

@@ -100,7 +100,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS",
 def _route(store: Store, request: Request) -> Answer:
     path = request.path
     word, slash, rest = path[1:].partition("/")
-    known = _ROUTES.get(word)
+    known = _ROUTES.get(decode(word))
     if known is None:
         if slash:
             raise NotFound(f"no such path: {path[:128]}")
@@ -147,14 +147,17 @@ def _read_topic(store: Store, request: Request, rest: str) -> Answer:
     return _stream(store, request, [*parameters, ("topic", decode(rest))])
 
 
+_STARTS = ("after", "last-id", "from", "new", "tail", "last")  # where a reader may begin
+
+
 def _stream(store: Store, request: Request, parameters: list[tuple[str, str]]) -> Answer:
     if Reader is None:
         _load_reading()
     sse = _accepts_events(request)
     resume = request.get("last-event-id") if sse else None
-    if resume and not any(name in ("after", "last-id") for name, _ in parameters):
+    if resume:
         # A browser that reconnects repeats the first request: where it was counts, not its start.
-        parameters = [p for p in parameters if p[0] not in ("from", "new", "tail", "last")]
+        parameters = [p for p in parameters if p[0] not in _STARTS]
         parameters.append(("after", resume))
     options = parse_read_options(parameters, store.clock())
     reader = Reader(store, options, sse=sse)

@@ -468,7 +468,9 @@ def _as_it_comes(content: Content) -> Iterator[bytes]:
         yield _encoded(content)
         return
     read: Any = getattr(content, "read1", None)  # which gives what is there, and waits for no more
-    for block in content if read is None else iter(lambda: read(BLOCK), b""):
+    if read is None and not hasattr(content, "__iter__"):
+        read = getattr(content, "read", None)
+    for block in content if read is None else iter(lambda: read(BLOCK) or b"", b""):
         yield _encoded(block)
 
 

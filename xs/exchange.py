@@ -66,6 +66,8 @@ def request_meta(request_id: str, head: http1.RequestHead, remote_ip: Optional[s
         else (name, head.authority)
         for name, value in head.fields
     ]
+    if head.authority is not None and all(name != "host" for name, _ in fields):
+        fields.insert(0, ("host", head.authority))  # HTTP/1.0 needs no field
     meta = {
         "request_id": request_id,
         "method": head.method,

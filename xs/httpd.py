@@ -58,6 +58,7 @@ class Limits:
 _RECEIVE = 256 * 1024
 _RECEIVE_HEAD = 16 * 1024
 _LOOKS = 20  # for the next request before the thread sleeps: some 40 microseconds
+_SHORT_WAIT = 0.001  # seconds: a limit of none would be for ever
 _STEADY = 2  # appends of a client that are taken for the first of many
 _LOGGED = 128  # characters of a path: who has no token yet can send long ones, without end
 _CLOSING = "the store is closing"
@@ -91,7 +92,7 @@ class Others(Protocol):
         """What is served, for `GET /stores`."""
 
 
-OTHERS_PATH = "/store/"  # then a name, and a path of that store's API
+OTHERS_WORD = "store"  # of a path, before a name and a path of that store's API
 
 
 class Connection(Handler):
@@ -214,9 +215,10 @@ class Connection(Handler):
         """Reads until there is a whole head; None if the client ends, or stays idle, before it."""
         started = 0.0
         while True:
-            if self.buffer and not started:
-                started = time.monotonic()
-                set_timeout(self.sock, Limits.head_seconds)
+            if self.buffer:
+                started = started or time.monotonic()
+                left = started + Limits.head_seconds - time.monotonic()
+                set_timeout(self.sock, max(left, _SHORT_WAIT))
             try:
                 data = self._receive_head()
             except BlockingIOError:
@@ -457,9 +459,10 @@ class Connection(Handler):
         """
         found = self.server.served
         others = self.server.others
-        if others is not None and path.startswith(OTHERS_PATH):
+        word, slash, rest = path[1:].partition("/")
+        if others is not None and slash and decode(word) == OTHERS_WORD:
             rights.check_admin("use another store than its own")
-            name, slash, rest = path[len(OTHERS_PATH) :].partition("/")
+            name, slash, rest = rest.partition("/")
             found, path = others.find(decode(name)), slash + rest or "/"
         if found is not self._served:
             self._out.settle()
