@@ -145,6 +145,13 @@ def test_no_command_s_error_repeats_a_token(run_xs, tmp_path, monkeypatch, words
     assert "s3cret" not in text
 
 
+def test_a_token_that_can_not_be_sent_is_told(scripted, monkeypatch):
+    monkeypatch.setenv("XS_TOKEN", os.fsdecode(b"\xff"))
+    transport = open_transport(f":{scripted(echo_head, tcp=True).port}", timeout=20)
+    with pytest.raises(errors.Invalid, match="a token, or the name of a host, is plain ASCII"):
+        transport.request("GET", "/")
+
+
 def test_a_path_with_an_at_sign_is_named_as_it_is(run_xs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "me@home").mkdir()

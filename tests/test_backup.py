@@ -375,3 +375,19 @@ def test_the_command_sums_it_up(store: Store, tmp_path: Path, run_xs: Any) -> No
     assert json.loads(done.stdout) == {
         "frames": 1, "contents": 1, "copied": 1, "bytes": len(LARGE), "removed": 0,
     }  # fmt: skip
+
+
+def test_a_store_and_its_copy_may_lie_where_the_path_is_not_utf_8(
+    tmp_path: Path, run_xs: Any
+) -> None:
+    store, copy = (f"{tmp_path}/{os.fsdecode(name)}" for name in (b"a\xff", b"%b\xc3\xa9\xff?"))
+    for n in range(2):
+        with xs.open(store) as client:
+            client.append("a", b"%d" % n * 50_000)
+        done = run_xs(["backup", store, copy])
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert json.loads(done.stdout)["frames"] == n + 1
+    path = next(path for path in Path(copy, "cas").rglob("*") if path.is_file())
+    path.write_bytes(b"!")
+    done = run_xs(["check", "--repair", copy])
+    assert os.path.isdir(json.loads(done.stdout.splitlines()[-1])["aside"])

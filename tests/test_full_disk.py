@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,11 +32,13 @@ LARGE = b"large " * 10_000
 class Disk:
     """A small file system."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, names: int = 1000) -> None:
+        """`names` is how many files and folders it has room for, besides its own root."""
         own = [] if os.geteuid() == 0 else ["--map-root-user"]
-        script = 'mount -t tmpfs -o size=4m none "$1" && echo mounted && exec cat'
+        script = 'mount -t tmpfs -o "$2" none "$1" && echo mounted && exec cat'
+        options = f"size=4m,nr_inodes={names + 1}"
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", *own, "sh", "-c", script, "sh", str(place)],
+            ["unshare", "--mount", *own, "sh", "-c", script, "sh", str(place), options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self._holder.stdout is not None
@@ -102,6 +105,21 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield found
     finally:
         found.close()
+
+
+@pytest.mark.parametrize("names", [2, 3])
+def test_a_disk_without_room_for_another_file_is_told_to_be_full(
+    tmp_path: Path, names: int
+) -> None:
+    """It may pass: a service is started again after a 1, and not after a 4."""
+    disk = Disk(tmp_path, names)  # for the store's folder, its lock, and that of large contents
+    try:
+        for words in (("append", disk.folder, "t"), ("serve", disk.folder)):
+            done = disk.run(*words, data=b"x")
+            assert done.returncode == 1
+            assert re.fullmatch(rb"xs: .*(disk is full|No space left on device).*\n", done.stderr)
+    finally:
+        disk.close()
 
 
 def append(client: xs.Client, answered: dict[str, bytes], data: bytes) -> None:

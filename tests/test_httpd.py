@@ -762,6 +762,7 @@ def test_above_the_limit_of_connections_a_client_is_asked_to_come_back(
     with Wire(running.root.folder) as late:
         answer = late.answer()
         assert (answer.status, answer.fields["retry-after"]) == (503, "1")
+        assert answer.body == b"too many connections are open here: try again in a moment\n"
         assert late.is_ended()
     wires.pop().sock.close()
 

@@ -58,7 +58,7 @@ ARCHITECTURE = {
     "removal":     "errors ids frame records schema rows | pieces (writer)",
     "wal":         "errors records disk schema",
     "still":       "errors",
-    "connections": "errors sqlite schema system | still wal",
+    "connections": "errors sqlite schema system | place still wal",
     "places":      "schema rows",
     "index":       "errors frame schema rows scan connections | pieces places walk",
     "check":       "errors ids frame content schema rows pieces index (cas)",
@@ -79,7 +79,8 @@ ARCHITECTURE = {
     "garbage":     "fault claim work (commit store)",
     "creation":    "errors fault lock place cas disk schema connections",
     "store":       "errors ids frame place connections system | index lock content cas bus work "
-                   "runs runsteps check committer group expiry garbage creation (schema commit)",
+                   "disk runs runsteps check committer group expiry garbage creation "
+                   "(schema commit)",
     # the store as a service: functions, then sockets
     "reader":      "errors ids frame records times schema | content (query store)",
     "batch":       "errors ids frame meta content commit work bulk imports store",
@@ -135,8 +136,8 @@ ARCHITECTURE = {
     "certificate": "errors",
     "gateway":     "errors frame http1 log content commit work store chunked activation address "
                    "tokens access listener hangups exchange answers door | certificate",
-    "mount":       "errors log meta connections commit store scripts sockets activation access "
-                   "address tokens crowd delivery listener httpd version | gateway",
+    "mount":       "disk errors log meta connections commit store scripts sockets activation "
+                   "access address tokens crowd delivery listener httpd version | gateway",
     "asked":       "errors schema activation address",
     "stores":      "errors threads ids frame meta times log schema commit store asked generators "
                    "httpd mount",

@@ -244,6 +244,20 @@ def test_a_file_has_the_start_and_the_stop_and_is_its_owner_s_alone(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_pipe_that_nobody_reads_is_not_waited_for(
+    store_dir: str, run_xs: RunXs, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    done = run_xs(["serve", store_dir, "--log-file", str(path)])
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"xs: can't write the log {path}: ")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)):
+        server = start_server(store_dir, "--log-file", str(path))
+    server.process.send_signal(signal.SIGHUP)  # it opens its log anew, and goes on without
+    assert ended(server) == ""
+
+
 def test_a_start_that_fails_is_in_the_log_as_well(
     server: Server, run_xs: RunXs, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from xs.content import INLINE_MAX
 from xs.errors import Invalid, Locked, NoStore, NotAStore, XsError
 from xs.local import Local
 from xs.lock import SERVE, Lock
+from xs.place import FOLDER_MAX
 
 OLD = b"03gw3h0000000000000000000"  # an id
 
@@ -239,6 +240,27 @@ def test_a_write_that_can_not_make_its_store_is_refused(
         answer = where.request(method, target, [], body)
         assert answer.status == NotAStore.status, answer.read()
         assert b"store" in answer.read()
+
+
+def test_a_path_is_as_long_as_sqlite_takes_it(tmp_path: Path) -> None:
+    longest = tmp_path
+    while len(str(longest)) < FOLDER_MAX:
+        longest /= "d" * min(200, FOLDER_MAX - len(str(longest)) - 1)
+    assert len(str(longest)) == FOLDER_MAX
+    with xs.open(str(longest)) as store:
+        store.append("t", b"x")
+    longer = str(longest) + "d"
+    link = tmp_path / "link"
+    link.symlink_to(longer)
+    os.mkdir(longer)
+    told = f"has {FOLDER_MAX + 1} bytes, and that of a store at most {FOLDER_MAX}"
+    for path in (longer, str(link)):
+        with xs.open(path) as store, pytest.raises(XsError, match=told):
+            store.append("t", b"x")
+    assert os.listdir(longer) == []
+    os.rename(longest / "xs.db", Path(longer) / "xs.db")
+    with pytest.raises(XsError, match=told), xs.open(longer) as store:
+        store.last()
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -8,13 +8,15 @@ import fcntl
 import os
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Server, start_server
+from conftest import DEADLINE, Server, environment, start_server
 from stores import add
 
 import xs
@@ -266,6 +268,23 @@ def test_a_gateway_for_which_there_are_too_few_threads_leaves_nothing_behind(
         gateway.start(store)
     gateway.abandon()
     assert (files_of(), sorted(threads.running.values())) == before
+
+
+@pytest.mark.parametrize("files", [11, 14, 16])
+def test_a_server_for_which_there_are_too_few_descriptors_may_be_started_again(
+    store_dir: str, files: int
+) -> None:
+    """Its service is: not after a 4, which no later start could mend."""
+    done = subprocess.run(
+        [sys.executable, "-m", "xs", "serve", store_dir],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(),
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"xs: ")
 
 
 def test_a_place_for_scripts_for_which_there_are_too_few_descriptors_leaves_none_open(

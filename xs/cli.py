@@ -64,6 +64,9 @@ def run(argv: Sequence[str], *, is_program: bool = False) -> int:
         is_gone = not has_name and isinstance(error, FileNotFoundError) and here_is_gone()
         _complain(errors.HERE_IS_GONE if is_gone else f"{name}{error.strerror or error}")
         return 1
+    except MemoryError:
+        _complain(str(errors.NoMemory()))
+        return 1
     except Exception as error:
         if os.environ.get("XS_DEBUG"):
             raise

@@ -300,14 +300,21 @@ class Connections:
         try:
             return self._connect(mode)
         except Unavailable:
-            if not os.access(self._path, os.R_OK):
+            from xs.place import check_length
+
+            folder = os.path.dirname(self._path)
+            check_length(folder)
+            if os.path.exists(self._path) and not os.access(self._path, os.R_OK):
                 raise NotAStore(f"can't read {self._path}: Permission denied") from None
-            found = os.statvfs(os.path.dirname(self._path))
-            if found.f_bavail * found.f_frsize >= _OPEN_BYTES:
-                raise
-            raise Full(
-                f"the disk is full: even to read the store takes {_OPEN_BYTES // 1024} KiB of it"
-            ) from None
+            found = os.statvfs(folder)
+            if found.f_bavail * found.f_frsize < _OPEN_BYTES:
+                raise Full(
+                    f"the disk is full: even to read the store takes {_OPEN_BYTES // 1024} KiB "
+                    "of it"
+                ) from None
+            if found.f_files and not found.f_favail:
+                raise Full("the disk is full: it has no room for another file") from None
+            raise
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         if mode != "ro":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from xs.errors import Full, Unavailable
+from xs.errors import Full, NotAStore, Unavailable, XsError
 
 
 def sync(file: int) -> None:
@@ -81,6 +81,22 @@ class _OnDisk:
 
 
 _ON_DISK = _OnDisk()
+
+
+def refusal(sentence: str, error: OSError) -> XsError:
+    """An error of the system's that keeps a store from being used, as ours.
+
+    `NotAStore` needs somebody's hand, and a service that ends with it is not started again. What
+    may pass, such as a disk that is full, is told from that.
+    """
+    import errno
+
+    text = f"{sentence}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Full(text)
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EIO):
+        return Unavailable(text)
+    return NotAStore(text)
 
 
 def on_disk() -> _OnDisk:

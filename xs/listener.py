@@ -18,9 +18,14 @@ from xs import http1, threads
 from xs.log import Seldom, log_of
 from xs.sockets import BACKLOG, accept
 
-_TOO_MANY = http1.response_head(
-    503, [("content-length", "0"), ("retry-after", "1"), ("connection", "close")]
-)
+_SENTENCE = b"too many connections are open here: try again in a moment\n"
+_FIELDS = [
+    ("content-type", "text/plain; charset=utf-8"),
+    ("content-length", str(len(_SENTENCE))),
+    ("retry-after", "1"),
+    ("connection", "close"),
+]
+_TOO_MANY = http1.response_head(503, _FIELDS) + _SENTENCE
 
 
 class Connection(Protocol):

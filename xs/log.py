@@ -259,7 +259,8 @@ def log_of(log: Callable[[str], None]) -> Log:
 
 
 def _open(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY
+    # A pipe that nobody reads is not waited for, neither now nor when it is full.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
     return os.open(path, flags, 0o600)
 
 

@@ -23,7 +23,8 @@ from xs.commit import Append
 from xs.connections import has_index
 from xs.crowd import Crowd
 from xs.delivery import Delivery
-from xs.errors import Full, NotAStore, Unavailable
+from xs.disk import refusal
+from xs.errors import Full, Unavailable
 from xs.httpd import Others, Served, Server
 from xs.listener import Connections
 from xs.log import WARNING, log_of
@@ -124,7 +125,7 @@ class Mount:
         except BaseException as error:
             self.abandon()
             if isinstance(error, OSError):
-                raise NotAStore(f"can't serve {folder}: {error.strerror or error}") from None
+                raise refusal(f"can't serve {folder}", error) from None
             raise
 
     def lead_to(self, others: Others) -> None:
@@ -138,9 +139,7 @@ class Mount:
         try:
             token = owner_token(self.folder)
         except OSError as error:
-            raise NotAStore(
-                f"can't read the owner's token in {self.folder}: {error.strerror}"
-            ) from None
+            raise refusal(f"can't read the owner's token in {self.folder}", error) from None
         sock = self._sockets.listen_tcp(host, port)
         name, number = sock.getsockname()[:2]
         self.exposed.append(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")

@@ -122,5 +122,6 @@ class Watchdog:
             except Exception as error:
                 if check is self._check:  # else it stops meanwhile
                     self._log(f"the server is not well: {error}", ERROR)
-            due = max(due + every, time.monotonic())
-            time.sleep(due - time.monotonic())
+            now = time.monotonic()
+            due = max(due + every, now)
+            time.sleep(due - now)

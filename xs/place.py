@@ -10,6 +10,10 @@ from __future__ import annotations
 from xs.errors import Invalid, NotAStore
 from xs.system import os
 
+# Bytes of a store's path, links followed: SQLite's own 512 (MAX_PATHNAME in its os_unix.c), less
+# those of "/xs.db" and of its journal's name.
+FOLDER_MAX = 498
+
 MOUNTS = "/proc/self/mountinfo"  # proc(5); only Linux has it, and elsewhere no kind is known
 
 # Kinds of file systems that another machine may have mounted, too. Those of a virtual machine's own
@@ -33,8 +37,18 @@ def why_not_written(folder: str) -> str | None:
     return None if reason is None else f"can't write to the store at {folder}: {reason}"
 
 
+def check_length(folder: str) -> None:
+    """Raises `NotAStore` for a path, without symbolic links, that SQLite can't take."""
+    size = len(os.fsencode(os.path.realpath(folder)))
+    if size > FOLDER_MAX:
+        raise NotAStore(
+            f"the path of {folder} has {size} bytes, and that of a store at most {FOLDER_MAX}"
+        )
+
+
 def check_writable(folder: str) -> None:
     """Raises `NotAStore` where nothing may be written to a store in `folder`."""
+    check_length(folder)
     reason = why_not_written(folder)
     if reason is not None:
         raise NotAStore(reason)

@@ -69,7 +69,8 @@ def run(folder: str) -> Iterator[bytes]:
         except Served as error:
             raise Locked(f"{error}: stop that first") from None
         for line in _repair(folder):
-            yield json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+            text = json.dumps(line, separators=(",", ":"), ensure_ascii=False)
+            yield text.encode("utf-8", "backslashreplace") + b"\n"  # a path need not be UTF-8
     finally:
         lock.close()
 

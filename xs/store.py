@@ -204,7 +204,7 @@ class Store:
         make(self.folder, self.open_lock(), exclusive=self.exclusive, create=create)
 
     def open_lock(self) -> Lock:
-        """The store's lock, not taken. Raises `NotAStore` where nobody may write."""
+        """The store's lock, not taken. Raises `NotAStore` where nobody may write, …"""
         if self._unwritable is not None:
             raise NotAStore(self._unwritable)
         if self._lock is None:
@@ -213,9 +213,10 @@ class Store:
             try:
                 self._lock = Lock(self.folder)
             except OSError as error:
-                raise NotAStore(
-                    f"can't write to the store at {self.folder}: its lock: {error.strerror}"
-                ) from None
+                from xs.disk import refusal
+
+                sentence = f"can't write to the store at {self.folder}: its lock"
+                raise refusal(sentence, error) from None
         return self._lock
 
     def opened(self) -> None:

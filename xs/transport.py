@@ -248,6 +248,8 @@ class HttpTransport:
             fields.append(("transfer-encoding", "chunked"))
         try:
             head = http1.request_head(method, target, self._authority, fields)
+        except UnicodeEncodeError:
+            raise errors.Invalid("a token, or the name of a host, is plain ASCII") from None
         except ValueError as error:
             raise errors.Invalid(f"that can't be sent: {error}") from None
 
