@@ -124,7 +124,7 @@ def test_a_content_that_can_not_be_read_is_left_where_it_is_with_its_frames(
         assert problems(store) == [] and content(store, kept) == b"2" + LARGE
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "a pipe"])
 def test_a_frame_whose_content_file_is_lost_is_put_aside_with_it(folder: str, damage: str) -> None:
     with opened(folder) as store:
         kept = [add(store, "a.b", b"one", key="k"), add(store, "a.b", b"2" + LARGE)]
@@ -135,9 +135,11 @@ def test_a_frame_whose_content_file_is_lost_is_put_aside_with_it(folder: str, da
             for digest in store.cas.digests()
             if next(store.cas.open(digest)[1]).startswith(b"3")
         ]
-    if damage == "missing":
+    if damage != "flipped":
         os.unlink(path)
-    else:
+    if damage == "a pipe":
+        os.mkfifo(path)
+    elif damage == "flipped":
         with open(path, "r+b") as file:
             file.seek(1000)
             file.write(b"X")
@@ -153,7 +155,7 @@ def test_a_frame_whose_content_file_is_lost_is_put_aside_with_it(folder: str, da
     found = Path(aside(folder), "frames.jsonl").read_text()
     assert json.loads(found)["id"] == lost
     assert os.path.exists(os.path.join(aside(folder), "xs.db"))
-    assert len(os.listdir(os.path.join(aside(folder), "cas"))) == (damage == "flipped")
+    assert len(os.listdir(os.path.join(aside(folder), "cas"))) == (damage != "missing")
 
 
 @pytest.mark.parametrize(

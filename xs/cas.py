@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 
 from xs import fault, frame
@@ -163,14 +164,16 @@ class Cas:
         """
         try:
             file = _Opened(self._path(digest))
-            size = os.fstat(file.number).st_size
+            found = os.fstat(file.number)
         except FileNotFoundError:
             raise _missing(digest) from None
         except OSError as error:
             raise _unreadable(digest, error) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(f"content {frame.integrity(digest)} is damaged: it is no regular file")
         blocks = _verified(file, digest)
-        if size > VERIFIED_WHOLE_MAX:
-            return size, blocks
+        if found.st_size > VERIFIED_WHOLE_MAX:
+            return found.st_size, blocks
         data = b"".join(blocks)
         return len(data), iter((data,))
 
@@ -337,7 +340,8 @@ class _Opened:
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # A pipe in its place would be waited for, until somebody writes to it.
+        self.number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def close(self) -> None:
         number, self.number = self.number, -1
