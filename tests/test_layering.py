@@ -168,8 +168,8 @@ ARCHITECTURE = {
                    "(arguments)",
     "backup":      "errors fault lock place cas disk schema connections index snapshot creation "
                    "address terminal",
-    "repair":      "errors fault ids frame cas content disk schema connections commit work imports "
-                   "lock place creation store batch salvage wal address",
+    "repair":      "errors fault ids frame cas content disk schema rows pieces connections commit "
+                   "work imports lock place creation store batch salvage wal address",
     "storing":     "errors address request transport stdio arguments",
     "issuing":     "errors address stdio tokens arguments",
     "autoload":    "errors | nu",

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import sqlite3
@@ -230,6 +231,53 @@ def test_pages_that_can_not_be_read_cost_what_is_on_them(folder: str) -> None:
     assert sum("it can't be told how many, if any" in line for line in said) == 2
 
 
+def test_a_page_with_keys_or_pins_that_can_not_be_read_costs_what_is_on_it_and_that_is_said(
+    folder: str,
+) -> None:
+    keys = [f"key{n:03}" * 40 for n in range(100)]
+    pins = [b"pin%03d" % n * 40 for n in range(100)]
+    with opened(folder) as store:
+        add_all(store, [Append("t", key=key) for key in keys])
+        for pin in pins:
+            store.run(PinWork(small(pin)))
+    data = Path(database(folder)).read_bytes()
+    with open(database(folder), "r+b") as file:
+        for amid in (keys[50].encode(), pins[50]):
+            file.seek(data.index(amid) // 4096 * 4096)
+            file.write(b"\xff" * 4096)
+    said, last = repaired(folder)
+    assert last["repaired"] == {"frames": 100}
+    for name in ("answers to keys", "put there without a frame"):
+        assert [each for each in said if each.startswith("some of") and name in each]
+    after = counts(folder)
+    assert 80 < after["answered"] < 100 and 80 < after["pin"] < 100
+    with opened(folder) as store:
+        assert problems(store) == []
+        made = all_ids(store)
+        for n in (0, 99):
+            assert add(store, "t", key=keys[n]) == made[n]
+            assert b"".join(store.content(small(pins[n]).hash)[1]) == pins[n]
+
+
+def test_a_run_of_which_there_is_but_the_first_frame_stays_one_without_an_end(folder: str) -> None:
+    with opened(folder) as store:
+        run = store.runs.begin(Append("begun", None))
+        run.write(b"part")
+        (first,) = all_ids(store)
+        add(store, "by.hand", b"part", meta='{"more":true}')
+        shutil.copytree(folder, f"{folder}-2")  # as it is when its writer is killed
+    folder += "-2"
+    with contextlib.closing(sqlite3.connect(database(folder))) as db, db:
+        db.execute("INSERT INTO below VALUES (1, 1)")
+    assert len(repaired(folder)[0]) == 1  # of the row that only an index has
+    with opened(folder) as store:
+        assert problems(store) == []
+        with pytest.raises(BrokenBody, match="has no end"):
+            read_in_pieces(store, first)
+        (by_hand,) = all_ids(store, topic="by.hand")
+        assert read_in_pieces(store, by_hand) == b"part"
+
+
 def test_what_lies_around_a_page_that_can_not_be_read_is_found_at_once_however_old(
     folder: str,
 ) -> None:
@@ -392,6 +440,137 @@ def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(folder: str
     assert len(said) == 1
     with opened(folder) as store:
         assert problems(store) == [] and all_ids(store) == before[1:]
+
+
+# ---- Any byte ----------------------------------------------------------------------------------
+
+
+def with_all_kinds(folder: str) -> list[bytes]:
+    """Makes a store that has something in every table; its frames."""
+    with opened(folder) as store:
+        for n in range(12):
+            add(store, f"topic.{n % 3}", b"%d" % n, key=f"key {n}")
+            store.run(PinWork(small(b"pin %d" % n)))
+        add(store, "large", LARGE)
+        chunked.append(store, Append("run.in.pieces"), [b"one ", b"two ", b"end"])
+        made = all_ids(store)
+
+        class Keep(PinWork):
+            def apply(self, commit: Any) -> Any:
+                for each in made[:4]:
+                    commit.writer.keep_script(Script("handler", "h", each, True, each, "{}"))
+                commit.writer.raise_mark(ids.parse(made[-1]) + 1)
+
+        store.run(Keep(small(b"")))
+        return lines_of(store)
+
+
+def counts(folder: str) -> dict[str, int]:
+    """How many rows there are of what is no frame."""
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        return {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("answered", "pin", "script", "mark", "run")
+        }
+
+
+def repaired_with(folder: str, data: bytes, at: int, byte: int) -> tuple[list[bytes], list[str]]:
+    """The frames of a store after its repair, when a byte of its database was another one.
+
+    And what was said to be lost. It has to be whole then.
+    """
+    Path(database(folder)).write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+    before = []
+    with contextlib.suppress(Damaged), opened(folder) as store:
+        before = problems(store)
+        if not before:
+            return lines_of(store), []
+    said, last = repaired(folder)
+    assert last["lost"] == len(said), (at, byte)
+    shutil.rmtree(last["aside"])
+    with opened(folder) as store:
+        assert problems(store) == [], (at, byte, before)
+        return lines_of(store), said
+
+
+def test_whatever_byte_is_another_one_of_what_is_no_frame_a_repair_keeps_all_frames(
+    folder: str,
+) -> None:
+    frames = with_all_kinds(folder)
+    before = counts(folder)
+    data = Path(database(folder)).read_bytes()
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        roots = db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE tbl_name IN "
+            "('answered', 'pin', 'script', 'mark', 'topic', 'run', 'listed', 'below', 'file')"
+        ).fetchall()
+    chance = random.Random(1)
+    for (page,) in roots:
+        start = (page - 1) * 4096
+        used = [at for at in range(start, start + 4096) if data[at]]
+        for at in chance.sample(used, 2):
+            byte = data[at] ^ chance.randrange(1, 256)
+            found, said = repaired_with(folder, data, at, byte)
+            assert found == frames, (at, byte, said)
+            assert said or counts(folder) == before, (at, byte)
+
+
+def test_whatever_byte_is_another_one_a_repair_leaves_a_whole_store_and_tells_what_is_lost(
+    folder: str,
+) -> None:
+    frames = with_all_kinds(folder)
+    before = counts(folder)
+    data = Path(database(folder)).read_bytes()
+    chance = random.Random(2)
+    used = [at for at, byte in enumerate(data) if byte and at >= 4096]
+    for at in chance.sample(used, 15):
+        byte = data[at] ^ chance.randrange(1, 256)
+        found, said = repaired_with(folder, data, at, byte)
+        assert set(found) <= set(frames), (at, byte)
+        assert said or (found, counts(folder)) == (frames, before), (at, byte)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE answered SET key = CAST(key AS BLOB) WHERE key = 'key 3'", "key"),
+        ("UPDATE answered SET json = CAST(json AS BLOB), sum = 'x' WHERE key = 'key 3'", "key 3"),
+        ("UPDATE pin SET digest = 'text' WHERE rowid = 2", "put there"),
+        ("UPDATE pin SET created = 'text' WHERE rowid = 2", "put there"),
+        ("UPDATE pin SET content = 7 WHERE rowid = 2", "put there"),
+        (
+            "UPDATE script SET position = 7 WHERE source = (SELECT min(source) FROM script)",
+            "script h",
+        ),
+    ],
+)
+def test_a_row_with_values_of_another_type_is_named_and_left_out_by_a_repair(
+    folder: str, change: str, said: str
+) -> None:
+    frames = with_all_kinds(folder)
+    before = counts(folder)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db, db:
+        db.execute(change)
+    with opened(folder) as store:
+        assert problems(store) != []
+    (line,), _ = repaired(folder)
+    assert said in line
+    with opened(folder) as store:
+        assert problems(store) == [] and lines_of(store) == frames
+    after = counts(folder)
+    assert sum(before.values()) - sum(after.values()) == 1
+
+
+def test_a_topic_with_another_byte_costs_neither_its_frames_nor_their_keys(folder: str) -> None:
+    frames = with_all_kinds(folder)
+    before = counts(folder)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db, db:
+        db.execute("UPDATE topic SET name = 'topic.q' WHERE name = 'topic.1'")
+    assert repaired(folder)[0] == []
+    with opened(folder) as store:
+        assert problems(store) == [] and lines_of(store) == frames
+        assert add(store, "topic.1", key="key 1") in frames[1].decode()
+    assert counts(folder) == before
 
 
 @pytest.mark.parametrize("mark", ["!!", "z" * 25, b"\xff", 7])

@@ -9,8 +9,8 @@ from xs import frame, ids
 from xs.content import checked
 from xs.errors import Damaged, DiskError, NotFound, XsError
 from xs.pieces import continues
-from xs.rows import LINE, is_whole, mark_of
-from xs.schema import LARGE_JSON, ORDER_BITS, PAGE_BYTES, PAGE_ROWS, PIECES, sum_of_answer
+from xs.rows import LINE, is_pin, is_script, is_whole, mark_of
+from xs.schema import LARGE_JSON, ORDER_BITS, PAGE_BYTES, PAGE_ROWS, PIECES, Script, is_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def problems(index: Index, cas: Cas) -> Iterator[Union[str, tuple[int, int]]]:
         _of_tables(index),
         _of_frames(index, counted),
         _of_files(index, cas, counted),
+        _of_pins(index, counted),
     ):
         try:
             yield from part
@@ -54,8 +55,11 @@ def _of_tables(index: Index) -> Iterator[str]:
             "SELECT t.name, a.key, a.sum, CAST(a.json AS BLOB) FROM answered a "
             "LEFT JOIN topic t ON t.number = a.topic"
         ):
-            if total != sum_of_answer(key, line) or frame.topic_of(line) != name:
-                yield f"what was answered to the key {key} on {name} is damaged"
+            if not is_answer(key, line, total) or frame.topic_of(line) != name:
+                yield f"what was answered to the key {key!s} on {name} is damaged"
+        for row in reader.execute("SELECT kind, name, source, active, position, state FROM script"):
+            if not is_script(Script(*row)):
+                yield f"what is kept of the {row[0]!s} {row[1]!s} is damaged"
         try:
             mark_of(reader)
         except Damaged as error:
@@ -117,6 +121,7 @@ def _rows(index: Index) -> Iterator[tuple[int, bytes, Optional[bytes], bool, boo
                 elif whole:
                     whole = continues(line, ends)
                 line = line if isinstance(line, bytes) else b""
+                content = content if isinstance(content, bytes) else None
                 page.append((row >> ORDER_BITS, line, content, bool(is_file), whole))
                 size += len(line) + len(content or b"")
                 if size > PAGE_BYTES:
@@ -135,6 +140,20 @@ def _of_files(index: Index, cas: Cas, counted: dict[str, int]) -> Iterator[str]:
         except XsError as error:
             yield str(error)
         counted["contents"] += 1
+
+
+def _of_pins(index: Index, counted: dict[str, int]) -> Iterator[str]:
+    """What is wrong with contents that were put there without a frame; files are no part of it."""
+    with index.reading() as reader:
+        for digest, created, content in reader.execute("SELECT digest, created, content FROM pin"):
+            if not is_pin(digest, created, content):
+                yield "a content that was put there without a frame: its row is damaged"
+            elif content is not None:
+                counted["contents"] += 1
+                try:
+                    checked(content, frame.integrity(digest))
+                except Damaged as error:
+                    yield str(error)
 
 
 def _read_through(digest: bytes, index: Index, cas: Cas) -> None:

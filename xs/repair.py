@@ -35,7 +35,9 @@ from xs.disk import sync, sync_folder
 from xs.errors import Damaged, DiskError, Invalid, Locked, NoStore, NotAStore, XsError
 from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
+from xs.pieces import find_run, run_made_of
 from xs.place import check_writable
+from xs.rows import is_pin, is_script
 from xs.salvage import Found, Layered, Salvage
 from xs.schema import (
     FILENAME,
@@ -43,7 +45,6 @@ from xs.schema import (
     REPAIRED_FILENAME,
     ROW_MAX,
     described,
-    sum_of_answer,
     time_of,
 )
 from xs.store import Store
@@ -169,18 +170,24 @@ class _Rescue:
         try:
             new = Store(built, exclusive=True, create=True, clock=lambda: _FAR)
             try:
-                yield from self._save_frames(old, new)
+                runs = _Runs(old)
+                yield from self._save_frames(old, new, runs)
                 for start, end in old.gaps:
                     yield self._loss(
                         f"frames {_when(start, 'from the beginning')} {_when(end, 'to the end')}, "
                         "besides those that are named: it can't be told how many, if any"
                     )
                 fault.at("repair.frames-saved")
-                rest = _RestWork(old)
+                rest = _RestWork(old, runs.begun)
                 new.run(rest)
                 for what in rest.lost:
                     yield self._loss(what)
-                problems = [found for found in new.check() if isinstance(found, str)]
+                problems = []
+                for each in new.check():
+                    if not isinstance(each, str):
+                        self.saved = each[0]
+                    else:
+                        problems.append(each)
             finally:
                 new.close()
         finally:
@@ -220,10 +227,11 @@ class _Rescue:
         what = f"{pages + unknown} of the index's pages, damaged in {FILENAME}-wal"
         return found, [f"{what}: what was on them, besides what is named here, can't be told"]
 
-    def _save_frames(self, old: Salvage | Layered, new: Store) -> Iterator[dict[str, object]]:
+    def _save_frames(
+        self, old: Salvage | Layered, new: Store, runs: _Runs
+    ) -> Iterator[dict[str, object]]:
         wanting = os.path.join(self._aside, "frames.jsonl")
         batch: list[tuple[Found, Imported]] = []
-        runs = _Runs(old)
         ends: list[tuple[Found, Imported]] = []
         with open(wanting, "ab") as aside:
 
@@ -234,9 +242,7 @@ class _Rescue:
             def save() -> Iterator[dict[str, object]]:
                 results = new.run(ImportWork([each for _, each in batch]))
                 for (found, _), result in zip(batch, results):
-                    if isinstance(result, bytes) and result == found.line:
-                        self.saved += 1
-                    else:
+                    if result != found.line:
                         yield give_up(found, result)
                 batch.clear()
 
@@ -273,7 +279,9 @@ class _Rescue:
         read = parse_imported(new, found.line)
         if isinstance(read, XsError):
             raise read
-        if found.topic not in (None, read.topic) or read.id >> 80 != found.row >> ORDER_BITS:
+        # Its sum is right, whatever the row and the index say: without one they have to agree.
+        is_listed_so = found.topic in (None, read.topic)
+        if found.agrees is None and not (is_listed_so and read.id >> 80 == found.row >> ORDER_BITS):
             raise Damaged("it does not read as it was written")
         if read.hash is None:
             return read
@@ -314,11 +322,15 @@ class _Runs:
     def __init__(self, old: Salvage | Layered) -> None:
         self._sizes = dict(old.runs())
         self._left: dict[str, int] = {}  # pieces that are still to come, by the first frame's id
+        self.begun: list[int] = []  # the ids of first frames; not all have a piece that shows it
 
     def take(self, found: Found, whole: Imported) -> None:
         """Takes note of a frame that is saved."""
-        if found.row in self._sizes:
-            self._left[ids.text(whole.id)] = self._sizes[found.row]
+        if found.row in self._sizes and found.line and frame.begins_run(found.line):
+            self.begun.append(whole.id)
+            size = self._sizes[found.row]
+            if type(size) is int:
+                self._left[ids.text(whole.id)] = size
         piece = frame.continuation_in(whole.meta)
         if piece is not None and piece.first in self._left:
             self._left[piece.first] -= 1
@@ -332,33 +344,85 @@ class _Runs:
 
 
 class _RestWork(Work):
-    """Takes over all that is no frame: pins, answers to keys, what is kept of scripts, the mark."""
+    """Takes over all that is no frame: pins, answers to keys, what is kept of scripts, the mark.
 
-    __slots__ = ("lost", "old")
+    And runs of which there is but the first frame: no piece has made one of that.
+    """
 
-    def __init__(self, old: Salvage | Layered) -> None:
+    __slots__ = ("begun", "lost", "old")
+
+    def __init__(self, old: Salvage | Layered, begun: list[int]) -> None:
         super().__init__()
         self.old = old
+        self.begun = begun
         self.lost: list[str] = []
 
     def apply(self, commit: Commit) -> None:
         writer = commit.writer
         self.lost.clear()
-        for digest, created, content in self.old.pins():
-            if commit.is_content(digest, content):
-                writer.pin(digest, content, created)
-        for topic, key, line, total in self.old.answered():
-            if total in (None, sum_of_answer(key, line)):
-                writer.keep_answer(topic, key, line.decode())
-            else:
-                self.lost.append(f"what was answered to the key {key} on {topic}: it is damaged")
+        for first in self.begun:
+            if writer.find(first) is not None and find_run(writer, first) is None:
+                run_made_of(writer, first)
+        self._keep_pins(commit)
+        self._keep_answers(commit)
         for script in self.old.scripts():
-            writer.keep_script(script)
-        for id_text in self.old.marks():
+            if is_script(script):
+                writer.keep_script(script)
+            else:
+                self.lost.append(f"what is kept of the script {_text(script.name)}: it is damaged")
+        for (id_text,) in self.old.marks():
             if isinstance(id_text, str) and ids.is_id(id_text):
                 writer.raise_mark(ids.parse(id_text))
             else:
                 self.lost.append("the mark, the last id that was given out: it is damaged")
+        for table, why in self.old.doubts.items():
+            self.lost.append(
+                f"some of {_IN_TABLES[table]}, besides what is named: it can't be told what, if "
+                f"any ({why})"
+            )
+
+    def _keep_pins(self, commit: Commit) -> None:
+        for digest, created, content in self.old.pins():
+            if not is_pin(digest, created, content):
+                self.lost.append("a content that was put there without a frame: its row is damaged")
+            elif commit.is_content(digest, content):
+                commit.writer.pin(digest, content, created)
+            else:
+                self.lost.append(
+                    f"content {frame.integrity(digest)}, which was put there without a frame: it "
+                    "is not there, or damaged"
+                )
+
+    def _keep_answers(self, commit: Commit) -> None:
+        kept: dict[tuple[str, str], bytes] = {}
+        for _, key, line, is_whole in self.old.answered():
+            count = len(kept)
+            what = f"what was answered to the key {_text(key)}"
+            try:
+                if is_whole is False or type(key) is not str:
+                    raise Damaged("it is damaged")
+                topic = frame.check_topic(frame.topic_of(line))
+                what = f"{what} on {topic}"
+                text = line.decode()
+                if kept.setdefault((topic, key), line) != line:
+                    raise Damaged("there is another one")
+                if len(kept) > count:
+                    commit.writer.keep_answer(topic, key, text)
+            except (XsError, ValueError) as error:
+                self.lost.append(f"{what}: {error}")
+
+
+# What the tables have that `Salvage.doubts` names.
+_IN_TABLES = {
+    "pin": "the contents that were put there without a frame",
+    "answered": "the answers to keys",
+    "script": "what is kept of scripts",
+    "mark": "the mark, the last id that was given out",
+}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else "that can't be read"
 
 
 def _new_aside(folder: str) -> str:

@@ -14,6 +14,7 @@ from xs.schema import (
     ORDER_MAX,
     ROW_MAX,
     TABLES_OF_FRAMES,
+    Script,
     Stored,
     described,
     short,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # What is stored, held to its sum
 
+
+_NONE = type(None)
 
 # What a statement gives for each frame `f` that `held` is to judge.
 LINE = "f.row, f.sum, CAST(f.json AS BLOB)"
@@ -73,6 +76,19 @@ def line_at(reader: sqlite3.Connection, table: str, row: int) -> bytes:
     """The line at a row that is there, expired or not."""
     found = reader.execute(f"SELECT {LINE} FROM {table} f WHERE f.row = ?", (row,)).fetchone()
     return held(reader, *found)
+
+
+def is_pin(digest: object, created: object, content: object) -> bool:
+    """Whether a row of `pin` has what one can have; its content may still be another."""
+    is_digest = type(digest) is bytes and len(digest) == 32
+    return is_digest and type(created) is int and type(content) in (bytes, _NONE)
+
+
+def is_script(kept: Script) -> bool:
+    """Whether a row of `script` has what one can have: it has no sum."""
+    kind, name, source, active, position, state = kept
+    are_texts = type(kind) is type(name) is type(source) is type(position) is str
+    return are_texts and active in (0, 1) and ids.is_id(position) and type(state) in (str, _NONE)
 
 
 # Positions

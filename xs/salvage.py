@@ -8,46 +8,49 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from xs import sums
 from xs.records import NamedTuple
-from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, translated, uri
+from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, is_answer, translated, uri
 from xs.still import when_still
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
-_PAGE = 1000
-
-# Rows of frames as indexes have them, which lie on other pages than the frames do.
-_BY_TOPIC = "SELECT topic, row FROM frame INDEXED BY frame_topic"
-_BY_OTHER_INDEXES = (
-    "SELECT prefix, row FROM below",
-    "SELECT digest, row FROM file",
-    "SELECT topic, row FROM listed",
-    "SELECT digest, row FROM frame INDEXED BY frame_digest WHERE digest IS NOT NULL",
-    "SELECT digest, row FROM piece INDEXED BY piece_digest WHERE digest IS NOT NULL",
-)
+# Rows of frames as indexes have them, which lie on other pages than the frames do; each with what
+# they are ordered by.
+_OTHER_INDEXES = {
+    "frame": (
+        "SELECT prefix, row FROM below",
+        "SELECT digest, row FROM file",
+        "SELECT digest, row FROM frame INDEXED BY frame_digest WHERE digest IS NOT NULL",
+    ),
+    "piece": (
+        "SELECT topic, row FROM listed",
+        "SELECT digest, row FROM file",
+        "SELECT digest, row FROM piece INDEXED BY piece_digest WHERE digest IS NOT NULL",
+    ),
+}
 
 
 class Found(NamedTuple):
     """A row that holds a frame. No line: that could not be read. `topic` is from an index.
 
-    `sum` is the checksum that the row has of its line; None in formats that had none.
+    `agrees`: whether the row's checksum is its line's; None in formats that had none.
     """
 
     row: int
     line: Optional[bytes]
     content: Optional[bytes]
     topic: Optional[str]
-    sum: Optional[int] = None
+    agrees: Optional[bool] = None
 
     @property
     def is_whole(self) -> bool:
         """Whether the line, if there is one, is what was stored, as far as the row can tell."""
-        return self.line is not None and self.sum in (None, sums.of(self.line))
+        return self.line is not None and self.agrees is not False
 
 
 class Salvage:
@@ -55,20 +58,22 @@ class Salvage:
 
     def __init__(self, folder: str) -> None:
         self.gaps: list[tuple[int, int]] = []  # between two rows: what could not be read, by then
+        self.doubts: dict[str, str] = {}  # tables that may have had more than was read, and why
         path = os.path.join(folder, FILENAME)
         with translated():
             self._connection = sqlite3.connect(
                 uri(path, "ro", locks=when_still(path) is None), uri=True, isolation_level=None
             )
+            self._connection.text_factory = _text
             try:
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                has_sums = self._has_column("frame", "sum")
+                self._has_sums = self._has_column("frame", "sum")
                 self._counts_pieces = self._has_column("run", "pieces")
             except BaseException:
                 self._connection.close()
                 raise
-        self._sum = "sum" if has_sums else "NULL"
+        self._sum = "sum" if self._has_sums else "NULL"
 
     def _has_column(self, table: str, column: str) -> bool:
         """Whether the database's format has that."""
@@ -79,100 +84,146 @@ class Salvage:
         self._connection.close()
 
     def frames(self) -> Iterator[Found]:
-        """Every row that the tables of frames, or their indexes, have, in order.
+        """Every row that the tables of frames, or their indexes, have: those of `frame` first.
 
-        A row that only an index has is one that could not be read.
+        In order as far as they can be read one after the other. A row that only an index has is one
+        that could not be read.
         """
-        topics = dict(self._readable("SELECT number, name FROM topic ORDER BY number"))
-        names = {row: topics.get(number) for number, row in self._both_ways(_BY_TOPIC)}
-        rows = set(names)
-        for query in _BY_OTHER_INDEXES:
-            rows.update(row for _, row in self._both_ways(query))
+        topics = dict(self._rows_of("SELECT number, name FROM topic", "number"))
+        names: dict[int, str] = {}
+        for number, row in self._rows_of(
+            "SELECT topic, row FROM frame INDEXED BY frame_topic", "topic, row"
+        ):
+            name = topics.get(number)
+            if type(row) is int and type(name) is str:
+                names[row] = name
+        seen: set[int] = set()
+        unread = set(names)
         for table in TABLES_OF_FRAMES:
-            rows.update(self._rows(table))
-        for row in sorted(rows):
-            yield self._found(row, names.get(row))
+            for query in _OTHER_INDEXES[table]:
+                unread.update(row for _, row in self._rows_of(query, "1, 2") if type(row) is int)
+            for found in self._scan(table, names):
+                seen.add(found.row)
+                yield found
+            # In a page that is out of order what was passed over may still be found.
+            for row in sorted(unread - seen):
+                found = self._look_up(table, row, names.get(row))
+                if found.line is not None:
+                    seen.add(row)
+                    yield found
+        for row in sorted(unread - seen):
+            yield Found(row, None, None, names.get(row))
 
-    def pins(self) -> list[tuple[bytes, int, Optional[bytes]]]:
-        """Digest, time and inline content of what POST /cas has put there."""
-        return self._readable("SELECT digest, created, content FROM pin")
+    def pins(self) -> list[tuple[Any, ...]]:
+        """Digest, time and inline content of what POST /cas has put there, if it is that."""
+        return self._all_of("pin", "SELECT digest, created, content FROM pin", "rowid")
 
-    def answered(self) -> list[tuple[str, str, bytes, Optional[int]]]:
-        """Topic, idempotency key, the JSON of the frame that it made, and the sum of both."""
-        return self._readable(
-            f"SELECT t.name, a.key, CAST(a.json AS BLOB), {self._sum} "
-            "FROM answered a JOIN topic t ON t.number = a.topic"
-        )
+    def answered(self) -> list[tuple[Any, ...]]:
+        """A topic's number, a key, the JSON of the frame that it made, and whether it is that.
 
-    def runs(self) -> list[tuple[int, int]]:
-        """The row of the first frame of each run that has an end, and how many pieces it has."""
-        if not self._counts_pieces:
-            return []
-        return list(self._both_ways("SELECT row, pieces FROM run WHERE pieces IS NOT NULL"))
+        Nobody knows that (None) in formats that had no sums.
+        """
+        query = f"SELECT topic, key, CAST(json AS BLOB), {self._sum} FROM answered"
+        return [
+            (topic, key, line, is_answer(key, line, total) if self._has_sums else None)
+            for topic, key, line, total in self._all_of("answered", query, "topic, key")
+        ]
+
+    def runs(self) -> list[tuple[Any, ...]]:
+        """The row of the first frame of each run, and how many pieces it has if it has an end."""
+        pieces = "pieces" if self._counts_pieces else "NULL"
+        return self._rows_of(f"SELECT row, {pieces} FROM run", "number")
 
     def scripts(self) -> list[Script]:
-        """What is kept of scripts."""
+        """What is kept of scripts, if it is that."""
         query = "SELECT kind, name, source, active, position, state FROM script"
-        return [Script(*row) for row in self._readable(query)]
+        return [Script(*row) for row in self._all_of("script", query, "kind, name, source")]
 
-    def marks(self) -> list[str]:
+    def marks(self) -> list[tuple[Any, ...]]:
         """An id up to which ids have been given out, if there is one."""
-        return [id_text for (id_text,) in self._readable("SELECT id FROM mark")]
+        return self._all_of("mark", "SELECT id FROM mark", "one")
 
-    def _found(self, row: int, topic: str | None) -> Found:
-        for table in TABLES_OF_FRAMES:
-            query = f"SELECT CAST(json AS BLOB), content, {self._sum} FROM {table} WHERE row = ?"
-            try:
-                found = self._connection.execute(query, (row,)).fetchone()
-            except sqlite3.Error:
-                continue
-            if found is not None and isinstance(found[0], bytes):
-                content = found[1] if isinstance(found[1], bytes) else None
-                return Found(row, found[0], content, topic, found[2])
-        return Found(row, None, None, topic)
-
-    def _readable(self, query: str) -> list[Any]:
-        """The rows up to the first one that can't be read."""
-        rows = []
+    def _all_of(self, table: str, query: str, order: str) -> list[tuple[Any, ...]]:
+        """As `_rows_of`; that the table may have had more is in `doubts` from then on."""
         try:
-            for row in self._connection.execute(query):
-                rows.append(row)
-        except sqlite3.Error:
-            pass
-        return rows
+            said = self._connection.execute(f"PRAGMA integrity_check({table})").fetchone()[0]
+        except sqlite3.Error as error:
+            said = str(error)
+        if said != "ok":
+            first = [line for line in str(said).splitlines() if not line.startswith("***")]
+            self.doubts[table] = first[0] if first else "it is damaged"
+        return self._rows_of(query, order)
 
-    def _both_ways(self, query: str) -> Iterator[tuple[int, int]]:
-        """What a query finds from either end on, each up to the first row that can't be read."""
-        for order in ("", " DESC"):
-            yield from self._readable(f"{query} ORDER BY 1{order}, 2{order}")
-
-    def _rows(self, table: str) -> Iterator[int]:
-        """The rows of a table, without those on pages that can't be read."""
-        at, count = -1, _PAGE
-        while True:
-            query = f"SELECT row FROM {table} NOT INDEXED WHERE row > ? ORDER BY row LIMIT ?"
-            found: list[int] = []
-            failed = False
+    def _rows_of(self, query: str, order: str) -> list[tuple[Any, ...]]:
+        """What a query finds, each once: from either end on, if one can't be read amid them."""
+        found: dict[tuple[Any, ...], None] = {}
+        for end in ("ASC", "DESC"):
+            by = ", ".join(f"{column} {end}" for column in order.split(", "))
+            count = 0
             try:
-                for (row,) in self._connection.execute(query, (at, count)):
-                    found.append(row)
+                for row in self._connection.execute(f"{query} ORDER BY {by}"):
+                    found[row] = None
+                    count += 1
+                break
             except sqlite3.Error:
-                failed = True
-            yield from found
-            if found and found[-1] <= at:
+                last = self._one(f"{query} ORDER BY {by} LIMIT 1 OFFSET {count}")
+                if last is not None:
+                    found[last] = None
+        return list(found)
+
+    def _one(self, query: str, *values: int) -> tuple[Any, ...] | None:
+        """A single row, if it can be read; also one behind which nothing can.
+
+        Python reads a row ahead, and who goes through many loses the last one by that.
+        """
+        try:
+            found: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
+        except sqlite3.Error:
+            return None
+        return found
+
+    def _look_up(self, table: str, row: int, topic: str | None) -> Found:
+        query = f"SELECT CAST(json AS BLOB), content, {self._sum} FROM {table} WHERE row = ?"
+        return self._found(row, self._one(query, row) or (None, None, None), topic)
+
+    def _found(self, row: int, columns: Sequence[Any], topic: str | None) -> Found:
+        line, content, total = columns
+        if type(line) is not bytes:
+            return Found(row, None, None, topic)
+        agrees = total == sums.of(line) if self._has_sums else None
+        return Found(row, line, content if type(content) is bytes else None, topic, agrees)
+
+    def _scan(self, table: str, names: dict[int, str]) -> Iterator[Found]:
+        """The rows of a table in one go, and behind each place that can't be read again."""
+        rows = f"FROM {table} NOT INDEXED WHERE row > ? ORDER BY row"
+        query = f"SELECT row, CAST(json AS BLOB), content, {self._sum} {rows}"
+        at = -1
+        while True:
+            last = at
+            try:
+                for row, *columns in self._connection.execute(query, (at,)):
+                    last = row
+                    yield self._found(row, columns, names.get(row))
+                return
+            except sqlite3.Error:
+                pass
+            if last < at:
                 return  # a page that is older than its neighbours leads back
-            at = found[-1] if found else at
-            if not failed:
-                if not found:
-                    return
-            elif count > 1:
-                count = 1  # a row is read ahead: the last one that can be is lost with that
-            else:
+            at = last
+            following = self._one(f"{query} LIMIT 1", at)
+            if following is None:  # perhaps it is there, and what it has can't be read
+                following = self._one(f"SELECT row, NULL, NULL, NULL {rows} LIMIT 1", at)
+            if following is None:
                 beyond = self._beyond(table, at)
                 self.gaps.append((at, ROW_MAX if beyond is None else beyond))
                 if beyond is None:
                     return
-                at, count = beyond, _PAGE
+                at = beyond
+            elif following[0] <= at:
+                return
+            else:
+                at = following[0]
+                yield self._found(at, following[1:], names.get(at))
 
     def _beyond(self, table: str, at: int) -> int | None:
         """From where on the table can be read again; None if it can't."""
@@ -244,22 +295,35 @@ class Layered:
             return row not in known
         return row in missing or any(start < row <= end for start, end in self.gaps)
 
+    @property
+    def doubts(self) -> dict[str, str]:
+        """As of a `Salvage`: those of the newer one."""
+        return self._newer.doubts
+
     def pins(self) -> list[Any]:
         return self._merged("pins", 1)
 
     def answered(self) -> list[Any]:
         return self._merged("answered", 2)
 
-    def runs(self) -> list[tuple[int, int]]:
+    def runs(self) -> list[Any]:
         return self._merged("runs", 1)
 
     def scripts(self) -> list[Script]:
         return self._merged("scripts", 3)
 
-    def marks(self) -> list[str]:
+    def marks(self) -> list[Any]:
         return [*self._older.marks(), *self._newer.marks()]
 
     def _merged(self, what: str, key: int) -> list[Any]:
         """Rows of both, by their first `key` columns; the newer one's where both have one."""
         both = [*getattr(self._older, what)(), *getattr(self._newer, what)()]
         return list({row[:key]: row for row in both}.values())
+
+
+def _text(data: bytes) -> str | bytes:
+    """A text as SQLite has it, or its bytes, if it is none any more."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data

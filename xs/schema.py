@@ -305,6 +305,11 @@ def sum_of_answer(key: str, line: bytes) -> int:
     return sums.of(key.encode() + line)
 
 
+def is_answer(key: object, line: object, total: object) -> bool:
+    """Whether a key and its answer are what was kept. A damaged row may have values of any type."""
+    return type(key) is str and type(line) is bytes and total == sum_of_answer(key, line)
+
+
 def described(row: int, topic: str | None) -> str:
     """A frame in words, by what its row tells without its JSON."""
     return f"a frame of {time_of(row)} on {topic or 'a topic that is not known'}"
@@ -312,7 +317,7 @@ def described(row: int, topic: str | None) -> str:
 
 def time_of(row: int) -> str:
     """When a frame with that row was appended, for people."""
-    seconds = min((row >> ORDER_BITS) / 1000, 253_402_300_799)  # the end of the year 9999
+    seconds = min(max(row >> ORDER_BITS, 0) / 1000, 253_402_300_799)  # the end of the year 9999
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 

@@ -26,6 +26,7 @@ from xs.schema import (
     TABLES_OF_FRAMES,
     TABLES_WITH_ROWS,
     Script,
+    is_answer,
     short,
     sum_of_answer,
     translated,
@@ -523,7 +524,7 @@ class Writer:
         ).fetchone()
         if found is None:
             return None
-        if sum_of_answer(key, found[0]) != found[1]:
+        if not is_answer(key, *found):
             raise Damaged(f"what was answered to the key {key} on {topic} is damaged")
         return bytes(found[0])
 
