@@ -259,6 +259,19 @@ def test_a_page_with_keys_or_pins_that_can_not_be_read_costs_what_is_on_it_and_t
             assert b"".join(store.content(small(pins[n]).hash)[1]) == pins[n]
 
 
+def test_what_has_lost_its_last_page_is_repaired_as_far_as_it_is_there(folder: str) -> None:
+    with opened(folder) as store:
+        add_all(store, [Append(f"t.{n % 7}", small(b"%d" % n)) for n in range(100)])
+        before = lines_of(store)
+    pages = os.path.getsize(database(folder)) // 4096
+    for left in (pages - 1, pages - 4):
+        os.truncate(database(folder), left * 4096)
+        repaired(folder)
+        with opened(folder) as store:
+            assert problems(store) == [] and set(lines_of(store)) <= set(before)
+            assert len(lines_of(store)) > 50 or left < pages - 1
+
+
 def test_a_run_of_which_there_is_but_the_first_frame_stays_one_without_an_end(folder: str) -> None:
     with opened(folder) as store:
         run = store.runs.begin(Append("begun", None))

@@ -66,6 +66,8 @@ class Salvage:
             )
             self._connection.text_factory = _text
             try:
+                # A table that would begin behind the file's end keeps nobody from the others so.
+                self._connection.execute("PRAGMA writable_schema = ON")
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 self._has_sums = self._has_column("frame", "sum")
