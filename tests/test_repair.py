@@ -112,7 +112,7 @@ def test_a_content_that_can_not_be_read_is_left_where_it_is_with_its_frames(
     open_file = os.open
 
     def refuse(name: str, *rest: int, **more: int) -> int:
-        if name == path:
+        if str(name).endswith(path[-60:]):  # also by way of the folder of the new one
             raise OSError(5, "Input/output error", name)
         return open_file(name, *rest, **more)
 
@@ -430,23 +430,40 @@ def test_the_command_repairs_and_says_what_was_lost(folder: str, run_xs: Any) ->
     assert run_xs(["check", folder]).returncode == 0
 
 
-def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(folder: str) -> None:
-    """While somebody reads it, a part of it stays in its log, which would not go with it."""
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(
+    folder: str, is_there: bool
+) -> None:
+    """While somebody reads it, a part of it stays in its log, which would not go with it.
+
+    A repair that fails leaves nothing behind but contents that it has put aside.
+    """
     with opened(folder) as store:
         add(store, "a", LARGE)
         add(store, "b", b"kept")
         (digest,) = store.cas.digests()
-        store.cas.remove(digest)
+        if is_there:
+            Path(store.cas._path(digest)).write_bytes(b"damaged")
+        else:
+            store.cas.remove(digest)
         before = all_ids(store)
+    names = {*os.listdir(folder), "xs.db-wal", "xs.db-shm"}
     saying = repair.run(folder)
     for line in saying:
-        if b"lost" in line:
+        if b"is not there" in line:
             break
     with contextlib.closing(sqlite3.connect(os.path.join(folder, "repair", "xs.db"))) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM frame").fetchone()
-        with pytest.raises(Damaged, match="could not be closed in good order; nothing was changed"):
+        with pytest.raises(
+            Damaged, match="could not be closed in good order; nothing was"
+        ) as error:
             list(saying)
+    left = {Path(aside(folder)).name} if is_there else set()
+    assert set(os.listdir(folder)) - names == left
+    assert all(f"is in {name}" in str(error.value) for name in left)
+    if is_there:
+        shutil.rmtree(aside(folder))
     with opened(folder) as store:
         assert all_ids(store) == before
     said, _ = repaired(folder)

@@ -17,6 +17,7 @@ to be mistaken for a whole one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,8 +100,14 @@ def _repair(folder: str) -> Iterator[dict[str, object]]:
         yield {"repaired": None, "lost": 0, "aside": None}
         return
     rescue = _Rescue(folder)
-    yield from rescue.contents()
-    yield from rescue.database()
+    try:
+        yield from rescue.contents()
+        yield from rescue.database()
+    except BaseException as error:
+        rescue.give_up()
+        if isinstance(error, XsError) and os.path.exists(os.path.join(folder, rescue.name)):
+            error.args = (f"{error}; what it has put aside until then is in {rescue.name}",)
+        raise
     yield {
         "repaired": {"frames": rescue.saved},
         "lost": rescue.lost,
@@ -134,7 +141,19 @@ class _Rescue:
         # What is put there must not be lost because the folder is.
         sync_folder(self._aside)
         sync_folder(folder)
+        self._unreadable: set[str] = set()  # what was said of contents that can't be read now
+        self._is_built = False
         fault.at("repair.begun")
+
+    def give_up(self) -> None:
+        """Clears away what was made, unless the database or contents have been put aside by now."""
+        if self._is_built:
+            return
+        for left in (_BUILT, _READ):
+            shutil.rmtree(os.path.join(self._folder, left), ignore_errors=True)
+        with contextlib.suppress(OSError):  # it isn't empty
+            os.rmdir(os.path.join(self._aside, "cas"))
+            shutil.rmtree(self._aside)
 
     def contents(self) -> Iterator[dict[str, object]]:
         """Puts aside content files whose bytes are not what their names say.
@@ -146,6 +165,7 @@ class _Rescue:
                 for _ in self._cas.open(digest)[1]:
                     pass
             except DiskError as error:
+                self._unreadable.add(str(error))
                 yield {"problem": str(error)}
             except Damaged as error:
                 folder = os.path.join(self._aside, "cas")
@@ -186,7 +206,7 @@ class _Rescue:
                 for each in new.check():
                     if not isinstance(each, str):
                         self.saved = each[0]
-                    else:
+                    elif each not in self._unreadable:
                         problems.append(each)
             finally:
                 new.close()
@@ -198,6 +218,7 @@ class _Rescue:
         if problems:
             raise Damaged(f"the repair came to nothing: {problems[0]}; nothing was changed")
         fault.at("repair.built")
+        self._is_built = True
         self._put_in_place(built)
 
     def _old_with_log(self, damage: wal.Damage) -> tuple[Salvage | Layered, list[str]]:
