@@ -49,7 +49,7 @@ ARCHITECTURE = {
     "cas":         "errors fault frame content disk",
     "sqlite":      "",
     "schema":      "errors records sums sqlite system | fault",
-    "rows":        "errors ids frame sums schema",
+    "rows":        "errors ids frame sums schema | content",
     "scan":        "frame records sqlite schema rows",
     "walk":        "errors frame records sums sqlite schema rows scan (connections)",
     "pieces":      "errors ids frame records schema rows (writer)",

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Server
-from stores import Clock, add, add_all, all_ids, content, problems, taken
+from stores import Clock, add, add_all, all_ids, content, import_all, imported, problems, taken
 from stores import lines as lines_of
 
 from xs import chunked, frame, ids, repair
@@ -470,6 +470,32 @@ def test_a_new_database_that_is_not_whole_in_its_file_takes_no_place(
     assert len(said) == 1
     with opened(folder) as store:
         assert problems(store) == [] and all_ids(store) == before[1:]
+
+
+def test_a_content_without_a_frame_that_is_damaged_is_named_not_spread_and_mended_when_put_again(
+    folder: str,
+) -> None:
+    wanted = imported(ids.parse("03hagh" + "0" * 19), "a", b"pinned")
+    hash_ = wanted.hash or ""
+    with opened(folder) as store:
+        store.run(PinWork(small(b"pinned")))
+    overwrite(database(folder), b"pinned", b"pinneD")
+    shutil.copytree(folder, f"{folder}-2")
+    with opened(folder) as store:
+        assert [each for each in problems(store) if hash_ in each]
+        with pytest.raises(Damaged, match="its bytes don't match"):
+            store.content(hash_)
+        (error,) = import_all(store, [wanted._replace(content=None)])
+        assert isinstance(error, Damaged) and all_ids(store) == []
+        store.run(PinWork(small(b"pinned")))
+        assert problems(store) == [] and b"".join(store.content(hash_)[1]) == b"pinned"
+        (line,) = import_all(store, [wanted._replace(content=None)])
+        assert content(store, frame.id_of(line)) == b"pinned"
+    with opened(f"{folder}-2") as store:
+        import_all(store, [wanted])
+        assert b"".join(store.content(hash_)[1]) == b"pinned"  # of the frame
+    (lost,), _ = repaired(f"{folder}-2")
+    assert hash_ in lost
 
 
 # ---- Any byte ----------------------------------------------------------------------------------

@@ -326,14 +326,27 @@ def mark_of(reader: sqlite3.Connection) -> int:
 
 
 def inline_content(reader: sqlite3.Connection, digest: bytes, now: int) -> bytes | None:
+    """Inline content with that digest, of a frame or pinned. Raises `Damaged` if all of it is."""
     pinned = reader.execute("SELECT content FROM pin WHERE digest = ?", (digest,)).fetchone()
+    doubt = None
     if pinned is not None and pinned[0] is not None:
-        return bytes(pinned[0])
+        try:
+            return _checked(pinned[0], frame.integrity(digest))
+        except Damaged as error:  # a frame may have it, too
+            doubt = error
     for table in TABLES_OF_FRAMES:
         found = _inline_content(reader, digest, now, table)
         if found is not None:
             return found
+    if doubt is not None:
+        raise doubt
     return None
+
+
+def _checked(content: Any, hash_: str) -> bytes:
+    from xs.content import checked  # here: few look content up by its hash
+
+    return checked(content if type(content) is bytes else b"", hash_)
 
 
 def _inline_content(
@@ -354,7 +367,10 @@ def _inline_content(
             if not is_whole(row, total, line):
                 doubt = damage(reader, row)
             elif frame.hash_text(line) == expected:  # four bytes may agree by chance
-                return bytes(content)
+                try:
+                    return _checked(content, expected)
+                except Damaged as error:  # another frame may have it, too
+                    doubt = error
         newest = reader.execute(
             f"SELECT max(digest) FROM {table} WHERE digest IS NOT NULL AND digest < ?", (bucket,)
         ).fetchone()[0]

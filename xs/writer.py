@@ -497,7 +497,8 @@ class Writer:
         """
         self.execute(
             "INSERT INTO pin VALUES (:digest, :created, :content) ON CONFLICT (digest) DO UPDATE "
-            "SET created = CASE WHEN created < 0 THEN :created ELSE abs(:created) END",
+            "SET created = CASE WHEN created < 0 THEN :created ELSE abs(:created) END, "
+            "content = :content",  # what is there may be damaged
             {"digest": digest, "created": created, "content": content},
         )
 
