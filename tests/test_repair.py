@@ -498,6 +498,34 @@ def test_a_content_without_a_frame_that_is_damaged_is_named_not_spread_and_mende
     assert hash_ in lost
 
 
+def test_content_that_comes_with_an_import_mends_what_is_damaged_of_its_frames(
+    folder: str, run_xs: Any
+) -> None:
+    with opened(folder) as store:
+        add(store, "a", b"small content")
+        add(store, "a", LARGE)
+        chunked.append(store, Append("run"), [b"first piece"])
+        before = everything(store)
+    copied = run_xs(["cat", folder, "--with-content"]).stdout
+    assert run_xs(["export", folder, f"{folder}-export"]).returncode == 0
+    overwrite(database(folder), b"small content", b"smalL content")
+    overwrite(database(folder), b"first piece", b"firsT piece")
+    with opened(folder) as store:
+        (digest,) = store.cas.digests()
+        Path(store.cas._path(digest)).write_bytes(b"damaged")
+        assert len(problems(store)) == 3
+    shutil.copytree(folder, f"{folder}-2")
+    assert run_xs(["import", folder], stdin=copied).returncode == 0
+    assert run_xs(["import", f"{folder}-2", f"{folder}-export"]).returncode == 0
+    for mended in (folder, f"{folder}-2"):
+        with opened(mended) as store:
+            assert problems(store) == [] and everything(store) == before
+    wrong = json.loads(copied.splitlines()[0])
+    with Client(Local(folder)) as client:
+        said = client.import_([{**wrong, "content": "another"}])
+    assert "does not match its hash" in str(said)
+
+
 # ---- Any byte ----------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ import time
 from xs import fault, frame
 from xs.content import INLINE_MAX, Content, check_size, new_sha256, small, take
 from xs.disk import on_disk, sync, sync_folder
-from xs.errors import Damaged, DiskError, NotFound
+from xs.errors import Damaged, DiskError, NotFound, XsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,6 +176,15 @@ class Cas:
             return found.st_size, blocks
         data = b"".join(blocks)
         return len(data), iter((data,))
+
+    def is_whole(self, digest: bytes) -> bool:
+        """Whether it is here, and can be read to its end."""
+        try:
+            for _ in self.open(digest)[1]:
+                pass
+        except XsError:
+            return False
+        return True
 
     def remove(self, digest: bytes) -> int:
         """Removes a file, and answers how many bytes it had (0 if it was not there)."""

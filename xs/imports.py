@@ -75,12 +75,13 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
     if commit.mark is None:
         commit.mark = commit.writer.mark()
     if new.id <= commit.mark:
-        found = commit.writer.find(new.id)
-        if found == line:
-            discard(new.content)
+        place = commit.writer.place_of(new.id)
+        if place is not None and commit.writer.line_at(place) == line:
+            if new.content is not None:
+                _mend(commit, new, new.content, place)
             _unpin(commit, new)
             return line
-        if found is not None:
+        if place is not None:
             raise Conflict(f"another frame has the id {ids.text(new.id)}")
     if new.id >> 80 > commit.now + IMPORT_AHEAD_MS:
         raise Invalid(f"the id {ids.text(new.id)} is more than a day ahead of the clock")
@@ -113,6 +114,21 @@ def import_frame(commit: Commit, new: Imported) -> bytes:
         commit.earliest_expiry = expires
     _unpin(commit, new)
     return line
+
+
+def _mend(commit: Commit, new: Imported, content: Content, place: tuple[str, int]) -> None:
+    """Content that came with a frame that is here takes the place of what is damaged of it."""
+    if content.hash != new.hash:
+        raise _not_its_content(new)
+    if content.data is not None:
+        commit.writer.mend(place, content.data)
+    elif not commit.store.cas.is_whole(content.digest):
+        commit.place(content)
+    discard(content)
+
+
+def _not_its_content(new: Imported) -> Invalid:
+    return Invalid(f"the content of {ids.text(new.id)} does not match its hash")
 
 
 def _unpin(commit: Commit, new: Imported) -> None:
@@ -165,7 +181,7 @@ def _content_of(commit: Commit, new: Imported) -> tuple[bytes | None, bytes | No
     digest = frame.parse_integrity(new.hash)
     if new.content is not None:
         if new.content.digest != digest:
-            raise Invalid(f"the content of {ids.text(new.id)} does not match its hash")
+            raise _not_its_content(new)
         commit.place(new.content)
         return digest, new.content.data
     data = commit.writer.inline_content(digest, commit.now)

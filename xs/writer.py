@@ -444,11 +444,27 @@ class Writer:
                 _insert(self.execute, "below", 2, self._below)
                 self._below.clear()
 
+    def place_of(self, value: int) -> tuple[str, int] | None:
+        """The table and the row of the frame with that id, expired or not."""
+        self.flush()
+        return located(self.connection, value)
+
+    def line_at(self, place: tuple[str, int]) -> bytes:
+        return line_at(self.connection, *place)
+
     def find(self, value: int) -> bytes | None:
         """The line of the frame with that id, expired or not."""
-        self.flush()
-        found = located(self.connection, value)
-        return None if found is None else line_at(self.connection, *found)
+        place = self.place_of(value)
+        return None if place is None else self.line_at(place)
+
+    def mend(self, place: tuple[str, int], content: bytes) -> None:
+        """Gives a frame that is here its inline content, if it has another."""
+        table, row = place
+        self.execute(
+            f"UPDATE {table} SET content = :content "
+            "WHERE row = :row AND digest IS NOT NULL AND content IS NOT :content",
+            {"row": row, "content": content},
+        )
 
     def last(self, topic: str, now: int) -> bytes | None:
         """The newest frame of a topic, with what this transaction has added."""
