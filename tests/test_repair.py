@@ -526,6 +526,23 @@ def test_content_that_comes_with_an_import_mends_what_is_damaged_of_its_frames(
     assert "does not match its hash" in str(said)
 
 
+def test_frames_whose_page_is_out_of_order_are_all_found(folder: str) -> None:
+    """A search by their rows would miss some of them."""
+    with opened(folder) as store:
+        add_all(store, [Append("t", None, f'"{n}"') for n in range(9)])
+        before = lines_of(store)
+    with contextlib.closing(sqlite3.connect(database(folder))) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'frame'").fetchone()
+    with open(database(folder), "r+b") as file:
+        file.seek((page - 1) * 4096 + 8)  # behind the page's head: where each row is
+        places = file.read(2 * 9)
+        file.seek(-len(places), os.SEEK_CUR)
+        file.write(places[-2:] + places[2:-2] + places[:2])
+    assert repaired(folder)[0] == []
+    with opened(folder) as store:
+        assert problems(store) == [] and lines_of(store) == before
+
+
 # ---- Any byte ----------------------------------------------------------------------------------
 
 
