@@ -529,17 +529,27 @@ def test_an_answer_to_a_key_that_is_damaged_is_not_given(store_dir: str) -> None
     assert any("key k" in each.get("lost", "") for each in map(json.loads, repair.run(store_dir)))
 
 
-def test_a_declaration_with_another_byte_is_not_taken_at_its_word(store_dir: str) -> None:
+@pytest.mark.parametrize(
+    "other", [b"CREATE TABLE frame (\n    row INTEGER QRI", b"CREATE TABLE gra"]
+)
+def test_a_declaration_with_another_byte_is_not_taken_at_its_word_and_is_mended_by_a_repair(
+    store_dir: str, other: bytes
+) -> None:
     """As a column that is no key, `row` is empty in each row: the store would look empty."""
     store = Store(store_dir, create=True)
-    add(store, "a")
+    made = add(store, "a", b"content")
     store.close()
     path = Path(store_dir, "xs.db")
-    declared = b"CREATE TABLE frame (\n    row INTEGER PRIMARY"
+    declared = b"CREATE TABLE frame (\n    row INTEGER PRIMARY"[: len(other)]
     assert path.read_bytes().count(declared) == 1
-    path.write_bytes(path.read_bytes().replace(declared, declared[:-4] + b"QARY"))
-    with pytest.raises(Damaged, match="frame is not declared as it should be"):
+    path.write_bytes(path.read_bytes().replace(declared, other))
+    with pytest.raises(Damaged, match=r"frame is not declared as it should be|malformed"):
         Store(store_dir)
+    *_, last = map(json.loads, repair.run(store_dir))
+    assert (last["repaired"], last["lost"]) == ({"frames": 1}, 0)
+    store = Store(store_dir)
+    assert problems(store) == [] and all_ids(store) == [made]
+    store.close()
 
 
 # ---- Sums, and stores that had none ------------------------------------------------------------

@@ -39,7 +39,7 @@ from xs.lock import WRITE, Lock, Served
 from xs.pieces import find_run, run_made_of
 from xs.place import check_writable
 from xs.rows import is_pin, is_script
-from xs.salvage import Found, Layered, Salvage
+from xs.salvage import Found, Layered, Salvage, redeclare
 from xs.schema import (
     FILENAME,
     ORDER_BITS,
@@ -182,7 +182,9 @@ class _Rescue:
         fault.at("repair.folder-made")
         damage = wal.damage(self._folder)
         if damage is None:
-            old: Salvage | Layered = Salvage(self._folder)
+            os.mkdir(read, 0o700)
+            is_copied = redeclare(self._folder, read)
+            old: Salvage | Layered = Salvage(read if is_copied else self._folder)
         else:
             old, losses = self._old_with_log(damage)
             for loss in losses:

@@ -6,13 +6,25 @@ granted. What is read here may be wrong all the same: `repair` holds it against 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 
 from xs import sums
 from xs.records import NamedTuple
-from xs.schema import FILENAME, ROW_MAX, TABLES_OF_FRAMES, Script, is_answer, translated, uri
+from xs.schema import (
+    FILENAME,
+    FORMAT,
+    ROW_MAX,
+    TABLES_OF_FRAMES,
+    Script,
+    is_answer,
+    translated,
+    uri,
+    wrongly_declared,
+)
 from xs.still import when_still
 
 TYPE_CHECKING = False
@@ -61,13 +73,8 @@ class Salvage:
         self.doubts: dict[str, str] = {}  # tables that may have had more than was read, and why
         path = os.path.join(folder, FILENAME)
         with translated():
-            self._connection = sqlite3.connect(
-                uri(path, "ro", locks=when_still(path) is None), uri=True, isolation_level=None
-            )
-            self._connection.text_factory = _text
+            self._connection = _connected(path, "ro")
             try:
-                # A table that would begin behind the file's end keeps nobody from the others so.
-                self._connection.execute("PRAGMA writable_schema = ON")
                 self._connection.execute("BEGIN")
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 self._has_sums = self._has_column("frame", "sum")
@@ -250,6 +257,47 @@ class Salvage:
         except sqlite3.Error:
             return False
         return True
+
+
+def redeclare(folder: str, copy: str) -> bool:
+    """Makes a copy of a database whose declarations are damaged, with the right ones.
+
+    One byte of them may cost all that a table has. False where they are right, or where that can't
+    be done; what is there of a copy is of no use then.
+    """
+    path, new = (os.path.join(each, FILENAME) for each in (folder, copy))
+    try:
+        with contextlib.closing(_connected(path, "ro")) as old:
+            if old.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+                return False
+            wrong = wrongly_declared(old)
+        if wrong:
+            for suffix in ("", "-wal"):
+                if os.path.exists(path + suffix):
+                    shutil.copyfile(path + suffix, new + suffix)
+            with contextlib.closing(_connected(new, "rw")) as mended:
+                for name, statement in wrong.items():
+                    values = (statement, name)
+                    mended.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", values)
+    except sqlite3.Error:
+        return False
+    return bool(wrong)
+
+
+def _connected(path: str, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri(path, mode, locks=mode == "rw" or when_still(path) is None),
+        uri=True,
+        isolation_level=None,
+    )
+    connection.text_factory = _text
+    try:
+        # A table that would begin behind the file's end keeps nobody from the others so.
+        connection.execute("PRAGMA writable_schema = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class Layered:

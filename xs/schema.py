@@ -262,6 +262,12 @@ def check_tables(connection: sqlite3.Connection) -> None:
 
     SQLite takes a declaration at its word, and one that is damaged may still mean something.
     """
+    for name in wrongly_declared(connection):
+        raise Damaged(f"the index is damaged: {name} is not declared as it should be")
+
+
+def wrongly_declared(connection: sqlite3.Connection) -> dict[str, str]:
+    """Tables and indexes that are not declared as they should be, and how they should."""
     found = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
     declared = dict(found)
     expected: dict[str, str] = {}  # what a later format makes anew is as that has it
@@ -270,11 +276,13 @@ def check_tables(connection: sqlite3.Connection) -> None:
             words = statement.split(" ", 3)
             if words[0] == "CREATE":
                 expected[words[2]] = statement
+    wrong = {}
     for name, statement in expected.items():
         sql = declared.get(name)
         # Mostly it is word for word what it would be now; an older xs may have had other comments.
-        if sql != statement and (sql is None or _bare(sql) != _bare(statement)):
-            raise Damaged(f"the index is damaged: {name} is not declared as it should be")
+        if sql != statement and (type(sql) is not str or _bare(sql) != _bare(statement)):
+            wrong[name] = statement
+    return wrong
 
 
 def _bare(statement: str) -> str:
