@@ -9,20 +9,22 @@ import random
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import DEADLINE, Server, environment, start_server
-from stores import add, all_ids, content, problems, remove, taken
+from stores import add, add_all, all_ids, content, problems, remove, taken
 
 import xs
 from xs import backup, frame, ids
+from xs.cas import Cas
 from xs.commit import Append
 from xs.errors import Damaged, Invalid, XsError
 from xs.lock import Served
@@ -322,6 +324,94 @@ def test_content_that_is_damaged_does_not_replace_what_is_whole(
     kept = Store(dest)
     assert content(kept, id_text) == b"whole"
     kept.close()
+
+
+def halve(data: bytearray, at: int) -> None:
+    """A page says that it has half of its cells: one byte, and the rest is not found any more."""
+    data[at + 4] //= 2
+
+
+def halve_last_leaf(data: bytearray, root: int) -> None:
+    halve(data, (struct.unpack_from(">I", data, root + 8)[0] - 1) * 4096)
+
+
+def swap_leaves(data: bytearray, root: int) -> None:
+    one, two = struct.unpack_from(">2H", data, root + 12)
+    data[root + one : root + one + 4], data[root + two : root + two + 4] = (
+        data[root + two : root + two + 4],
+        data[root + one : root + one + 4],
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "damage"),
+    [
+        ("frame", halve),
+        ("frame", halve_last_leaf),
+        ("frame", swap_leaves),
+        ("below", halve),
+        ("below", halve_last_leaf),
+        ("file", halve),
+    ],
+)
+def test_damage_takes_nothing_from_a_copy(
+    tmp_path: Path, table: str, damage: Callable[[bytearray, int], None]
+) -> None:
+    source, dest = str(tmp_path / "store"), str(tmp_path / "copy")
+    store = Store(source, create=True)
+    add_all(store, [Append(f"t.{n % 5}", taken(store, b"%d" % n * 20)) for n in range(700)])
+    add(store, "large", LARGE)
+    store.close()
+    back_up(source, dest)
+    before, files = tables(dest), list(Cas(f"{dest}/cas").digests())
+    index = Path(source, "xs.db")
+    whole_index = index.read_bytes()
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        (page,) = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)
+        ).fetchone()
+    data = bytearray(whole_index)
+    damage(data, (page - 1) * 4096)
+    index.write_bytes(data)
+    with pytest.raises(Damaged, match="there is no backup, as the store is damaged"):
+        back_up(source, dest)
+    assert (tables(dest), list(Cas(f"{dest}/cas").digests())) == (before, files)
+    index.write_bytes(whole_index)
+    with xs.open(source) as client:
+        client.remove(client.head("large"))
+    assert back_up(source, dest)["removed"] == 1
+
+
+def test_a_content_that_is_named_for_another_frame_by_damage_takes_none_from_a_copy(
+    store: Store, tmp_path: Path
+) -> None:
+    dest = str(tmp_path / "copy")
+    add(store, "a", LARGE)
+    back_up(store.folder, dest)
+    before = tables(dest)
+    with contextlib.closing(sqlite3.connect(f"{store.folder}/xs.db")) as database:
+        database.execute("UPDATE file SET row = row + 1")
+        database.commit()
+    with pytest.raises(Damaged, match="there is no backup, as the store is damaged"):
+        back_up(store.folder, dest)
+    assert tables(dest) == before
+
+
+def test_frames_that_are_lost_to_a_scan_are_missed_by_a_backup(tmp_path: Path) -> None:
+    source, dest = str(tmp_path / "store"), str(tmp_path / "copy")
+    store = Store(source, create=True)
+    add_all(store, [Append("t", taken(store, b"%d" % n * 20)) for n in range(250)])
+    store.close()
+    index = Path(source, "xs.db")
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        (page,) = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'frame'"
+        ).fetchone()
+    data = bytearray(index.read_bytes())
+    halve_last_leaf(data, (page - 1) * 4096)
+    index.write_bytes(data)
+    with pytest.raises(Damaged, match=r"its index lists 250 frames, and has [12]"):
+        back_up(source, dest)
 
 
 def test_a_backup_overwrites_nothing_else(store: Store, tmp_path: Path) -> None:

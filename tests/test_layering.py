@@ -63,7 +63,7 @@ ARCHITECTURE = {
     "index":       "errors frame schema rows scan connections | pieces places walk",
     "check":       "errors ids frame content schema rows pieces index (cas)",
     "bus":         "records (frame)",
-    "snapshot":    "errors fault ids frame content schema still connections index",
+    "snapshot":    "errors fault ids frame content schema still connections index check",
     "salvage":     "records sums schema still",
     "commit":      "errors fault ids frame records content writer | pieces removal (store)",
     "work":        "errors content commit",

@@ -3,6 +3,8 @@
 `backup` says what else belongs to a store. The first copy is made page by page into a file with
 another name, which becomes `xs.db` when it is whole. Later ones bring that up to date, in one
 transaction: rows that are gone are deleted, new ones inserted, and the rest is not written again.
+Where rows are gone, the store's tables are looked at as a whole before that stays, since damage may
+be what took them.
 
 A copy says of itself, in a row of the table `script`, of which store it is, up to which id, and
 what it had then.
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from xs import fault, frame, ids
+from xs.check import _CROSS_CHECKS
 from xs.connections import BUSY_MS, Connections
 from xs.content import small
 from xs.errors import Damaged, Invalid, Unavailable
@@ -35,6 +38,7 @@ from xs.still import is_unchanged, once_settled, when_still
 
 PART = FILENAME + ".part"  # a first copy that is not whole yet
 _KIND = "backup"
+_LISTED_BY = (("frame", "frame_topic"), ("piece", "piece_run"))  # an index that has all its rows
 
 
 class Snapshot:
@@ -88,18 +92,20 @@ class Snapshot:
         `Invalid` where another store has come to be in the place of the one that was copied.
         """
         with translated():
-            tables = "SELECT count(*) FROM store.frame UNION ALL SELECT count(*) FROM store.piece"
-            frames: int = sum(count for (count,) in self._connection.execute(tables))
-            self._check_sums()
+            frames = sum(self._checked(table, by) for table, by in _LISTED_BY)
             if self._is_first:
                 self._keep_all()
             else:
                 self._check_is_same()
                 for table in TABLES_OF_FRAMES:
                     self._check_contents(table)
+                _unsign(self._connection, "copy.")
+                gone = 0
                 for table in self._tables():
-                    self._bring_up(table)
+                    gone += self._bring_up(table)
                     fault.at("backup.table-done")
+                if gone:
+                    self._check_nothing_is_lost()
                 _sign(self._connection, "copy.", self._source)
                 self.check_unchanged()
                 fault.at("backup.before-commit")
@@ -115,17 +121,34 @@ class Snapshot:
         if not is_unchanged(self._original, self._still):
             raise Unavailable(f"{self._source} was written to meanwhile: back it up again")
 
-    def _check_sums(self) -> None:
+    def _checked(self, table: str, index: str) -> int:
+        """How many frames a table has, all of them what was stored, and none lost to a scan."""
         add_sum_of(self._connection)
-        for table in TABLES_OF_FRAMES:
-            found = self._connection.execute(
-                f"SELECT row FROM store.{table} WHERE sum IS NOT sum_of(CAST(json AS BLOB)) LIMIT 1"
-            ).fetchone()
-            if found is not None:
-                raise Damaged(
-                    f"there is no backup, as the store is damaged: {described(found[0], None)} is "
-                    "not what was stored"
-                )
+        count, row = self._connection.execute(
+            "SELECT count(*), min(CASE WHEN sum IS NOT sum_of(CAST(json AS BLOB)) THEN row END) "
+            f"FROM store.{table} NOT INDEXED"
+        ).fetchone()
+        if row is not None:
+            raise _damaged(f"{described(row, None)} is not what was stored")
+        (listed,) = self._connection.execute(
+            f"SELECT count(*) FROM store.{table} INDEXED BY {index}"
+        ).fetchone()
+        if count != listed:
+            raise _damaged(f"its index lists {listed} frames, and has {count}")
+        return int(count)
+
+    def _check_nothing_is_lost(self) -> None:
+        """Something has gone from the copy, as the store has not got it: was it removed there?
+
+        Damage has the same effect, such as one byte of a page that says how many rows it has.
+        """
+        (found,) = self._connection.execute("PRAGMA store.integrity_check(1)").fetchone()
+        if found != "ok":
+            raise _damaged(f"xs.db: {found}")
+        for what, query in _CROSS_CHECKS:
+            # Its tables are the store's: that was attached first.
+            for where, *_ in self._connection.execute(query):
+                raise _damaged(f"{what}: {where}")
 
     def _check_is_same(self) -> None:
         """A database that was put there anew, and shares nothing with the copy, is another one.
@@ -158,10 +181,7 @@ class Snapshot:
             "AND NOT agrees(CAST(s.json AS BLOB), s.content) LIMIT 1"
         ).fetchone()
         if found is not None:
-            raise Damaged(
-                "there is no backup, as the store is damaged: the content of "
-                f"{described(found[0], None)} is not what was stored"
-            )
+            raise _damaged(f"the content of {described(found[0], None)} is not what was stored")
 
     def _keep_all(self) -> None:
         target = sqlite3.connect(uri(self._part, "rw"), uri=True, isolation_level=None)
@@ -183,7 +203,8 @@ class Snapshot:
         query = "SELECT name FROM store.sqlite_master WHERE type = 'table'"
         return [name for (name,) in self._connection.execute(query)]
 
-    def _bring_up(self, table: str) -> None:
+    def _bring_up(self, table: str) -> int:
+        """Makes a table of the copy what it is here; how many rows are no more, by their keys."""
         # A row's content is what its hash, or its key, says: it needs no comparison.
         columns = [
             (name, key > 0)
@@ -194,14 +215,15 @@ class Snapshot:
         ]
         same_key = " AND ".join(f"s.{name} = c.{name}" for name, is_key in columns if is_key)
         same_rest = "".join(f" AND s.{name} IS c.{name}" for name, is_key in columns if not is_key)
-        self._connection.execute(
+        gone = self._connection.execute(
             f"DELETE FROM copy.{table} AS c WHERE NOT EXISTS "
-            f"(SELECT 1 FROM store.{table} AS s WHERE {same_key}{same_rest})"
-        )
+            f"(SELECT 1 FROM store.{table} AS s WHERE {same_key})"
+        ).rowcount
         self._connection.execute(
-            f"INSERT INTO copy.{table} SELECT s.* FROM store.{table} AS s WHERE NOT EXISTS "
-            f"(SELECT 1 FROM copy.{table} AS c WHERE {same_key})"
+            f"INSERT OR REPLACE INTO copy.{table} SELECT s.* FROM store.{table} AS s WHERE NOT "
+            f"EXISTS (SELECT 1 FROM copy.{table} AS c WHERE {same_key}{same_rest})"
         )
+        return gone
 
 
 def copied_from(folder: str) -> tuple[str, bool] | None:
@@ -231,6 +253,10 @@ class _Signature(NamedTuple):
     def of(cls, state: str | None) -> _Signature:
         told = json.loads(state or '""')
         return cls(told) if isinstance(told, str) else cls(**told)
+
+
+def _damaged(why: str) -> Damaged:
+    return Damaged(f"there is no backup, as the store is damaged: {why}")
 
 
 def _inode(folder: str) -> int:
@@ -271,5 +297,9 @@ def _sign(connection: sqlite3.Connection, schema: str, source: str) -> None:
     ).fetchone()[0]
     state = _Signature(os.path.abspath(source), _inode(source), _sums(connection, schema))
     row = Script(_KIND, "", "", False, newest or ids.text(0), json.dumps(state._asdict()))
-    connection.execute(f"DELETE FROM {schema}script WHERE kind = ?", (_KIND,))
+    _unsign(connection, schema)  # the store may be a copy itself
     connection.execute(f"INSERT INTO {schema}script VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+def _unsign(connection: sqlite3.Connection, schema: str) -> None:
+    connection.execute(f"DELETE FROM {schema}script WHERE kind = ?", (_KIND,))
