@@ -191,6 +191,43 @@ def test_blocks_of_the_log_that_are_lost_are_never_a_shorter_store(
         check_damaged(folder, killed, frame_of(at))
 
 
+@pytest.mark.parametrize("size", [None, 0, 31, 32, 32 + FRAME - 1])
+def test_a_log_that_lost_all_its_frames_is_never_a_shorter_store(
+    killed: Killed, tmp_path: Path, size: int | None
+) -> None:
+    folder = killed.copied(tmp_path, shm=True)
+    if size is None:
+        os.unlink(log_of(folder))
+    else:
+        os.truncate(log_of(folder), size)
+    for _ in range(2):
+        with pytest.raises(Damaged, match=f"0 of {killed.ends[-1]} frames can be read"):
+            Store(folder)
+    assert "what was on them" in " ".join(repaired(folder)[0])
+    assert found_in(folder) == {}
+
+
+def test_no_log_is_missed_where_it_is_not_certain_that_something_was_in_it(
+    killed: Killed, tmp_path: Path
+) -> None:
+    folder = killed.copied(tmp_path, shm=True)
+    shared = Path(folder, SHM)
+    os.utime(shared, (0, 0))  # as it is after a power failure: an orderly close may have been lost
+    os.truncate(log_of(folder), 32)
+    assert wal.damage(folder) == (0, killed.ends[-1], 1), "it is this log's"
+    for size in (0, None):
+        if size is None:
+            os.unlink(log_of(folder))
+        else:
+            os.truncate(log_of(folder), size)
+        assert wal.damage(folder) is None
+    memory = shared.read_bytes()
+    shared.write_bytes(memory[:96] + struct.pack("=I", killed.ends[-1]) + memory[100:])
+    assert wal.damage(folder) is None, "all of it was folded back"
+    shared.write_bytes(memory)
+    assert wal.damage(folder) == (0, killed.ends[-1], 1)
+
+
 def test_every_command_says_that_the_log_is_damaged_and_what_to_do(
     killed: Killed, tmp_path: Path, run_xs: RunXs
 ) -> None:

@@ -431,7 +431,7 @@ def _enter(folder: str) -> tuple[int, int] | None:
     """Before the index of that folder is opened. Raises `Damaged` if its log is.
 
     A log that is there has to be read by who opens it first. To look at it costs nothing where
-    there is none, which is what a store that was closed in good order leaves.
+    there is none, nor the memory beside it, which is what an orderly close leaves.
     """
     try:
         found = os.stat(folder)
@@ -447,7 +447,9 @@ def _enter(folder: str) -> tuple[int, int] | None:
         looking = _looking.setdefault(place, allocate_lock())
     with looking:
         # Others may leave it meanwhile, but who comes waits here: nobody opens it beside this.
-        if place not in _opened and has_log(folder):
+        if place not in _opened and (
+            has_log(folder) or os.path.exists(os.path.join(folder, FILENAME + "-shm"))
+        ):
             from xs import wal  # here: it brings in what is seldom needed
 
             wal.check(folder)

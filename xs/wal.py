@@ -11,6 +11,12 @@ follows a commit beyond that place proves that commit. (Beyond it there may also
 attempts left whose fsync failed; of these none follows another.) And `xs.db-shm`, as far as it
 survived, says how far the log was read and written; SQLite puts that there once it is durable.
 
+Of a log that has no frame at all, or is gone, only the latter can tell. It may be older than that,
+where the power went after an orderly close: nothing makes it durable that either file is unlinked.
+So it is asked for what is neither in the log nor folded back, and counts if it belongs to the log's
+header, or if somebody has opened the database since the system started. Who does so first makes it
+anew, and from then on both files are what was last done to them.
+
 The format is that of SQLite's documentation: a header of 32 bytes, then frames, each a header of
 24 bytes and a page. Checksums go on from frame to frame. Frames whose salts are not those of the
 header are older than it.
@@ -24,6 +30,7 @@ import os
 import sqlite3
 import struct
 import sys
+import time
 from collections.abc import Iterator
 
 from xs import disk
@@ -103,12 +110,12 @@ def damage(folder: str) -> Damage | None:
     """
     path = os.path.join(folder, FILENAME + "-wal")
     for _ in range(_TRIES):
-        before = _stamp(path)
-        if before is None or _is_open(folder):
+        before = _stamps(folder)
+        if not any(before) or _is_open(folder):
             return None
         found = _damage(path, _known(folder))
         # Unless others have come meanwhile, and gone again.
-        if found is None or (_stamp(path) == before and not _is_open(folder)):
+        if found is None or (_stamps(folder) == before and not _is_open(folder)):
             return found
     return None
 
@@ -153,6 +160,12 @@ def cut(folder: str, found: Damage, target: str) -> None:
         log.copy(os.path.join(target, FILENAME + "-wal"), end)
 
 
+def _stamps(folder: str) -> tuple[object, object]:
+    """What tells that the log, or the memory beside it, is another one, or was written to."""
+    log, shared = (_stamp(os.path.join(folder, FILENAME + suffix)) for suffix in ("-wal", "-shm"))
+    return log, shared
+
+
 def _stamp(path: str) -> object:
     try:
         found = os.stat(path)
@@ -161,17 +174,19 @@ def _stamp(path: str) -> object:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _damage(path: str, known: tuple[bytes, int]) -> Damage | None:
+def _damage(path: str, known: _Known) -> Damage | None:
     try:
         log = _Log(path)
     except OSError:
         return None
     with log:
         if not log.count:
-            return None
+            is_its_own = log.has_header and known.salts == log.salts
+            is_lost = known.last > known.folded_back and (is_its_own or known.is_of_this_boot)
+            return Damage(0, known.last, 1) if is_lost else None
         whole = log.frames_read_by_sqlite() if log.has_header else 0
         ours = [n for n in range(whole + 1, log.count + 1) if log.head(n)[8:16] == log.salts]
-        last = known[1] if known[0] == log.salts else 0
+        last = known.last if known.salts == log.salts else 0
         if not ours and last <= whole:
             return None
         frames = list(log.frames(whole, min(log.count, max([last, *ours]) + 1)))
@@ -202,7 +217,10 @@ class _Log:
     """An open log. `count` frames are in the file, whatever they are worth."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_RDONLY)
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._file = os.open(os.devnull, os.O_RDONLY)  # one that is gone has nothing in it
         header = os.pread(self._file, HEADER, 0).ljust(HEADER, b"\0")
         magic, version, size = struct.unpack(">3I", header[:12])
         self.order = ">" if magic & 1 else "<"
@@ -334,7 +352,7 @@ class _Log:
         connection = sqlite3.connect(uri(path, "ro"), uri=True)
         try:
             connection.execute("PRAGMA schema_version").fetchone()
-            return _known(os.path.dirname(path))[1]
+            return _known(os.path.dirname(path)).last
         finally:
             connection.close()
 
@@ -367,21 +385,35 @@ def _empty_database(page_size: int) -> bytes:
 # The shared memory beside it
 
 
-def _known(folder: str) -> tuple[bytes, int]:
-    """Salts of a log, and up to which frame it was committed, by what `xs.db-shm` has of it."""
+class _Known(NamedTuple):
+    """What `xs.db-shm` has of a log: its salts, up to which frame it was committed, and kept."""
+
+    salts: bytes = b""
+    last: int = 0
+    folded_back: int = 0  # frames up to this one are durable in the database
+    is_of_this_boot: bool = False
+
+
+def _known(folder: str) -> _Known:
     try:
         with open(os.path.join(folder, FILENAME + "-shm"), "rb") as file:
-            data = file.read(96)
+            data = file.read(100)
+            written = os.fstat(file.fileno()).st_mtime
     except OSError:
-        return b"", 0
-    if len(data) < 96 or data[:48] != data[48:]:
-        return b"", 0
+        return _Known()
+    if len(data) < 100 or data[:48] != data[48:96]:
+        return _Known()
     words = struct.unpack("=12I", data[:48])
     one = two = 0
     for word, following in zip(words[:10:2], words[1:10:2]):
         one = one + word + two & _MASK
         two = two + following + one & _MASK
-    return (data[32:40], words[4]) if (one, two) == words[10:] else (b"", 0)
+    if (one, two) != words[10:]:
+        return _Known()
+    (folded_back,) = struct.unpack("=I", data[96:])
+    # A clock that also counts while the system sleeps; macOS has but one.
+    up = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return _Known(data[32:40], words[4], folded_back, written > time.time() - up)
 
 
 def _is_open(folder: str) -> bool:
