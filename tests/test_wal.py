@@ -207,6 +207,15 @@ def test_a_log_that_lost_all_its_frames_is_never_a_shorter_store(
     assert found_in(folder) == {}
 
 
+@pytest.mark.parametrize("shm", [True, False])
+def test_a_log_that_begins_with_zeroes_is_never_a_shorter_store(
+    killed: Killed, tmp_path: Path, shm: bool
+) -> None:
+    folder = killed.copied(tmp_path, shm=shm)
+    change(folder, 0, bytes(32 + 5 * FRAME))
+    check_damaged(folder, killed, 0)
+
+
 def test_no_log_is_missed_where_it_is_not_certain_that_something_was_in_it(
     killed: Killed, tmp_path: Path
 ) -> None:

@@ -238,14 +238,24 @@ class _Log:
         self.salts = header[16:24]
         if not self.has_header:
             first = [self.head(number)[8:16] for number in range(1, 5)]
-            if first.count(self.salts) < 2:
-                self.salts = max(first, key=first.count)
+            if not any(self.salts) or first.count(self.salts) < 2:
+                self.salts = self._salts_in_a_row() or max(first, key=first.count)
 
     def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+
+    def _salts_in_a_row(self) -> bytes:
+        """The salts that two frames have, one after the other: the first ones, and no zeroes."""
+        before = b""
+        for number in range(1, self.count + 1):
+            found = self.head(number)[8:16]
+            if found == before and any(found):
+                return found
+            before = found
+        return b""
 
     def head(self, number: int) -> bytes:
         return os.pread(self._file, HEAD, self.end_of(number - 1))
