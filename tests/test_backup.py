@@ -397,6 +397,32 @@ def test_a_content_that_is_named_for_another_frame_by_damage_takes_none_from_a_c
     assert tables(dest) == before
 
 
+@pytest.mark.parametrize("damaged", ["shorter", "link"])
+def test_a_content_file_that_is_another_one_by_damage_replaces_none(
+    store: Store, tmp_path: Path, damaged: str
+) -> None:
+    dest = str(tmp_path / "copy")
+    id_text = add(store, "a", LARGE)
+    back_up(store.folder, dest)
+    (digest,) = store.cas.digests()
+    path = Path(store.cas._path(digest))
+    path.unlink()
+    if damaged == "shorter":
+        path.write_bytes(LARGE[:50_000])
+    else:
+        (tmp_path / "outside").write_bytes(LARGE + b"more")
+        path.symlink_to(tmp_path / "outside")
+    with pytest.raises(Damaged, match=r"there is no backup, .* content sha256-.* is damaged"):
+        back_up(store.folder, dest)
+    with contextlib.closing(Store(dest)) as copy:
+        assert content(copy, id_text) == LARGE
+    path.unlink()
+    path.write_bytes(LARGE)
+    os.truncate(os.path.join(dest, "cas", digest.hex()[:2], digest.hex()[2:]), 10)
+    assert back_up(store.folder, dest)["copied"] == 1  # and the copy's is replaced, if that is
+    assert len(whole(dest)) == 1
+
+
 def test_frames_that_are_lost_to_a_scan_are_missed_by_a_backup(tmp_path: Path) -> None:
     source, dest = str(tmp_path / "store"), str(tmp_path / "copy")
     store = Store(source, create=True)

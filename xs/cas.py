@@ -91,15 +91,20 @@ class Cas:
         """Takes over a file of another store; the bytes that were new here (0: it was here).
 
         It becomes another name of the same file where that can be, since no content file is ever
-        written to again; else a copy, which is verified. `sync_folders` makes it durable. Raises
-        `NotFound`, `Damaged`.
+        written to again; else a copy, which is verified. So is what is to replace another one, as
+        that may be the one that is whole. `sync_folders` makes it durable. Raises `NotFound`,
+        `Damaged`.
         """
-        size = source.size(digest)
+        size = _size_of_file(source._path(digest), digest)
+        if size < 0:
+            raise Damaged(f"content {frame.integrity(digest)} is damaged: what is there is no file")
         name = self._path(digest)
         try:
-            if os.stat(name).st_size == size:
+            if _size_of_file(name, digest) == size:
                 return 0
-        except FileNotFoundError:
+            for _ in source.open(digest)[1]:
+                pass
+        except NotFound:
             os.makedirs(os.path.dirname(name), _FOLDER_MODE, exist_ok=True)
         path = self._new_path()
         try:
@@ -405,6 +410,17 @@ def _names(folder: str) -> list[str]:
 def _is_empty(folder: str) -> bool:
     with os.scandir(folder) as names:
         return next(names, None) is None
+
+
+def _size_of_file(path: str, digest: bytes) -> int:
+    """Bytes of a content's file, -1 for a link or whatever else is none. Raises `NotFound`."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        raise _missing(digest) from None
+    except OSError as error:
+        raise _unreadable(digest, error) from None
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _age(path: str) -> float:
