@@ -397,6 +397,18 @@ def test_a_content_that_is_named_for_another_frame_by_damage_takes_none_from_a_c
     assert tables(dest) == before
 
 
+def test_what_a_copy_has_stays_while_it_is_copied_itself(store: Store, tmp_path: Path) -> None:
+    dest = str(tmp_path / "copy")
+    going = add(store, "a", LARGE)
+    back_up(store.folder, dest)
+    remove(store, going)
+    copied = Cas(os.path.join(dest, "cas"))
+    with copied.held():
+        assert back_up(store.folder, dest)["removed"] == 0
+        assert len(list(copied.digests())) == 1
+    assert back_up(store.folder, dest)["removed"] == 1
+
+
 @pytest.mark.parametrize("damaged", ["shorter", "link"])
 def test_a_content_file_that_is_another_one_by_damage_replaces_none(
     store: Store, tmp_path: Path, damaged: str

@@ -107,6 +107,8 @@ def _adopt(
 
 
 def _remove_unnamed(ours: Cas, dest: str) -> int:
+    if ours.is_held():  # by who copies what the copy was before: the next time
+        return 0
     removed = 0
     connections = Connections(dest)
     index = Index(connections)
