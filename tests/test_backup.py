@@ -173,6 +173,19 @@ def test_no_content_vanishes_while_it_is_held_and_it_goes_afterwards(store: Stor
     assert list(store.cas.digests()) == []
 
 
+def test_a_gc_counts_what_it_has_removed_and_not_what_is_held(store: Store) -> None:
+    pinned, left = taken(store, LARGE), taken(store, b"left" + LARGE)
+    assert pinned is not None and left is not None
+    store.run(PinWork(pinned))
+    store.cas.place(left)
+    with store.cas.held():
+        assert store.gc(0) == (0, 0)
+        assert len(list(store.cas.digests())) == 2
+    with contextlib.closing(Store(store.folder)) as another:  # which has held nothing back
+        assert another.gc(0) == (2, 2 * len(LARGE) + len(b"left"))
+    assert list(store.cas.digests()) == []
+
+
 def test_what_was_held_and_is_named_again_stays(store: Store) -> None:
     id_text = add(store, "a", LARGE)
     with store.cas.held():

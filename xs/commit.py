@@ -214,18 +214,21 @@ class Commit:
         """Whether that is the content with this digest; as a file (None) it only has to be here."""
         return self.store.cas.has(digest) if data is None else small(data).digest == digest
 
-    def unpin(self, before: int) -> tuple[int, int]:
-        """Takes away pins made before a time; answers how many contents went, and their bytes."""
+    def unpin(self, before: int) -> tuple[int, int, list[tuple[bytes, int]]]:
+        """Takes away pins made before a time.
+
+        Answers how many contents went with theirs, their bytes, and the digests and bytes of files
+        that are named no more.
+        """
         files, count, size = self.writer.unpin(before)
         fault.at("gc.pins-taken")
-        kept = 0
+        unnamed = []
         for digest in files:
-            if self.writer.names_file(digest, _ALWAYS):
-                kept += 1
-            else:
-                size += self.store.cas.size(digest) if self.store.cas.has(digest) else 0
+            if not self.writer.names_file(digest, _ALWAYS):
+                size_of_file = self.store.cas.size(digest) if self.store.cas.has(digest) else 0
+                unnamed.append((digest, size_of_file))
                 self._maybe_unnamed.add(digest)
-        return count - kept, size
+        return count - len(files), size, unnamed
 
     def remove_orphan(self, digest: bytes) -> int:
         if self.writer.names_file(digest, _ALWAYS) or not self.store.cas.has(digest):

@@ -18,16 +18,25 @@ AGE_SECONDS = 7 * 86_400  # how old a pin must be before gc takes it, unless ask
 
 
 def collect(store: Store, age_seconds: float) -> tuple[int, int]:
-    """Removes contents older than `age_seconds` that no frame names; how many, and their bytes."""
-    removed, size = store.run(UnpinWork(max(0, store.clock() - int(age_seconds * 1000))))
+    """Removes contents older than `age_seconds` that no frame names; how many, and their bytes.
+
+    What somebody holds, as a backup does, stays until the next time, and does not count.
+    """
+    before = max(0, store.clock() - int(age_seconds * 1000))
+    removed, size, files = store.run(UnpinWork(before))
     fault.at("gc.unpinned")
+    for digest, found in files:
+        if not store.cas.has(digest):
+            removed += 1
+            size += found
     for digest in store.cas.digests():
         if store.cas.age(digest) >= age_seconds and not store.index.names_file(
             digest, store.clock()
         ):
             found = store.run(RemoveOrphanWork(digest))
-            removed += found > 0
-            size += found
+            if found and not store.cas.has(digest):
+                removed += 1
+                size += found
     fault.at("gc.orphans-removed")
     store.cas.remove_stale()
     claim.remove_stale(store.folder)
@@ -36,7 +45,7 @@ def collect(store: Store, age_seconds: float) -> tuple[int, int]:
 
 
 class UnpinWork(Work):
-    """Takes away pins made before a time; the result is how many, and the bytes they held."""
+    """Takes away pins made before a time; the result is that of `Commit.unpin`."""
 
     __slots__ = ("before",)
 
@@ -44,7 +53,7 @@ class UnpinWork(Work):
         super().__init__()
         self.before = before
 
-    def apply(self, commit: Commit) -> tuple[int, int]:
+    def apply(self, commit: Commit) -> tuple[int, int, list[tuple[bytes, int]]]:
         return commit.unpin(self.before)
 
 
