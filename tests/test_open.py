@@ -12,6 +12,7 @@ from conftest import RunXs, Server, start_server
 from stores import together
 
 import xs
+from xs import backup
 from xs.content import INLINE_MAX
 from xs.errors import Invalid, Locked, NoStore, NotAStore, XsError
 from xs.local import Local
@@ -83,6 +84,28 @@ def test_an_index_that_has_become_empty_is_no_new_store_where_it_had_contents(
     index.write_bytes(before)
     with xs.open(store_dir) as store:
         assert store.content(frame) == large
+
+
+def test_an_index_that_is_gone_makes_no_new_store_of_its_contents(
+    store_dir: str, tmp_path: Path, run_xs: RunXs
+) -> None:
+    with xs.open(store_dir) as store:
+        frame = store.append("notes", b"x" * (INLINE_MAX + 1))
+    aside = tmp_path / "aside"
+    os.rename(f"{store_dir}/xs.db", aside)
+    for open_it in (
+        lambda: xs.open(store_dir).append("notes", "more"),
+        lambda: list(xs.open(store_dir).cat()),
+        lambda: backup.run(store_dir, f"{store_dir}.copy"),
+    ):
+        with pytest.raises(XsError, match=r"is damaged: its xs\.db is gone, .* restore the store"):
+            open_it()
+    done = run_xs(["serve", store_dir])
+    assert done.returncode == 4 and b"its xs.db is gone" in done.stderr
+    assert not os.path.exists(f"{store_dir}/xs.db")
+    os.rename(aside, f"{store_dir}/xs.db")
+    with xs.open(store_dir) as store:
+        assert store.content(frame) == b"x" * (INLINE_MAX + 1)
 
 
 def test_an_index_that_has_become_empty_does_not_cost_its_log(

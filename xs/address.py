@@ -240,6 +240,11 @@ def _open_directory(addr: str, timeout: float | None, create: bool) -> Transport
     if "xs.db" not in names:
         if "xs.db.new" in names:
             raise errors.half_repaired(addr)
+        if "cas" in names:
+            try:
+                return _open_files(addr, create=False)  # which tells of contents that are left
+            except errors.NoStore:
+                pass  # there are none
         if not create or _dead_end(addr):
             # Other files there: a store can't be made in their midst, but beside them.
             raise no_store(addr, addr if not names else os.path.join(addr, "store"))

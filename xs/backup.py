@@ -23,15 +23,22 @@ from xs.errors import Damaged, Invalid, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock
 from xs.place import check_apart, check_writable, make_folder
-from xs.schema import FILENAME
-from xs.snapshot import PART, Snapshot, copied_from
+from xs.schema import FILENAME, PART_FILENAME
+from xs.snapshot import Snapshot, copied_from
 from xs.terminal import Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_UNFINISHED = {"lock", "cas", PART, PART + "-journal", PART + "-wal", PART + "-shm"}
+_UNFINISHED = {
+    "lock",
+    "cas",
+    PART_FILENAME,
+    PART_FILENAME + "-journal",
+    PART_FILENAME + "-wal",
+    PART_FILENAME + "-shm",
+}
 _ALWAYS = -1  # a time before every expiry
 
 
@@ -151,7 +158,7 @@ def _make_folder(dest: str) -> None:
         if not names <= _UNFINISHED:
             raise Invalid(f"can't back up to {dest}: it has other files in it")
         fault.at("backup.folder-made")
-        os.close(os.open(os.path.join(dest, PART), os.O_WRONLY | os.O_CREAT, 0o600))
+        os.close(os.open(os.path.join(dest, PART_FILENAME), os.O_WRONLY | os.O_CREAT, 0o600))
         fault.at("backup.marked")
         os.makedirs(os.path.join(dest, "cas"), 0o700, exist_ok=True)
         os.chmod(dest, 0o700)

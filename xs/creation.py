@@ -13,7 +13,7 @@ from xs.errors import Damaged, NoStore, NotAStore, dangling, half_repaired
 from xs.lock import SERVE, WRITE
 from xs.place import check_writable
 from xs.schema import FILENAME as INDEX_FILENAME
-from xs.schema import REPAIRED_FILENAME
+from xs.schema import PART_FILENAME, REPAIRED_FILENAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def check_folder(folder: str, *, create: bool) -> None:
         raise NotAStore(f"not a store: {folder} is not a directory")
     if os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
         raise half_repaired(folder)
-    _check_not_emptied(folder)
+    _check_not_lost(folder)
     if not create:
         hint = f"make one with xs serve {folder} or xs append {folder} TOPIC"
         raise NoStore(f"no store at: {folder}: {hint}")
@@ -61,19 +61,25 @@ def check_folder(folder: str, *, create: bool) -> None:
                 )
 
 
-def _check_not_emptied(folder: str) -> None:
-    """Raises `Damaged` where an index was, and is an empty file now.
+def _check_not_lost(folder: str) -> None:
+    """Raises `Damaged` where an index was, and is an empty file now, or none.
 
-    The making of a store leaves one, too, but has no contents yet, nor a log. As a new store it
-    would have `gc` remove the contents, and SQLite the log.
+    The making of a store begins like that, too, but has no contents yet, nor a log. As a new store
+    it would have `gc` remove the contents, and SQLite the log.
     """
-    if not (has_log(folder) or _has_contents(os.path.join(folder, CAS_FOLDER))):
+    contents, index = (os.path.join(folder, name) for name in (CAS_FOLDER, INDEX_FILENAME))
+    if not (has_log(folder) or _has_contents(contents)):
         return
-    # Looked at last: another process may have made the index meanwhile.
-    if os.path.exists(os.path.join(folder, INDEX_FILENAME)) and not has_index(folder):
+    what = "has become empty"
+    if not os.path.exists(index):
+        # A first copy gets its contents first, and a repair lends a new store those of the old one.
+        if os.path.exists(os.path.join(folder, PART_FILENAME)) or os.path.islink(contents):
+            return
+        what = "is gone"
+    if not has_index(folder):  # looked at last: another process may have made it meanwhile
         raise Damaged(
-            f"the store at {folder} is damaged: its xs.db has become empty, and what it had is "
-            "nowhere else: restore the store from a backup"
+            f"the store at {folder} is damaged: its xs.db {what}, and what it had is nowhere else: "
+            "restore the store from a backup, or make a new one in another directory"
         )
 
 

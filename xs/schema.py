@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILENAME = "xs.db"
 REPAIRED_FILENAME = FILENAME + ".new"  # made by a repair, which has yet to give it its name
+PART_FILENAME = FILENAME + ".part"  # a first copy by a backup that is not whole yet
 APPLICATION_ID = 0x78735F31  # "xs_1": tells an xs.db from other SQLite files
 FORMAT = 5
 

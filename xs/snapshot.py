@@ -27,6 +27,7 @@ from xs.index import Index
 from xs.schema import (
     FILENAME,
     ID,
+    PART_FILENAME,
     TABLES_OF_FRAMES,
     Script,
     add_sum_of,
@@ -36,7 +37,6 @@ from xs.schema import (
 )
 from xs.still import is_unchanged, once_settled, when_still
 
-PART = FILENAME + ".part"  # a first copy that is not whole yet
 _KIND = "backup"
 _LISTED_BY = (("frame", "frame_topic"), ("piece", "piece_run"))  # an index that has all its rows
 
@@ -50,7 +50,7 @@ class Snapshot:
     def __init__(self, source: str, copy: str) -> None:
         self._source = source
         self._copy = os.path.join(copy, FILENAME)
-        self._part = os.path.join(copy, PART)
+        self._part = os.path.join(copy, PART_FILENAME)
         self._original = os.path.join(source, FILENAME)
         self._is_first = not os.path.exists(self._copy)
         once_settled(self._original, self._begin)
