@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 from xs import fault
 from xs.address import folder_of, is_host, no_store
@@ -172,8 +173,28 @@ def _check_ours(source: str, dest: str) -> None:
     found = copied_from(dest)
     if found is None:
         raise Invalid(f"can't back up to {dest}: it is a store, and no backup")
-    of, has_changed = found
-    if os.path.realpath(of) != os.path.realpath(source):
-        raise Invalid(f"can't back up to {dest}: it is a backup of {of}")
-    if has_changed:
+    if os.path.realpath(found.source) != os.path.realpath(source):
+        raise Invalid(f"can't back up to {dest}: it is a backup of {found.source}")
+    if found.has_grown:
         raise Invalid(f"can't back up to {dest}: it has got frames of its own since it was made")
+    if found.has_changed and _lacks_some_of(source, dest):
+        raise Invalid(
+            f"can't back up to {dest}: frames were imported into it, or removed from it, since it "
+            f"was made, and it has some that {source} has not: back it up to a new folder"
+        )
+
+
+def _lacks_some_of(source: str, dest: str) -> bool:
+    """Whether the copy has what the store has not: there is nothing to tell by that it once had.
+
+    Without that, what has gone from the copy comes back.
+    """
+    connections = Connections(source, read_only=True)  # which looks at its log
+    try:
+        snapshot = Snapshot(source, dest)
+        try:
+            return snapshot.lacks_some_of_copy(time.time_ns() // 1_000_000)
+        finally:
+            snapshot.close()
+    finally:
+        connections.close()

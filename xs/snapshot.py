@@ -27,6 +27,7 @@ from xs.index import Index
 from xs.schema import (
     FILENAME,
     ID,
+    ORDER_MAX,
     PART_FILENAME,
     TABLES_OF_FRAMES,
     Script,
@@ -83,6 +84,23 @@ class Snapshot:
         with translated():
             for (digest,) in self._connection.execute(query):
                 yield digest
+
+    def lacks_some_of_copy(self, now: int) -> bool:
+        """Whether the copy has frames, in whatever order within a millisecond, that are not here.
+
+        Those that have expired by `now` are nobody's loss.
+        """
+        with translated():
+            return any(
+                self._connection.execute(
+                    f"SELECT EXISTS (SELECT 1 FROM copy.{table} c WHERE "
+                    "(c.expires IS NULL OR c.expires > ?) AND NOT EXISTS "
+                    f"(SELECT 1 FROM store.{table} s WHERE s.json = c.json AND s.row BETWEEN "
+                    f"c.row & ~{ORDER_MAX} AND c.row | {ORDER_MAX}))",
+                    (now,),
+                ).fetchone()[0]
+                for table in TABLES_OF_FRAMES
+            )
 
     def keep(self) -> int:
         """Makes the copy what this is, durably; how many frames it has.
@@ -226,8 +244,16 @@ class Snapshot:
         return gone
 
 
-def copied_from(folder: str) -> tuple[str, bool] | None:
-    """Of which store the one in `folder` is a copy, and whether it has changed since; or None."""
+class Copied(NamedTuple):
+    """What a copy says of itself, and what has become of it since."""
+
+    source: str  # of which store it is one
+    has_grown: bool  # frames were appended to it
+    has_changed: bool  # others were imported, or have gone: removed, expired, lost to a repair
+
+
+def copied_from(folder: str) -> Copied | None:
+    """What the store in `folder` is a copy of; None if it is none."""
     connections = Connections(folder)  # an older one is brought up to today's format
     try:
         index = Index(connections)
@@ -237,7 +263,7 @@ def copied_from(folder: str) -> tuple[str, bool] | None:
         then = _Signature.of(found[0].state)
         with index.reading() as reader:
             has_changed = then.sums is not None and then.sums != _sums(reader, "")
-        return then.source, has_changed or index.mark() > ids.parse(found[0].position)
+        return Copied(then.source, index.mark() > ids.parse(found[0].position), has_changed)
     finally:
         connections.close()
 
