@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Server, environment, start_server
 from stores import add, add_all, all_ids, content, problems, remove, taken
+from test_flips import to_format
 
 import xs
 from xs import backup, frame, ids, repair
 from xs.cas import Cas
 from xs.commit import Append
-from xs.errors import Damaged, Invalid, XsError
-from xs.lock import Served
+from xs.errors import Damaged, Invalid, Locked, NotAStore, XsError
+from xs.lock import SERVE, Lock, Served
 from xs.store import Store
 from xs.work import PinWork
 
@@ -486,6 +487,24 @@ def test_frames_that_are_lost_to_a_scan_are_missed_by_a_backup(tmp_path: Path) -
     halve_last_leaf(data, (page - 1) * 4096)
     index.write_bytes(data)
     with pytest.raises(Damaged, match=r"its index lists 250 frames, and has [12]"):
+        back_up(source, dest)
+
+
+def test_a_store_of_an_older_format_is_brought_up_and_copied(tmp_path: Path) -> None:
+    source, dest = str(tmp_path / "store"), str(tmp_path / "copy")
+    with xs.open(source) as client:
+        client.append("a", LARGE)
+    to_format(4, f"{source}/xs.db")
+    lock = Lock(source)
+    lock.acquire(SERVE)
+    with pytest.raises(Locked, match="a server of an older xs has it: stop that first"):
+        back_up(source, dest)
+    lock.close()
+    assert os.listdir(tmp_path) == ["store"]
+    assert back_up(source, dest)["frames"] == len(whole(dest)) == 1
+    with contextlib.closing(sqlite3.connect(f"{source}/xs.db")) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(NotAStore, match=r"has format 99, .* use a newer xs"):
         back_up(source, dest)
 
 

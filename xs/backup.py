@@ -20,10 +20,10 @@ from xs.cas import Cas
 from xs.connections import Connections, has_index
 from xs.creation import check_folder
 from xs.disk import sync_folder, sync_names
-from xs.errors import Damaged, Invalid, NotFound
+from xs.errors import Damaged, Invalid, Locked, NotAStore, NotFound
 from xs.index import Index
-from xs.lock import WRITE, Lock
-from xs.place import check_apart, check_writable, make_folder
+from xs.lock import WRITE, Lock, server_of
+from xs.place import check_apart, check_writable, make_folder, why_not_written
 from xs.schema import FILENAME, PART_FILENAME
 from xs.snapshot import Snapshot, copied_from
 from xs.terminal import Progress
@@ -48,6 +48,7 @@ def run(addr: str, dest: str) -> bytes:
     source = _folder_of(addr)
     if not has_index(source):
         check_folder(source, create=False)
+    _bring_up(source)
     check_apart(source, dest, "back up")
     check_writable(dest)
     _make_folder(dest)
@@ -147,6 +148,21 @@ def _folder_of(addr: str) -> str:
     if not os.path.isdir(addr):
         raise no_store(addr)
     return addr
+
+
+def _bring_up(source: str) -> None:
+    """Brings a store of an older format up to today's, as a read does, where it may be written."""
+    try:
+        Connections(source, read_only=True).close()
+    except NotAStore:
+        if why_not_written(source) is not None:
+            raise
+        if server_of(source) is not None:
+            raise Locked(
+                f"the store at {source} is one of an older format, and a server of an older xs has "
+                "it: stop that first"
+            ) from None
+        Connections(source).close()  # which says what it is, if it is no older store
 
 
 def _make_folder(dest: str) -> None:
