@@ -373,6 +373,10 @@ def halve_last_leaf(data: bytearray, root: int) -> None:
     halve(data, (struct.unpack_from(">I", data, root + 8)[0] - 1) * 4096)
 
 
+def rename(data: bytearray, at: int) -> None:
+    data[data.index(b"t.3", at)] += 1
+
+
 def swap_leaves(data: bytearray, root: int) -> None:
     one, two = struct.unpack_from(">2H", data, root + 12)
     data[root + one : root + one + 4], data[root + two : root + two + 4] = (
@@ -390,6 +394,7 @@ def swap_leaves(data: bytearray, root: int) -> None:
         ("below", halve),
         ("below", halve_last_leaf),
         ("file", halve),
+        ("topic", rename),
     ],
 )
 def test_damage_takes_nothing_from_a_copy(

@@ -3,8 +3,8 @@
 `backup` says what else belongs to a store. The first copy is made page by page into a file with
 another name, which becomes `xs.db` when it is whole. Later ones bring that up to date, in one
 transaction: rows that are gone are deleted, new ones inserted, and the rest is not written again.
-Where rows are gone, the store's tables are looked at as a whole before that stays, since damage may
-be what took them.
+Where rows are gone, or are others, the store's tables are looked at as a whole before that stays,
+since damage may be what changed them.
 
 A copy says of itself, in a row of the table `script`, of which store it is, up to which id, and
 what it had then.
@@ -40,6 +40,7 @@ from xs.still import is_unchanged, once_settled, when_still
 
 _KIND = "backup"
 _LISTED_BY = (("frame", "frame_topic"), ("piece", "piece_run"))  # an index that has all its rows
+_CHANGING = ("script", "mark")  # rows of theirs are written again and again
 
 
 class Snapshot:
@@ -117,10 +118,10 @@ class Snapshot:
                 self._check_is_same()
                 for table in TABLES_OF_FRAMES:
                     self._check_contents(table)
-                _unsign(self._connection, "copy.")
                 gone = 0
                 for table in self._tables():
-                    gone += self._bring_up(table)
+                    rows = self._bring_up(table)
+                    gone += 0 if table in _CHANGING else rows
                     fault.at("backup.table-done")
                 if gone:
                     self._check_nothing_is_lost()
@@ -156,7 +157,7 @@ class Snapshot:
         return int(count)
 
     def _check_nothing_is_lost(self) -> None:
-        """Something has gone from the copy, as the store has not got it: was it removed there?
+        """Rows have gone from the copy, as the store has not got them: were they removed there?
 
         Damage has the same effect, such as one byte of a page that says how many rows it has.
         """
@@ -222,7 +223,7 @@ class Snapshot:
         return [name for (name,) in self._connection.execute(query)]
 
     def _bring_up(self, table: str) -> int:
-        """Makes a table of the copy what it is here; how many rows are no more, by their keys."""
+        """Makes a table of the copy what it is here; how many of its rows are no more."""
         # A row's content is what its hash, or its key, says: it needs no comparison.
         columns = [
             (name, key > 0)
@@ -235,11 +236,11 @@ class Snapshot:
         same_rest = "".join(f" AND s.{name} IS c.{name}" for name, is_key in columns if not is_key)
         gone = self._connection.execute(
             f"DELETE FROM copy.{table} AS c WHERE NOT EXISTS "
-            f"(SELECT 1 FROM store.{table} AS s WHERE {same_key})"
+            f"(SELECT 1 FROM store.{table} AS s WHERE {same_key}{same_rest})"
         ).rowcount
         self._connection.execute(
-            f"INSERT OR REPLACE INTO copy.{table} SELECT s.* FROM store.{table} AS s WHERE NOT "
-            f"EXISTS (SELECT 1 FROM copy.{table} AS c WHERE {same_key}{same_rest})"
+            f"INSERT INTO copy.{table} SELECT s.* FROM store.{table} AS s WHERE NOT EXISTS "
+            f"(SELECT 1 FROM copy.{table} AS c WHERE {same_key})"
         )
         return gone
 
@@ -323,9 +324,5 @@ def _sign(connection: sqlite3.Connection, schema: str, source: str) -> None:
     ).fetchone()[0]
     state = _Signature(os.path.abspath(source), _inode(source), _sums(connection, schema))
     row = Script(_KIND, "", "", False, newest or ids.text(0), json.dumps(state._asdict()))
-    _unsign(connection, schema)  # the store may be a copy itself
-    connection.execute(f"INSERT INTO {schema}script VALUES (?, ?, ?, ?, ?, ?)", row)
-
-
-def _unsign(connection: sqlite3.Connection, schema: str) -> None:
     connection.execute(f"DELETE FROM {schema}script WHERE kind = ?", (_KIND,))
+    connection.execute(f"INSERT INTO {schema}script VALUES (?, ?, ?, ?, ?, ?)", row)
