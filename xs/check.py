@@ -48,7 +48,7 @@ def _of_tables(index: Index) -> Iterator[str]:
         for (text,) in reader.execute("PRAGMA integrity_check(100)"):
             if text != "ok":
                 yield f"xs.db: {text}"
-        for what, query in _CROSS_CHECKS:
+        for what, query in CROSS_CHECKS:
             for row in reader.execute(query):
                 yield f"{what}: {row[0]}"
         for name, key, total, line in reader.execute(
@@ -175,7 +175,7 @@ _IS_ABOVE = (
     "substr(t.name, 1, length(p.name) - 1) = substr(p.name, 1, length(p.name) - 1))"
 )
 _DOTS = "length(t.name) - length(replace(t.name, '.', ''))"
-_CROSS_CHECKS = [
+CROSS_CHECKS = [
     (
         "a frame is listed under a wildcard without being stored, at row",
         "SELECT row FROM below WHERE row NOT IN (SELECT row FROM frame)",

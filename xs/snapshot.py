@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from xs import fault, frame, ids
-from xs.check import _CROSS_CHECKS
+from xs.check import CROSS_CHECKS
 from xs.connections import BUSY_MS, Connections
 from xs.content import small
 from xs.errors import Damaged, Invalid, Unavailable
@@ -164,7 +164,7 @@ class Snapshot:
         (found,) = self._connection.execute("PRAGMA store.integrity_check(1)").fetchone()
         if found != "ok":
             raise _damaged(f"xs.db: {found}")
-        for what, query in _CROSS_CHECKS:
+        for what, query in CROSS_CHECKS:
             # Its tables are the store's: that was attached first.
             for where, *_ in self._connection.execute(query):
                 raise _damaged(f"{what}: {where}")
