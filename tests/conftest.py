@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import pytest
 
@@ -64,6 +64,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
     for marker in ("long", "xdist_group"):
         items.sort(key=lambda item: item.get_closest_marker(marker) is None)
+
+
+def until(
+    is_true: Callable[[], Any],
+    what: Union[str, Callable[[], str]] = "what was waited for did not come",
+    seconds: float = DEADLINE,
+) -> Any:
+    """Waits until `is_true` gives something that is, and gives that; fails after so many seconds.
+
+    Each look takes time of a processor, of which others are in need. What comes soon is seen at
+    once, and what is long in coming is looked for less and less often: up to a quarter late.
+    """
+    begun = time.monotonic()
+    while True:
+        found = is_true()
+        if found:
+            return found
+        waited = time.monotonic() - begun
+        if waited > seconds:
+            raise AssertionError(what if isinstance(what, str) else what())
+        threading.Event().wait(min(max(0.005, waited / 4), 0.1))
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -7,12 +7,10 @@ import os
 import signal
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Optional, Union
 
-from conftest import DEADLINE
+from conftest import until
 from stores import problems
 
 from xs import frame, ids, query
@@ -42,18 +40,6 @@ def program(text: str) -> str:
         )
         + textwrap.dedent(text)
     )
-
-
-def until(is_true: Callable[[], Any], what: Callable[[], str] | str, seconds: float = 0) -> Any:
-    """Waits until `is_true` gives something that is, and gives that; fails after the deadline."""
-    deadline = time.monotonic() + (seconds or DEADLINE)
-    while True:
-        found = is_true()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(what if isinstance(what, str) else what())
-        threading.Event().wait(0.005)
 
 
 class Stream:

@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple, Optional
 
-from handling import Stream, until
+from conftest import until
+from handling import Stream
 from power import Call, Disk, calls, plain_environment, recorded, traced
 from stores import add
 from test_chunked import make_older

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-from conftest import DEADLINE, Server, open_files, start_server
+from conftest import DEADLINE, Server, open_files, start_server, until
 from wire import Wire
 
 ANSWERS = "xs.store.added,xs.store.removed,xs.store.error"
@@ -126,14 +123,6 @@ class Root:
         text = Path(f"/proc/{self.pid}/status").read_text()
         (line,) = [line for line in text.splitlines() if line.startswith(name + ":")]
         return int(line.split()[1])
-
-
-def until(is_true: Callable[[], Any], seconds: float = DEADLINE) -> None:
-    """Waits for a condition; fails the test if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.005)
 
 
 def follow(target: str) -> bytes:

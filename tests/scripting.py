@@ -5,25 +5,15 @@ from __future__ import annotations
 import binascii
 import json
 import os
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
-from conftest import DEADLINE, nu_path
+from conftest import nu_path, until
 from stores import add, lines
 
 from xs.scripts import Scripts
 from xs.store import Store
-
-
-def wait_until(is_true: Callable[[], Any], what: str, seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        threading.Event().wait(0.005)
 
 
 class Frame(NamedTuple):
@@ -76,7 +66,7 @@ class Service:
 
     def wait(self, topic: str, count: int = 1) -> list[Frame]:
         """The frames of that topic, once there are so many."""
-        wait_until(lambda: len(lines(self.store, topic=topic)) >= count, f"{count} of {topic}")
+        until(lambda: len(lines(self.store, topic=topic)) >= count, f"{count} of {topic}")
         return self.frames(topic)
 
     def values(self, name: str, count: int) -> list[bytes]:
@@ -94,7 +84,7 @@ class Service:
 
     def pid(self, name: str) -> int:
         """The pid of its process, once there is one."""
-        wait_until(lambda: self.status(name).get("pid"), f"a process of {name}")
+        until(lambda: self.status(name).get("pid"), f"a process of {name}")
         return int(self.status(name)["pid"])
 
     def is_out(self, name: str) -> bool:

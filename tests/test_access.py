@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
-from scripting import is_gone, wait_until
+from conftest import DEADLINE, RunXs, Server, environment, start_server, until
+from scripting import is_gone
 from wire import Wire, request
 
 import xs
@@ -597,7 +597,7 @@ def test_who_follows_another_store_by_a_token_of_the_root_s_is_broken_off(
     folder = exposed.server.directory
     meta = json.dumps({"path": str(tmp_path / "further"), "name": "further"})
     assert exposed.ask("POST", "/append/xs.store.add", xs_meta=meta)[0] == 200
-    wait_until(lambda: exposed.ask("GET", "/store/further/version")[0] == 200, "further")
+    until(lambda: exposed.ask("GET", "/store/further/version")[0] == 200, "further")
     token = add_token(folder, "visitor", "--admin")
     with Wire(exposed.port) as visitor, Wire(exposed.port) as owner:
         begin_to_follow(visitor, token, "/store/further/?follow&new")
@@ -624,11 +624,11 @@ def test_a_script_that_is_run_for_a_token_that_is_removed_is_ended_and_not_answe
     token = add_token(folder, "runs", "--admin")
     with Wire(exposed.port) as wire:
         wire.send(request("POST", target, script.encode(), authorization=f"Bearer {token}"))
-        wait_until((tmp_path / "pid").exists, "the script has begun")
+        until((tmp_path / "pid").exists, "the script has begun")
         pid = int((tmp_path / "pid").read_text())
         remove_token(folder, "runs")
         assert wire.is_ended()
-        wait_until(lambda: is_gone(pid), "the script has ended")
+        until(lambda: is_gone(pid), "the script has ended")
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ def test_a_token_that_is_removed_while_a_body_comes_appends_no_more(
     with Wire(exposed.port) as wire:
         wire.send(request("POST", target, **fields) + b"%x\r\n%b\r\n" % (len(first), first))
         if target != "/append/body":  # that is stored when all of it has come
-            wait_until(lambda: exposed.ask("GET", "/?topic=body")[1] != before, "line 1")
+            until(lambda: exposed.ask("GET", "/?topic=body")[1] != before, "line 1")
         remove_token(folder, "sender")
         wire.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(second), second))
         answer = wire.answer()

@@ -19,8 +19,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Server, start_server
-from handling import until
+from conftest import DEADLINE, Server, start_server, until
 from stores import Gate, add, content, lines, problems
 from test_disk_faults import failing, wait_until_traced
 from wire import Answer, Wire, request

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Server, start_server
-from test_httpd import high_water, until
+from conftest import DEADLINE, Server, start_server, until
+from test_httpd import high_water
 from wire import Wire, request
 
 from xs import content, frame

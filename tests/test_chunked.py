@@ -18,12 +18,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import pytest
-from conftest import DEADLINE, ROOT, Server, environment, start_server
+from conftest import DEADLINE, ROOT, Server, environment, start_server, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import (
@@ -156,16 +156,6 @@ def frames(server: Server, query: str = "") -> list[Any]:
 def ask(server: Server, method: str, target: str, **fields: str) -> Answer:
     with Wire(server.directory) as wire:
         return wire.ask(method, target, b"" if method == "POST" else None, **fields)
-
-
-def until(is_true: Callable[[], Any], seconds: float = DEADLINE) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = is_true()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not come to that"
-        threading.Event().wait(0.005)
 
 
 def first_of(server: Server, topic: str = "a") -> str:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, open_files
-from roots import Root, until
+from conftest import DEADLINE, open_files, until
+from roots import Root
 from wire import Wire, request
 
 from xs import chunked, threads

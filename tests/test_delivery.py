@@ -7,12 +7,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE
+from conftest import DEADLINE, until
 
 from xs import frame, query
 from xs.commit import Append
@@ -101,13 +101,6 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     found = Desk(str(tmp_path / "store"))
     yield found
     found.close()
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.002)
 
 
 def test_a_parked_follower_gets_each_frame_as_it_comes(desk: Desk) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import start_server
-from handling import Stream, program, until
+from conftest import start_server, until
+from handling import Stream, program
 
 import xs
 from xs import chunked, ids

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, environment, start_server, until
 
 import xs
 from xs import errors
@@ -58,13 +58,6 @@ def processes_of(server: Server) -> list[int]:
             if f"{server.directory}/run/".encode() in words:
                 found.append(int(entry.name))
     return found
-
-
-def wait_until(is_true: object, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.01)
 
 
 YIELDS = [
@@ -227,7 +220,7 @@ def begin(server: Server, script: str) -> socket.socket:
     sock.connect(f"{server.directory}/sock")
     head = f"POST /eval HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(script)}\r\n\r\n"
     sock.sendall(head.encode() + script.encode())
-    wait_until(lambda: processes_of(server), "the script was not started")
+    until(lambda: processes_of(server), "the script was not started")
     return sock
 
 
@@ -249,7 +242,7 @@ def begin(server: Server, script: str) -> socket.socket:
 def test_a_client_that_goes_away_ends_the_script(server: Server, script: str, ahead: bytes) -> None:
     with begin(server, script) as sock:
         sock.sendall(ahead)
-    wait_until(lambda: not processes_of(server), "the script goes on")
+    until(lambda: not processes_of(server), "the script goes on")
 
 
 def test_a_client_that_only_sends_no_more_is_answered(server: Server) -> None:
@@ -270,7 +263,7 @@ def test_a_killed_server_s_script_is_gone_within_a_second(server: Server) -> Non
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
     killed = time.monotonic()
-    wait_until(lambda: not processes_of(server), "the script outlives its server")
+    until(lambda: not processes_of(server), "the script outlives its server")
     assert time.monotonic() - killed < 1.0
     sock.close()
 
@@ -452,4 +445,4 @@ def test_too_many_at_once_are_told_to_wait(server: Server) -> None:
     assert b" 503 " in refused.recv(1000)
     for sock in socks:
         sock.close()
-    wait_until(lambda: post(server, "/eval", "#!/bin/sh\ntrue\n")[0] == 204, "no room again")
+    until(lambda: post(server, "/eval", "#!/bin/sh\ntrue\n")[0] == 204, "no room again")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from conftest import DEADLINE, answers, environment
-from handling import Stream, program, until
+from conftest import DEADLINE, answers, environment, until
+from handling import Stream, program
 from stores import Gate
 
 from xs import frame, ids, query, runner

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import pytest
-from conftest import DEADLINE, environment, start_server
-from handling import program, until
+from conftest import DEADLINE, environment, start_server, until
+from handling import program
 from stores import problems
 from test_alone import POINTS as POINTS_ALONE
 from test_chunked import make_older

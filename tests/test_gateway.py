@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, RunXs, environment
+from conftest import DEADLINE, RunXs, environment, until
 from handling import program
 from stores import together
 from web import (
@@ -30,7 +30,6 @@ from web import (
     nothing,
     respond,
     start_web,
-    until,
     web_server,
 )
 from wire import Wire, chunked, request

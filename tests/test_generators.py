@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, start_server
-from scripting import Frame, Service, is_gone, movable_nu, processes_with, wait_until
+from conftest import DEADLINE, start_server, until
+from scripting import Frame, Service, is_gone, movable_nu, processes_with
 from stores import Gate, add, add_all, all_ids, remove
 
 import xs
@@ -152,7 +152,7 @@ def test_bytes_from_another_program_are_values_as_they_come(service: Service) ->
         found[:] = service.frames("g.recv")
         return sum(len(each.content) for each in found) >= 70_005
 
-    wait_until(is_all_there, "all bytes")
+    until(is_all_there, "all bytes")
     assert b"".join(each.content for each in found) == b"one\n" + b"\0" * 70_000 + b"\n"
     assert max(len(each.content) for each in found) <= generators.CHUNK_BYTES
 
@@ -186,7 +186,7 @@ def test_what_has_come_of_a_text_when_its_script_is_ended_is_stored(
     service.append(
         "g.spawn", f"1.. | each {{|n| if $n == 3 {{ touch {seen}; sleep 1hr }}; 'x' }} | str join"
     )
-    wait_until(seen.exists, "two pieces")
+    until(seen.exists, "two pieces")
     service.append("g.terminate")
     service.wait("g.stop")
     assert [each.content for each in service.frames("g.recv")] == [b"xx"]
@@ -320,7 +320,7 @@ def test_what_can_not_start_is_told_why(
     (error,) = service.wait("g.spawn.error")
     assert error.meta.keys() == {"source_id", "reason"} and error.meta["source_id"] == source
     assert says in error.meta["reason"].lower() or says in error.meta["reason"]
-    wait_until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: service.is_out("g"), "it is out of service")
     assert service.topics("*") == ["g.spawn", "g.spawn.error"]
 
 
@@ -402,8 +402,8 @@ def test_a_long_spawn_that_a_command_cuts_into_chunks_is_refused_as_a_whole(
             assert len(list(store.cat(topic="g.spawn"))) > 2
             store.append("g.terminate")
             store.append("h.spawn", sh("echo up; exec sleep 1000"))
-            wait_until(lambda: list(store.cat(topic="h.recv")), "h runs")
-            wait_until(lambda: list(store.cat(topic="g.spawn.error")), "g is refused")
+            until(lambda: list(store.cat(topic="h.recv")), "h runs")
+            until(lambda: list(store.cat(topic="g.spawn.error")), "g is refused")
             (error,) = store.cat(topic="g.spawn.error")
             assert error.meta["source_id"] == made.id
             assert not list(store.cat(topic="g.start,g.recv,g.stop"))
@@ -429,7 +429,7 @@ def test_after_an_error_the_name_can_be_used_again(service: Service) -> None:
 
 def test_a_name_that_is_too_long_is_logged(service: Service) -> None:
     service.append("n" * (frame.TOPIC_MAX - 6) + ".spawn", FOREVER)
-    wait_until(lambda: service.said, "what the log says")
+    until(lambda: service.said, "what the log says")
     assert "too long for the name of a generator" in service.said[0]
     service.append("g.spawn", FOREVER)
     service.wait("g.recv")
@@ -504,7 +504,7 @@ def test_one_that_is_to_be_started_again_while_nushell_is_missing_comes_back_wit
     service.wait("g.recv")
     real.rename(tmp_path / "away")
     os.kill(service.pid("g"), signal.SIGKILL)
-    wait_until(lambda: sum("it is started again" in line for line in service.said) > 3, "again")
+    until(lambda: sum("it is started again" in line for line in service.said) > 3, "again")
     (tmp_path / "away").rename(real)
     assert service.values("g", 2) == [b"up", b"up"]
     assert [each.meta for each in service.frames("g.start")] == [{"source_id": source}] * 2
@@ -517,7 +517,7 @@ def test_it_goes_on_when_the_runner_meets_something_unforeseen(
     service.append("g.spawn", "print $env.XS_MARK; print $'($env.XS_MARK)B!!!'; [5]")
     service.wait("g.start", 2)
     service.append("g.spawn", "[6]")
-    wait_until(lambda: b"6" in [each.content for each in service.frames("g.recv")], "the next one")
+    until(lambda: b"6" in [each.content for each in service.frames("g.recv")], "the next one")
 
 
 def test_what_says_nothing_at_the_start_has_failed(
@@ -532,7 +532,7 @@ def test_what_says_nothing_at_the_start_has_failed(
     (stop,) = service.wait("g.stop")[:1]
     assert stop.meta["reason"] == "it did not start within 0 s"
     service.append("g.terminate")
-    wait_until(lambda: not processes_with(str(tmp_path)), "it is gone")
+    until(lambda: not processes_with(str(tmp_path)), "it is gone")
 
 
 # Replace, terminate, the server's own end
@@ -560,13 +560,13 @@ def test_of_many_spawns_at_once_the_last_runs(service: Service) -> None:
     service.append("other.spawn", FOREVER)
     appends = [Append("g.spawn", service.store.cas.take([FOREVER.encode()])) for _ in range(20)]
     last = add_all(service.store, [*appends])[-1]
-    wait_until(
+    until(
         lambda: service.status("g").get("id") == frame.id_of(last) and service.status("g")["pid"],
         "the last",
     )
     service.append("g.terminate")
-    wait_until(lambda: service.is_out("g"), "it is out of service")
-    wait_until(lambda: sessions_of(service) == {service.pid("other")}, "no other process is left")
+    until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: sessions_of(service) == {service.pid("other")}, "no other process is left")
 
 
 def sessions_of(service: Service) -> set[int]:
@@ -585,7 +585,7 @@ def test_terminate_ends_it_for_good(service: Service, soon: None) -> None:
     (stop,) = service.wait("g.stop")
     assert is_gone(int(pid))
     assert stop.meta == {"source_id": source, "reason": "terminated"}
-    wait_until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: service.is_out("g"), "it is out of service")
     restart(service)
     service.append("other.spawn", sh("echo up; sleep 1000"))
     service.wait("other.recv")
@@ -598,7 +598,7 @@ def test_terminate_between_two_runs_ends_it_too(service: Service) -> None:
     service.append("g.terminate")
     stops = service.wait("g.stop", 2)
     assert [each.meta["reason"] for each in stops] == ["it ended with status 3", "terminated"]
-    wait_until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: service.is_out("g"), "it is out of service")
 
 
 @pytest.mark.parametrize("how", ["ephemeral", "removed", "time:2000"])
@@ -610,7 +610,7 @@ def test_what_was_terminated_stays_so_though_the_frame_is_gone(service: Service,
     service.wait("g.stop")
     if how == "removed":
         remove(service.store, made)
-    wait_until(lambda: service.topics("g.terminate") == [], "it is gone")
+    until(lambda: service.topics("g.terminate") == [], "it is gone")
     restart(service)
     service.append("other.spawn", FOREVER)
     service.wait("other.recv")
@@ -635,14 +635,14 @@ def test_what_was_replaced_stays_so_though_the_frame_is_gone(service: Service, h
     else:
         service.wait("g.start", 2)
     ended = service.append("g.terminate")
-    wait_until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: service.is_out("g"), "it is out of service")
     starts = len(service.topics("g.start"))
     for gone in (newer, ended):
         remove(service.store, gone)
     for _ in range(2):
         restart(service)
         service.append("other.spawn", FOREVER)
-        wait_until(lambda: service.status("other").get("pid"), "what comes after it")
+        until(lambda: service.status("other").get("pid"), "what comes after it")
         assert service.is_out("g")
     assert len(service.topics("g.start")) == starts
     service.append("g.spawn", FOREVER)
@@ -681,7 +681,7 @@ def test_an_ephemeral_order_that_comes_while_the_server_starts_is_obeyed(service
     service.append("h.spawn", FOREVER)
     service.scripts.start()
     service.wait("h.recv")
-    wait_until(lambda: service.is_out("g"), "it is out of service")
+    until(lambda: service.is_out("g"), "it is out of service")
 
 
 def test_terminate_of_what_does_not_run_changes_nothing(service: Service) -> None:
@@ -795,12 +795,12 @@ def test_frames_that_look_like_the_runtime_s_own_change_nothing(service: Service
     service.append("h.start", source_id=source)
     service.append("h.recv", FOREVER)
     service.append("g.send", "x\n")
-    wait_until(lambda: service.frames("g.recv")[-1].content == b"<x>", "it is there")
+    until(lambda: service.frames("g.recv")[-1].content == b"<x>", "it is there")
     assert service.pid("g") == pid
     restart(service)
     service.wait("g.start", 3)  # one of them is the client's
     service.append("g.send", "y\n")
-    wait_until(lambda: service.frames("g.recv")[-1].content == b"<y>", "it is there")
+    until(lambda: service.frames("g.recv")[-1].content == b"<y>", "it is there")
     assert [each["name"] for each in service.scripts.status()] == ["g"]  # type: ignore[union-attr]
 
 
@@ -887,7 +887,7 @@ def test_what_is_sent_is_given_as_it_is(service: Service) -> None:
     def received() -> bytes:
         return b"".join(bytes.fromhex(each.content.decode()) for each in service.frames("g.recv"))
 
-    wait_until(lambda: len(received()) >= len(expected), "all of it")
+    until(lambda: len(received()) >= len(expected), "all of it")
     assert received() == expected
 
 
@@ -980,7 +980,7 @@ def test_input_of_any_size_is_given_as_it_is_read(service: Service) -> None:
     for _ in range(3):
         service.append("g.send", b"x" * 60_000_000)
     service.append("g.send", b"tail")
-    wait_until(lambda: service.values("g", 1), "that it reads")
+    until(lambda: service.values("g", 1), "that it reads")
     assert rss_kb(os.getpid()) - before < 150_000  # content above 16 KiB is read in blocks
     os.kill(service.pid("g"), signal.SIGKILL)
     service.wait("g.stop")
@@ -1019,8 +1019,8 @@ def test_what_is_sent_comes_at_most_once_and_in_order_though_the_server_is_kille
     for _ in range(6):
         server = start_server(store_dir)
         with xs.open(store_dir) as store:
-            until = time.monotonic() + chance.uniform(0.05, 0.5)
-            while time.monotonic() < until:
+            end = time.monotonic() + chance.uniform(0.05, 0.5)
+            while time.monotonic() < end:
                 store.append("g.send", f"{sent}\n")
                 sent += 1
         server.process.kill()
@@ -1032,7 +1032,7 @@ def test_what_is_sent_comes_at_most_once_and_in_order_though_the_server_is_kille
     server = start_server(store_dir)
     with xs.open(store_dir) as store:
         store.append("g.send", f"{sent}\n")
-        wait_until(lambda: last_value(store, "g") == b"%d" % sent, "the last")
+        until(lambda: last_value(store, "g") == b"%d" % sent, "the last")
         found = [int(store.content(each)) for each in store.cat(topic="g.recv")]
     server.stop()
     assert found == sorted(set(found))  # in order, none twice
@@ -1072,18 +1072,21 @@ def test_who_is_faster_than_the_disk_is_slowed_down(service: Service, tmp_path: 
     gate = Gate()
     opened = service.store.start(gate)  # the disk takes its time
     assert gate.entered.wait(DEADLINE)
-    looks: list[bytes] = []
+    seen, since = b"", 0.0
 
     def stands_still() -> bool:
-        looks.append(progress.read_bytes())
-        return len(looks) > 40 and len(set(looks[-40:])) == 1
+        nonlocal seen, since
+        now = progress.read_bytes()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > 0.3
 
-    wait_until(stands_still, "it waits")
+    until(stands_still, "it waits")
     stored = len(all_ids(service.store, topic="g.recv"))
-    assert int(looks[-1]) - stored < 30_000  # what is in memory, and in the pipe
+    assert int(seen) - stored < 30_000  # what is in memory, and in the pipe
     gate.opened.set()
     opened()
-    wait_until(lambda: service.status("g")["frames"] >= 100_000, "all values")
+    until(lambda: service.status("g")["frames"] >= 100_000, "all values")
     found = service.wait("g.recv", 100_000)
     assert [int(each.content) for each in found[:100_000]] == [*range(100_000)]
 
@@ -1104,11 +1107,11 @@ def test_the_server_s_memory_is_bounded_while_values_flow(
     try:
         with xs.open(store_dir) as store:
             store.append("warm.spawn", sh("seq 1 20000; sleep 1000"))
-            wait_until(lambda: last_value(store, "warm") == b"20000", "it is warm")
+            until(lambda: last_value(store, "warm") == b"20000", "it is warm")
             before = rss_kb(server.process.pid, "VmHWM")
             store.append("g.spawn", script)
             last = b"%080d" % count
-            wait_until(lambda: last_value(store, "g") == last, "all values", 120)
+            until(lambda: last_value(store, "g") == last, "all values", 120)
             grown = rss_kb(server.process.pid, "VmHWM") - before
             values = [int(store.content(each)) for each in store.cat(topic="g.recv", limit=2000)]
     finally:
@@ -1130,7 +1133,7 @@ def test_when_values_can_not_be_stored_it_is_said_how_many(
     assert stop.meta["reason"] == reason
     folder.unlink()
     folder.with_name("away").rename(folder)
-    wait_until(lambda: len(service.frames("g.recv")[-1].content) == 100_000, "the next run")
+    until(lambda: len(service.frames("g.recv")[-1].content) == 100_000, "the next run")
 
 
 # Many
@@ -1161,7 +1164,7 @@ def test_above_the_bound_a_spawn_is_refused(
     (error,) = service.wait("c.spawn.error")
     assert error.meta["reason"] == "2 scripts are in service already"
     service.append("a.terminate")
-    wait_until(lambda: service.is_out("a"), "it is out of service")
+    until(lambda: service.is_out("a"), "it is out of service")
     service.append("c.spawn", FOREVER)
     service.wait("c.recv")
 
@@ -1191,7 +1194,7 @@ def test_a_start_costs_what_the_scripts_cost_and_not_what_else_is_stored(
             patched.setattr(sqlite, "connect", counting)
             steps = 0
             service.start()
-            wait_until(lambda: all(service.status(f"g{n}").get("pid") for n in range(10)), "all")
+            until(lambda: all(service.status(f"g{n}").get("pid") for n in range(10)), "all")
             return steps
 
     for n in range(10):

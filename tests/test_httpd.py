@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, Server, environment, open_files, start_server
+from conftest import DEADLINE, Server, environment, open_files, start_server, until
 from stores import together
 from wire import Wire, chunked, request
 
@@ -38,14 +38,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
-
-
-def until(is_true: Callable[[], bool], seconds: float = DEADLINE) -> None:
-    """Waits for a condition; fails the test if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.005)
 
 
 def status_of(server: Server, name: str) -> int:

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, XS, Peer, environment, start_server
+from conftest import DEADLINE, XS, Peer, environment, start_server, until
 
 import xs
 from xs import frame, ids
@@ -229,13 +228,6 @@ def test_each_line_of_an_import_is_told_of_by_a_server_that_has_come(taken_over:
     assert found["imported"] == 5
     assert len(found["errors"]) + found["errors_unlisted"] == count
     assert len(list(taken_over.cat(topic="i"))) == 5
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.01)
 
 
 ROOM = EVERY_LINE - 200  # bytes of a line for its content

@@ -10,13 +10,12 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, environment, start_server, until
 from wire import Wire, request
 
 from xs import log
@@ -24,13 +23,6 @@ from xs.errors import Usage
 from xs.log import DEBUG, ERROR, INFO, WARNING, Log, Output
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.01)
 
 
 def to_file(path: Path, **options: Any) -> Log:

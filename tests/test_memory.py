@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE, Peer, Server, environment
+from conftest import DEADLINE, Peer, Server, environment, until
 from stores import all_ids, in_one_batch
 
 import xs
@@ -160,7 +160,7 @@ class Load:
     def pause(self, seconds: float) -> None:
         """Lets so much time pass, unless one of them fails."""
         ended = time.monotonic() + seconds
-        wait_until(lambda: time.monotonic() > ended or bool(self.failures))
+        until(lambda: time.monotonic() > ended or bool(self.failures))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -213,7 +213,7 @@ def test_where_no_memory_is_left_requests_are_refused_and_the_server_goes_on(
             with little_room(server, megabytes * MEGABYTE):
                 load.pause(1.0)
             before = len(load.answered)
-            wait_until(lambda n=before: len(load.answered) > n or has_ended(server))
+            until(lambda n=before: len(load.answered) > n or has_ended(server))
             assert not has_ended(server), server.process.communicate()[1][-2000:]
     finally:
         load.stop()
@@ -225,7 +225,7 @@ def test_where_no_memory_is_left_requests_are_refused_and_the_server_goes_on(
     follower.join()
     assert load.silent + follower.silent <= SILENT
     assert follower.seen == [each.id for each in client.cat(topic="a")]
-    wait_until(lambda: not rows_of(server, "expired"))
+    until(lambda: not rows_of(server, "expired"))
     server.process.kill()
     server.process.communicate()
     stored = {each.id: each.content for each in xs.open(server.directory).cat(with_content=True)}
@@ -271,13 +271,6 @@ def test_who_stalls_amid_a_large_content_costs_little(server: Server, target: st
     assert size_of(server.process.pid, "VmRSS") - before < 100 * MEGABYTE
     for client in clients:
         client.sock.close()
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
 
 
 def has_ended(server: Server) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Server, nu_path
-from handling import Stream, program, until
+from conftest import Server, nu_path, until
+from handling import Stream, program
 from stores import remove
 
 import xs

@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, start_server
-from scripting import is_gone, processes_with, wait_until
+from conftest import DEADLINE, start_server, until
+from scripting import is_gone, processes_with
 
 import xs
 from xs import pipes
@@ -60,14 +60,22 @@ class Talk:
         self.pipes.handle({key.fd for key, _ in self.selector.select(0.02)})
         self.found += self.pipes.lines()
 
+    def until(self, is_true: Callable[[], object], what: str) -> None:
+        """Takes a turn each few milliseconds, until it is so."""
+        deadline = time.monotonic() + DEADLINE
+        while not is_true():
+            assert time.monotonic() < deadline, what
+            self.turn()
+            threading.Event().wait(0.005)
+
     def lines(self, count: int) -> list[bytes]:
         """The first so many lines of its output."""
-        wait_until(lambda: self.turn() or len(self.found) >= count, f"{count} lines")
+        self.until(lambda: len(self.found) >= count, f"{count} lines")
         return self.found[:count]
 
     def end(self) -> int:
         """Its exit status, once it has ended and all is read."""
-        wait_until(lambda: self.turn() or self.pipes.status is not None, "its end")
+        self.until(lambda: self.pipes.status is not None, "its end")
         assert self.pipes.status is not None
         return self.pipes.status
 
@@ -140,7 +148,7 @@ def test_what_ignores_it_is_killed_with_its_children(talks: Talks) -> None:
     talk.process.end(0.2)
     assert 0.2 <= time.monotonic() - started < 5
     assert talk.process.status == -signal.SIGKILL
-    wait_until(lambda: all(map(is_gone, pids)), "they are gone")
+    until(lambda: all(map(is_gone, pids)), "they are gone")
 
 
 @pytest.mark.parametrize("way", ["kill", "end", "its own end"])
@@ -158,8 +166,8 @@ def test_what_a_script_leaves_behind_ends_with_it(talks: Talks, way: str) -> Non
         assert talk.end() == 0
     else:
         {"kill": talk.process.kill, "end": talk.process.end}[way]()
-    wait_until(lambda: all(map(is_gone, pids)), "they are gone")
-    wait_until(lambda: not processes_with(talk.process._folder), "nothing of it is left")
+    until(lambda: all(map(is_gone, pids)), "they are gone")
+    until(lambda: not processes_with(talk.process._folder), "nothing of it is left")
 
 
 def test_a_watcher_is_not_ended_by_what_is_asked_of_its_group(tmp_path: Path) -> None:
@@ -178,7 +186,7 @@ def test_a_watcher_is_not_ended_by_what_is_asked_of_its_group(tmp_path: Path) ->
 
 def test_who_is_stopped_can_be_ended(talks: Talks) -> None:
     talk = talks(b"#!/bin/sh\nkill -STOP $$; sleep 1000")
-    wait_until(lambda: state_of(talk.process.pid) == "T", "it is stopped")
+    until(lambda: state_of(talk.process.pid) == "T", "it is stopped")
     talk.process.end(0.1)
     assert talk.process.status == -signal.SIGKILL
 
@@ -195,7 +203,7 @@ def test_the_lock_is_handed_on_when_the_last_process_is_gone(tmp_path: Path) -> 
     assert not second.acquire(lambda: next(looks))
     first.close()  # as when its server dies: the processes are left to their watchers
     assert second.acquire(lambda: False)
-    wait_until(lambda: is_gone(process.pid), "it is gone")
+    until(lambda: is_gone(process.pid), "it is gone")
     assert os.listdir(tmp_path / "run") == ["lock"]
     process.close()
     second.close()
@@ -243,11 +251,11 @@ def test_when_a_server_is_killed_its_scripts_are_gone_within_a_second(store_dir:
             for topic, script in SCRIPTS.items():
                 store.append(topic, script)
             wait_for_frames(store, TELL, 1)
-        wait_until(lambda: len(descendants(server.process.pid)) >= 19, "all are there")
+        until(lambda: len(descendants(server.process.pid)) >= 19, "all are there")
         pids = descendants(server.process.pid)
         names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
         os.kill(server.process.pid, signal.SIGKILL)
-        wait_until(lambda: all(map(is_gone, pids)), "they are gone", 1.0)
+        until(lambda: all(map(is_gone, pids)), "they are gone", 1.0)
     finally:
         server.stop()
     assert not [name for pid, name in names.items() if not is_gone(pid)]
@@ -259,7 +267,7 @@ def wait_for_frames(store: Client, topics: Sequence[str], count: int) -> None:
     def are_there() -> bool:
         return all(len(list(store.cat(topic=topic))) >= count for topic in topics)
 
-    wait_until(are_there, f"{count} on each of {topics}")
+    until(are_there, f"{count} on each of {topics}")
 
 
 def descendants(pid: int) -> list[int]:
@@ -308,7 +316,7 @@ def test_a_new_server_starts_scripts_when_those_of_a_killed_one_are_gone(
             server.process.kill()
             server.stop()
     assert not list(tmp_path.glob("*.twice"))
-    wait_until(lambda: not processes_with(f"{store_dir}/run/"), "nothing is left")
+    until(lambda: not processes_with(f"{store_dir}/run/"), "nothing is left")
 
 
 def test_a_server_that_stops_leaves_no_process_and_no_file(store_dir: str) -> None:
@@ -537,11 +545,11 @@ def test_who_closes_its_input_goes_on(talks: Talks) -> None:
     talk = talks(b"#!/bin/sh\nexec <&-; echo closed; kill -STOP $$; echo on")
     talk.lines(1)
     talk.pipes.send(b"x" * 1_000_000)
-    wait_until(lambda: talk.turn() or not talk.pipes.has_unsent, "that nobody reads is noticed")
+    talk.until(lambda: not talk.pipes.has_unsent, "that nobody reads is noticed")
     talk.pipes.send(b"x" * 1_000_000)
     assert not talk.pipes.has_unsent
     talk.pipes.send_all(b"")
-    wait_until(lambda: state_of(talk.process.pid) == "T", "it is stopped")
+    until(lambda: state_of(talk.process.pid) == "T", "it is stopped")
     os.kill(talk.process.pid, signal.SIGCONT)
     assert talk.end() == 0
     assert talk.found == [b"closed", b"on"]
@@ -597,7 +605,7 @@ def test_who_ends_while_it_is_paused_loses_nothing(talks: Talks) -> None:
     talk.lines(1)
     talk.pipes.pause(True)
     talk.pipes.send_all(b"go\n")
-    wait_until(lambda: talk.turn() or talk.process.status is not None, "its end")
+    talk.until(lambda: talk.process.status is not None, "its end")
     assert talk.pipes.status is None
     talk.pipes.pause(False)
     assert talk.end() == 0
@@ -608,7 +616,7 @@ def test_who_ends_while_it_is_paused_loses_nothing(talks: Talks) -> None:
 def test_a_flood_of_standard_error_holds_up_nobody(talks: Talks) -> None:
     talk = talks(b"#!/bin/sh\necho up\nyes 'all is lost' >&2 &\nyes 'all is lost' >&2")
     talk.lines(1)
-    wait_until(lambda: talk.turn() or talk.logged, "what it says")
+    talk.until(lambda: talk.logged, "what it says")
     for _ in range(10):
         started = time.monotonic()
         talk.turn()

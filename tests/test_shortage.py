@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, Server, environment, start_server, until
 from stores import add
 
 import xs
@@ -36,13 +35,6 @@ from xs.transport import HttpTransport
 from xs.work import PinWork
 
 LARGE = VERIFIED_WHOLE_MAX + 1  # bytes: content that is read while it is sent
-
-
-def until(is_true: Callable[[], object], told: Callable[[], object] = str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline, told()
-        threading.Event().wait(0.01)
 
 
 def files_of(pid: int | str = "self") -> list[str]:

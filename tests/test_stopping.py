@@ -13,21 +13,13 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, answers, environment, start_server
+from conftest import DEADLINE, RunXs, Server, answers, environment, start_server, until
 from wire import Wire, request
 
 LARGE = '"' + "m" * 100_000 + '"'
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.01)
 
 
 def ended(server: Server) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, RunXs, Server, environment, start_server, until
 from roots import (
     ANSWERS,
     ECHO,
@@ -32,11 +32,9 @@ from roots import (
     is_free,
     script,
     topics,
-    until,
     wait_frames,
     web_handler,
 )
-from scripting import wait_until
 from stores import add, lines
 from wire import Wire, request
 
@@ -445,7 +443,7 @@ def test_an_ephemeral_request_that_comes_while_the_server_starts_is_heard(tmp_pa
     meta = json.dumps({"name": "none"})
     source = add(root, "xs.store.remove", meta=meta, ttl="ephemeral")  # a socket listens by now
     asked.start()
-    wait_until(lambda: bool(lines(root, topic="xs.store.error")), "it is answered")
+    until(lambda: bool(lines(root, topic="xs.store.error")), "it is answered")
     (line,) = lines(root, topic="xs.store.error")
     assert json.loads(line)["meta"]["source_id"] == source
     asked.stop()

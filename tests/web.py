@@ -12,7 +12,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,11 +141,3 @@ def is_readable(file: Any, seconds: float) -> bool:
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
-
-
-def until(is_true: Callable[[], bool], seconds: float = DEADLINE) -> None:
-    """Waits for a condition; fails the test if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        threading.Event().wait(0.005)
