@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import pytest
-from conftest import DEADLINE, ROOT, Server, environment, start_server, until
+from conftest import DEADLINE, ROOT, XS, Server, environment, start_server, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import (
@@ -333,6 +333,16 @@ def test_a_body_without_a_byte_is_an_event_all_the_same(server: Server) -> None:
     assert ask(server, "GET", f"/content/{made['id']}").body == b""
 
 
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all that is refused."""
+    running = start_server(str(tmp_path_factory.mktemp("refusing") / "store"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize(
     ("query", "fields", "sentence"),
     [
@@ -350,12 +360,12 @@ def test_a_body_without_a_byte_is_an_event_all_the_same(server: Server) -> None:
     ],
 )
 def test_what_is_wrong_is_refused_before_the_body_ends(
-    server: Server, query: str, fields: dict[str, str], sentence: str
+    refusing: Server, query: str, fields: dict[str, str], sentence: str
 ) -> None:
-    answer = Writing(server, "a", query, **fields).send(b"text").answer()
+    answer = Writing(refusing, "a", query, **fields).send(b"text").answer()
     assert answer.status == 400
     assert sentence in answer.body.decode()
-    assert frames(server, "topic=a") == []
+    assert frames(refusing, "topic=a") == []
 
 
 def test_the_meta_of_a_chunked_append_keeps_its_text_and_its_limit(store: Store) -> None:
@@ -639,7 +649,7 @@ def test_what_can_not_be_ended_now_is_ended_later(store: Store) -> None:
 
 def check(store_dir: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "check", store_dir],
+        [*XS, "check", store_dir],
         capture_output=True,
         env=environment(),
         timeout=DEADLINE * 2,
@@ -665,7 +675,7 @@ def appending(store_dir: str, *options: str, topic: str = "a") -> subprocess.Pop
     if not os.path.exists(store_dir):
         add_to(store_dir)
     return subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", store_dir, topic, "--chunked", *options],
+        [*XS, "append", store_dir, topic, "--chunked", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -923,7 +933,7 @@ def test_a_claim_whose_writer_was_killed_before_it_wrote_is_left_to_gc(store_dir
     with xs.open(store_dir) as client:
         newest(client)
     assert len(claims(store_dir)) == 2
-    collect = [sys.executable, "-m", "xs", "gc", store_dir]
+    collect = [*XS, "gc", store_dir]
     subprocess.run(collect, check=True, stdout=subprocess.DEVNULL, env=environment())
     (left,) = claims(store_dir)
     assert claim.is_held(store_dir, left[len("run-") :])
@@ -1706,7 +1716,7 @@ def test_the_output_of_a_command_comes_as_the_input_of_another_does(
             id_text = newest(client)
         readers = [
             subprocess.Popen(
-                [sys.executable, "-m", "xs", "content", store_dir, id_text],
+                [*XS, "content", store_dir, id_text],
                 stdout=subprocess.PIPE,
                 env=environment(),
                 bufsize=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import io
 import json
@@ -18,6 +19,7 @@ from conftest import start_server
 
 import xs
 from xs import errors, request
+from xs.address import open_transport
 from xs.client import Client
 from xs.transport import HttpTransport
 
@@ -757,18 +759,34 @@ def test_none_is_what_is_not_there(scripted):
 # The store's words, on stores
 
 
-@pytest.fixture(params=["on its files", "through its server"])
-def store(request, store_dir):
-    if request.param == "through its server":
-        request.getfixturevalue("server")
-    else:
-        from xs.address import open_transport
+STORES = ["on its files", "through its server"]
 
-        with Client(open_transport(store_dir, create=True)) as opened:
-            yield opened
-        return
-    with xs.open(store_dir) as opened:
-        yield opened
+
+@contextlib.contextmanager
+def opened(kind, store_dir):
+    if kind == "through its server":
+        running = start_server(store_dir)
+        try:
+            with xs.open(store_dir) as found:
+                yield found
+        finally:
+            running.stop()
+    else:
+        with Client(open_transport(store_dir, create=True)) as found:
+            yield found
+
+
+@pytest.fixture(params=STORES)
+def store(request, store_dir):
+    with opened(request.param, store_dir) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=STORES)
+def shared(request, tmp_path_factory):
+    """One store of each kind, for the tests that need none of their own."""
+    with opened(request.param, str(tmp_path_factory.mktemp("shared") / "store")) as found:
+        yield found
 
 
 def user_frames(store):
@@ -909,14 +927,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_each_wrong_argument_is_told_with_what_would_be_right(store, name):
-    store.append("t", "one")
-    before = [frame for frame in store.cat() if frame.topic == "t"]
+def test_each_wrong_argument_is_told_with_what_would_be_right(shared, name):
+    shared.append("t", "one")
+    before = [frame for frame in shared.cat() if frame.topic == "t"]
     act, says = WRONG[name]
     with pytest.raises(errors.Invalid, match=says) as caught:
-        act(store)
+        act(shared)
     assert "\n" not in str(caught.value)
-    assert [frame for frame in store.cat() if frame.topic == "t"] == before
+    assert [frame for frame in shared.cat() if frame.topic == "t"] == before
 
 
 @pytest.mark.parametrize("chunked", [False, True])

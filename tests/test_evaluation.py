@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server, until
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, until
 
 import xs
 from xs import errors
@@ -24,7 +24,7 @@ from xs.process import SCRIPT_BYTES
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all the scripts that only yield something."""
+    """One server for all the scripts that leave nothing behind."""
     running = start_server(str(tmp_path_factory.mktemp("eval") / "store"))
     yield running
     running.stop()
@@ -203,7 +203,7 @@ def test_bytes_come_while_the_script_runs(shared: Server, tmp_path: Path) -> Non
     os.mkfifo(gate)
     script = f"^sh -c 'echo first; cat {gate}; echo last'"
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "eval", shared.directory, "-c", script],
+        [*XS, "eval", shared.directory, "-c", script],
         stdout=subprocess.PIPE,
         env=environment(),
     )
@@ -239,10 +239,10 @@ def begin(server: Server, script: str) -> socket.socket:
 @pytest.mark.parametrize(
     "ahead", [b"", b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["", "asked"]
 )
-def test_a_client_that_goes_away_ends_the_script(server: Server, script: str, ahead: bytes) -> None:
-    with begin(server, script) as sock:
+def test_a_client_that_goes_away_ends_the_script(shared: Server, script: str, ahead: bytes) -> None:
+    with begin(shared, script) as sock:
         sock.sendall(ahead)
-    until(lambda: not processes_of(server), "the script goes on")
+    until(lambda: not processes_of(shared), "the script goes on")
 
 
 def test_a_client_that_only_sends_no_more_is_answered(server: Server) -> None:

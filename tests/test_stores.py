@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server, until
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, until
 from roots import (
     ANSWERS,
     ECHO,
@@ -54,6 +54,23 @@ def root(tmp_path: Path) -> Iterator[Root]:
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
+    found = Root(str(tmp_path_factory.mktemp("kept") / "root"))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def shared(kept: Root) -> Iterator[Root]:
+    """One root, without further stores, for the tests that neither end it nor read all of it."""
+    yield kept
+    for each in kept.stores().values():
+        kept.remove(each["path"])
 
 
 @contextlib.contextmanager
@@ -118,10 +135,10 @@ def test_a_store_that_is_there_already_is_served_as_it_is(
     assert topics(str(tmp_path / "old")) == ["t", "xs.start"]
 
 
-def test_it_is_listed_with_its_name_path_and_time(root: Root, tmp_path: Path) -> None:
-    root.add(tmp_path / "b")
-    root.add(tmp_path / "a", name="first")
-    found = root.stores()
+def test_it_is_listed_with_its_name_path_and_time(shared: Root, tmp_path: Path) -> None:
+    shared.add(tmp_path / "b")
+    shared.add(tmp_path / "a", name="first")
+    found = shared.stores()
     assert list(found) == ["b", "first"]
     since = found["first"].pop("since")
     assert since.startswith("20") and since.endswith("Z")
@@ -146,45 +163,47 @@ def test_it_is_listed_with_its_name_path_and_time(root: Root, tmp_path: Path) ->
     ],
 )
 def test_without_a_name_it_is_called_like_its_directory(
-    root: Root, tmp_path: Path, last: str, name: str
+    shared: Root, tmp_path: Path, last: str, name: str
 ) -> None:
-    assert root.add(tmp_path / last)["name"] == name
-    with Wire(root.directory) as wire:
+    assert shared.add(tmp_path / last)["name"] == name
+    with Wire(shared.directory) as wire:
         assert wire.ask("GET", f"/store/{name}/version").status == 200
 
 
-def test_its_path_may_be_longer_than_an_address_of_a_socket(root: Root, tmp_path: Path) -> None:
-    here = os.readlink(f"/proc/{root.pid}/cwd")
+def test_its_path_may_be_longer_than_an_address_of_a_socket(shared: Root, tmp_path: Path) -> None:
+    here = os.readlink(f"/proc/{shared.pid}/cwd")
     paths = [tmp_path / ("d" * 100) / f"s{n}" / "store" for n in range(10)]
-    sources = ask_at_once(root, *(("add", {"path": str(p), "name": p.parent.name}) for p in paths))
-    assert [root.reply_to(source).what for source in sources] == ["added"] * 10
-    assert os.readlink(f"/proc/{root.pid}/cwd") == here
+    sources = ask_at_once(
+        shared, *(("add", {"path": str(p), "name": p.parent.name}) for p in paths)
+    )
+    assert [shared.reply_to(source).what for source in sources] == ["added"] * 10
+    assert os.readlink(f"/proc/{shared.pid}/cwd") == here
     for path in paths:  # all of them were made at once, and each is itself
         assert append(f"/proc/self/fd/{os.open(path, os.O_RDONLY)}/sock", path.parent.name)
-        assert topics(root.directory, via=f"/store/{path.parent.name}") == [
+        assert topics(shared.directory, via=f"/store/{path.parent.name}") == [
             "xs.start",
             path.parent.name,
         ]
 
 
-def test_links_and_dots_in_a_path_lead_where_they_lead(root: Root, tmp_path: Path) -> None:
+def test_links_and_dots_in_a_path_lead_where_they_lead(shared: Root, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    assert root.add(f"{tmp_path}/link/../link/./")["path"] == str(tmp_path / "real")
-    assert "served already" in root.ask("add", {"path": f"{tmp_path}/real/"}).reason
-    root.remove(tmp_path / "link")
+    assert shared.add(f"{tmp_path}/link/../link/./")["path"] == str(tmp_path / "real")
+    assert "served already" in shared.ask("add", {"path": f"{tmp_path}/real/"}).reason
+    shared.remove(tmp_path / "link")
     assert not is_open(tmp_path / "real")
 
 
 def test_a_path_that_leads_to_what_json_can_not_tell_is_an_error(
-    root: Root, tmp_path: Path
+    shared: Root, tmp_path: Path
 ) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/real\xff")
     os.symlink(b"real\xff", os.fsencode(tmp_path) + b"/link")
     for what in ("add", "remove"):
-        assert "which is not UTF-8" in root.ask(what, {"path": f"{tmp_path}/link"}).reason
-    root.add(tmp_path / "next")
-    assert list(root.stores()) == ["next"]
+        assert "which is not UTF-8" in shared.ask(what, {"path": f"{tmp_path}/link"}).reason
+    shared.add(tmp_path / "next")
+    assert list(shared.stores()) == ["next"]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -261,28 +280,28 @@ def get(url: str) -> bytes:
         return bytes(answer.read())
 
 
-def test_its_gateway_answers_the_web_at_an_address_of_its_own(root: Root, tmp_path: Path) -> None:
+def test_its_gateway_answers_the_web_at_an_address_of_its_own(shared: Root, tmp_path: Path) -> None:
     urls = {}
     for name in ("a", "b"):
-        urls[name] = root.add(tmp_path / name, http=":0")["http"]
+        urls[name] = shared.add(tmp_path / name, http=":0")["http"]
         append(
             str(tmp_path / name), "web.register", web_handler(name), meta={"topic": "http.request"}
         )
     assert urls["a"] != urls["b"]
-    assert {name: each["http"] for name, each in root.stores().items()} == urls
+    assert {name: each["http"] for name, each in shared.stores().items()} == urls
     assert [get(urls[name]) for name in ("a", "b", "a")] == [b"a", b"b", b"a"]
     assert len(frames(str(tmp_path / "a"), "http.request")) == 2
     assert frames(str(tmp_path / "a"), "xs.start")[0]["meta"]["http"] == [urls["a"]]
-    assert frames(root.directory, "http.*") == []
+    assert frames(shared.directory, "http.*") == []
 
 
-def test_its_gateway_may_be_a_unix_socket(root: Root, tmp_path: Path) -> None:
+def test_its_gateway_may_be_a_unix_socket(shared: Root, tmp_path: Path) -> None:
     path = str(tmp_path / "web.sock")
-    assert root.add(tmp_path / "a", http=path)["http"] == path
+    assert shared.add(tmp_path / "a", http=path)["http"] == path
     append(str(tmp_path / "a"), "w.register", web_handler("hi"), meta={"topic": "http.request"})
     with Wire(path) as wire:
         assert wire.ask("GET", "/").body == b"hi"
-    root.remove(tmp_path / "a")
+    shared.remove(tmp_path / "a")
     assert not os.path.exists(path)
 
 
@@ -313,11 +332,11 @@ def test_a_store_that_is_removed_is_nobody_s(root: Root, tmp_path: Path) -> None
             assert wire.ask("GET", "/store/one/version").status == 404
 
 
-def test_it_can_be_removed_by_its_name(root: Root, tmp_path: Path) -> None:
-    root.add(tmp_path / "a", name="one")
-    assert root.ask("remove", {"name": "one"}).what == "removed"
-    root.add(tmp_path / "a", name="one")
-    wrong = root.ask("remove", {"name": "two", "path": str(tmp_path / "a")})
+def test_it_can_be_removed_by_its_name(shared: Root, tmp_path: Path) -> None:
+    shared.add(tmp_path / "a", name="one")
+    assert shared.ask("remove", {"name": "one"}).what == "removed"
+    shared.add(tmp_path / "a", name="one")
+    wrong = shared.ask("remove", {"name": "two", "path": str(tmp_path / "a")})
     assert wrong.reason == f"{tmp_path}/a is not served here as two"
 
 
@@ -681,26 +700,26 @@ def make_wrong(kind: str, path: Path, run_xs: RunXs) -> None:
     ],
 )
 def test_what_can_not_be_opened_is_an_error_and_leaves_nothing_open(
-    root: Root, tmp_path: Path, run_xs: RunXs, kind: str, says: str
+    shared: Root, tmp_path: Path, run_xs: RunXs, kind: str, says: str
 ) -> None:
     path = tmp_path / "below" / "store" if kind == "below a file" else tmp_path / "store"
     make_wrong(kind, path, run_xs)
-    root.add(tmp_path / "good")
-    root.ask("add", {"path": str(path)})
-    until(lambda: root.number("Threads") <= 12)
-    files = root.descriptors()
+    shared.add(tmp_path / "good")
+    shared.ask("add", {"path": str(path)})
+    until(lambda: shared.number("Threads") <= 12)
+    files = shared.descriptors()
     for _ in range(5):
-        reply = root.ask("add", {"path": str(path), "name": "bad"})
+        reply = shared.ask("add", {"path": str(path), "name": "bad"})
         assert says in reply.reason, reply.reason
         assert (reply.meta["name"], reply.meta["path"]) == ("bad", str(path))
-    until(lambda: root.descriptors() <= files and root.number("Threads") <= 12)
+    until(lambda: shared.descriptors() <= files and shared.number("Threads") <= 12)
     assert not os.path.exists(path / "sock")
-    assert list(root.stores()) == ["good"]
+    assert list(shared.stores()) == ["good"]
     assert is_open(tmp_path / "good")
     if path.is_dir():
         # When the cause is gone, it can be added.
         os.rename(path, tmp_path / "away")
-        root.add(path, name="bad")
+        shared.add(path, name="bad")
 
 
 def test_what_is_answered_with_an_error_is_listed_no_more(
@@ -725,13 +744,13 @@ def test_what_is_answered_with_an_error_is_listed_no_more(
         may_forget.set()
 
 
-def test_a_store_can_be_added_once(root: Root, tmp_path: Path) -> None:
-    root.add(tmp_path / "a", name="one")
+def test_a_store_can_be_added_once(shared: Root, tmp_path: Path) -> None:
+    shared.add(tmp_path / "a", name="one")
     again = {"path": str(tmp_path / "a"), "name": "two"}
-    assert root.ask("add", again).reason == f"{tmp_path}/a is served already, as one"
+    assert shared.ask("add", again).reason == f"{tmp_path}/a is served already, as one"
     other = {"path": str(tmp_path / "b"), "name": "one"}
     expected = f"the name one is taken by {tmp_path}/a: give another name"
-    assert root.ask("add", other).reason == expected
+    assert shared.ask("add", other).reason == expected
     assert not (tmp_path / "b").exists()
     assert is_open(tmp_path / "a")
 
@@ -744,24 +763,24 @@ def test_the_root_is_neither_added_nor_removed(root: Root, tmp_path: Path) -> No
     assert is_open(Path(root.directory))
 
 
-def test_a_store_that_another_process_has_is_left_to_it(root: Root, tmp_path: Path) -> None:
+def test_a_store_that_another_process_has_is_left_to_it(shared: Root, tmp_path: Path) -> None:
     with other_server(tmp_path / "a") as server:
-        reply = root.ask("add", {"path": str(tmp_path / "a")})
+        reply = shared.ask("add", {"path": str(tmp_path / "a")})
         assert reply.reason == (
             f"store locked: {tmp_path}/a is served by process {server.process.pid}"
         )
         assert is_open(tmp_path / "a")
-    root.add(tmp_path / "a")
+    shared.add(tmp_path / "a")
 
 
-def test_what_is_not_served_can_not_be_removed(root: Root, tmp_path: Path) -> None:
+def test_what_is_not_served_can_not_be_removed(shared: Root, tmp_path: Path) -> None:
     path = str(tmp_path / "a")
-    assert root.ask("remove", {"path": path}).reason == f"{path} is not served here"
-    assert root.ask("remove", {"name": "a"}).reason == "a is not served here"
-    root.add(path)
-    first, second = ask_at_once(root, ("remove", {"path": path}), ("remove", {"path": path}))
-    assert root.reply_to(first).what == "removed"
-    assert root.reply_to(second).reason == f"{path} is not served here"
+    assert shared.ask("remove", {"path": path}).reason == f"{path} is not served here"
+    assert shared.ask("remove", {"name": "a"}).reason == "a is not served here"
+    shared.add(path)
+    first, second = ask_at_once(shared, ("remove", {"path": path}), ("remove", {"path": path}))
+    assert shared.reply_to(first).what == "removed"
+    assert shared.reply_to(second).reason == f"{path} is not served here"
     assert not os.path.exists(tmp_path / "a" / "sock")
 
 
@@ -796,17 +815,17 @@ def test_what_is_not_served_can_not_be_removed(root: Root, tmp_path: Path) -> No
     ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
 )
 def test_a_request_that_makes_no_sense_is_an_error(
-    root: Root, tmp_path: Path, meta: Any, says: str
+    shared: Root, tmp_path: Path, meta: Any, says: str
 ) -> None:
     if isinstance(meta, dict) and meta.get("path") == "HERE":
         meta = {**meta, "path": str(tmp_path / "here")}
-    reply = root.ask("add", meta)
+    reply = shared.ask("add", meta)
     assert says.lower() in reply.reason.lower()
     assert len(reply.reason) < 600
     if not isinstance(meta, dict) or "name" not in meta:
-        root.ask("remove", meta).reason  # noqa: B018
-    root.add(tmp_path / "next")  # and what comes after it is heard
-    assert list(root.stores()) == ["next"]
+        shared.ask("remove", meta).reason  # noqa: B018
+    shared.add(tmp_path / "next")  # and what comes after it is heard
+    assert list(shared.stores()) == ["next"]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -826,24 +845,26 @@ def test_a_request_in_chunks_is_one_request(
     assert frames(root.directory, "xs.store.error") == []
 
 
-def test_an_address_that_is_taken_is_an_error(root: Root, tmp_path: Path) -> None:
+def test_an_address_that_is_taken_is_an_error(shared: Root, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f":{taken.getsockname()[1]}"
-        reply = root.ask("add", {"path": str(tmp_path / "a"), "http": address})
+        reply = shared.ask("add", {"path": str(tmp_path / "a"), "http": address})
         assert "can't listen on" in reply.reason
         assert not os.path.exists(tmp_path / "a"), "nothing has changed"
         (tmp_path / "b").mkdir()
-        reply = root.ask("add", {"path": str(tmp_path / "b"), "http": str(tmp_path / "no" / "web")})
+        reply = shared.ask(
+            "add", {"path": str(tmp_path / "b"), "http": str(tmp_path / "no" / "web")}
+        )
         assert "can't listen on" in reply.reason and not os.listdir(tmp_path / "b")
-    assert root.add(tmp_path / "a", http=address)["http"].endswith(address)
-    root.ask("remove", {"path": str(tmp_path / "a")})
+    assert shared.add(tmp_path / "a", http=address)["http"].endswith(address)
+    shared.ask("remove", {"path": str(tmp_path / "a")})
     with socket.socket() as taken:  # that a store which was there is not served either
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", int(address[1:])))
         taken.listen()
-        reply = root.ask("add", {"path": str(tmp_path / "a"), "http": address})
+        reply = shared.ask("add", {"path": str(tmp_path / "a"), "http": address})
         assert "can't listen on" in reply.reason
         assert is_free(tmp_path / "a") and not os.path.exists(tmp_path / "a" / "sock")
 
@@ -860,12 +881,12 @@ def test_its_gateway_may_have_its_socket_in_the_store_that_is_yet_to_be_made(
 
 @pytest.mark.parametrize("folder", ["cas", "run", "cas/ab", "run/x/y"])
 def test_no_store_is_made_in_a_folder_that_another_one_clears(
-    root: Root, tmp_path: Path, folder: str
+    shared: Root, tmp_path: Path, folder: str
 ) -> None:
-    root.add(tmp_path / "a")
-    for store in (root.directory, tmp_path / "a"):
+    shared.add(tmp_path / "a")
+    for store in (shared.directory, tmp_path / "a"):
         path = f"{store}/{folder}"
-        assert f"a folder of the store at {store}" in root.ask("add", {"path": path}).reason
+        assert f"a folder of the store at {store}" in shared.ask("add", {"path": path}).reason
         assert not os.path.exists(f"{path}/xs.db")
 
 
@@ -968,8 +989,8 @@ def test_there_is_a_limit(
     until(lambda: all(is_open(tmp_path / f"s{n}") for n in range(2)))
 
 
-def test_only_requests_can_be_appended(root: Root, tmp_path: Path) -> None:
-    with Wire(root.directory) as wire:
+def test_only_requests_can_be_appended(shared: Root, tmp_path: Path) -> None:
+    with Wire(shared.directory) as wire:
         for topic in ("xs.store.added", "xs.store.removed", "xs.store.error", "xs.store"):
             assert wire.ask("POST", f"/append/{topic}").status == 400
 
@@ -1095,7 +1116,7 @@ def test_what_is_asked_at_once_is_done_in_its_order(root: Root, tmp_path: Path) 
     assert told == sources
 
 
-def test_a_name_and_an_address_are_free_for_the_next_one(root: Root, tmp_path: Path) -> None:
+def test_a_name_and_an_address_are_free_for_the_next_one(shared: Root, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f":{free.getsockname()[1]}"
@@ -1104,8 +1125,8 @@ def test_a_name_and_an_address_are_free_for_the_next_one(root: Root, tmp_path: P
         path = str(tmp_path / f"s{n}")
         requests.append(("add", {"path": path, "name": "it", "http": address}))
         requests.append(("remove", {"path": path}))
-    sources = ask_at_once(root, *requests)
-    assert [root.reply_to(source).what for source in sources] == ["added", "removed"] * 6
+    sources = ask_at_once(shared, *requests)
+    assert [shared.reply_to(source).what for source in sources] == ["added", "removed"] * 6
 
 
 def test_what_fails_leaves_its_path_its_name_and_its_address_to_the_next(
@@ -1216,12 +1237,14 @@ def test_one_that_can_not_be_opened_has_its_address_all_the_same(
     assert root.add(tmp_path / "other", http=web)["http"] == web
 
 
-def test_removing_what_can_not_be_opened_is_an_error_of_its_own(root: Root, tmp_path: Path) -> None:
+def test_removing_what_can_not_be_opened_is_an_error_of_its_own(
+    shared: Root, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("no store")
     path = {"path": str(tmp_path / "file")}
-    sources = ask_at_once(root, ("add", path), ("remove", path))
-    assert "not a directory" in root.reply_to(sources[0]).reason
-    assert root.reply_to(sources[1]).reason == f"{tmp_path}/file is not served here"
+    sources = ask_at_once(shared, ("add", path), ("remove", path))
+    assert "not a directory" in shared.reply_to(sources[0]).reason
+    assert shared.reply_to(sources[1]).reason == f"{tmp_path}/file is not served here"
 
 
 def test_many_come_and_go_at_once_and_what_is_left_is_what_was_asked(
@@ -1553,10 +1576,9 @@ def test_the_command_adds_lists_and_removes(root: Root, tmp_path: Path, run_xs: 
 
 def test_a_relative_path_is_meant_from_here(root: Root, tmp_path: Path) -> None:
     import subprocess
-    import sys
 
     (tmp_path / "here").mkdir()
-    command = [sys.executable, "-m", "xs", "store", "add", "../root", "new/../a"]
+    command = [*XS, "store", "add", "../root", "new/../a"]
     done = subprocess.run(
         [*command, "--http", "./web"], cwd=tmp_path / "here", env=environment(), capture_output=True
     )
@@ -1609,22 +1631,22 @@ def test_without_a_server_the_request_waits_for_one(tmp_path: Path, run_xs: RunX
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_said_in_a_line(
-    root: Root, tmp_path: Path, run_xs: RunXs, arguments: list[str], status: int, says: str
+    shared: Root, tmp_path: Path, run_xs: RunXs, arguments: list[str], status: int, says: str
 ) -> None:
     (tmp_path / "file").write_text("no store")
-    root.add(tmp_path / "served")
+    shared.add(tmp_path / "served")
     words = [
-        word.replace("ROOT", root.directory).replace("HERE", str(tmp_path)) for word in arguments
+        word.replace("ROOT", shared.directory).replace("HERE", str(tmp_path)) for word in arguments
     ]
     done = run_xs(["store", *words])
     assert (done.returncode, done.stdout) == (status, b"")
     text = done.stderr.decode()
     assert text.count("\n") == 1 and text.startswith("xs: ") and says in text, text
-    assert list(root.stores()) == ["served"]
+    assert list(shared.stores()) == ["served"]
 
 
-def test_stores_takes_an_address(tmp_path: Path, run_xs: RunXs, root: Root) -> None:
-    root.add(tmp_path / "a")
+def test_stores_takes_an_address(tmp_path: Path, run_xs: RunXs, shared: Root) -> None:
+    shared.add(tmp_path / "a")
     done = run_xs(["stores", str(tmp_path / "a")])
     assert (done.returncode, done.stdout) == (1, b"") and b"root store" in done.stderr
     done = run_xs(["stores", str(tmp_path / "nowhere")])
