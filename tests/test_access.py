@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server, until
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, until
 from scripting import is_gone
 from wire import Wire, request
 
@@ -381,9 +381,7 @@ def granted(exposed: Exposed, tmp_path_factory: pytest.TempPathFactory) -> Grant
 
 
 def run_command(*words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "xs", *words], capture_output=True, env=environment(), timeout=60
-    )
+    return subprocess.run([*XS, *words], capture_output=True, env=environment(), timeout=60)
 
 
 READS = ["/", "/last", "/first/notes.a", "/stream/notes.a", "/ps", "/stores", "/head/notes.a"]
@@ -681,7 +679,7 @@ def test_the_command_that_follows_with_a_token_that_is_removed_says_so(exposed: 
     folder = exposed.server.directory
     token = add_token(folder, "command", "--read")
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "cat", "--follow", f":{exposed.port}"],
+        [*XS, "cat", "--follow", f":{exposed.port}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(XS_TOKEN=token),

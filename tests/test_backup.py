@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, XS, Server, environment, start_server
 from stores import add, add_all, all_ids, content, problems, remove, taken
 from test_flips import to_format
 
@@ -150,7 +149,7 @@ def test_a_backup_that_is_killed_leaves_the_old_copy_or_the_new_one_or_none(
             add(store, "a.b", b"%d %d" % (turn, n) + (LARGE if n % 4 == 0 else b""))
         known.add(len(all_ids(store)))
         process = subprocess.Popen(
-            [sys.executable, "-m", "xs", "backup", store.folder, dest],
+            [*XS, "backup", store.folder, dest],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment(),

@@ -18,7 +18,7 @@ import threading
 import time
 
 import pytest
-from conftest import DEADLINE, ROOT, environment
+from conftest import DEADLINE, ROOT, XS, environment
 
 from xs import __version__, arguments, cli, errors, idfields, ids, ndjson, transfer
 from xs import open as open_store
@@ -322,9 +322,7 @@ def test_a_contents_file_is_named_by_base64_of_its_hash_which_has_no_slash():
 
 def start(*args, **options):
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, "-m", "xs", *args], env=environment(), **{**streams, **options}
-    )
+    return subprocess.Popen([*XS, *args], env=environment(), **{**streams, **options})
 
 
 def answering(body, status=200, *fields):
@@ -639,7 +637,7 @@ def at_terminal(*args, **changes):
     """What `xs` writes to a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", *args],
+        [*XS, *args],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=subprocess.PIPE,
@@ -1060,7 +1058,7 @@ def test_a_folder_without_frames_is_no_export(run_xs, tmp_path, xs):
 def test_no_counter_is_drawn_into_the_lines_that_one_types(store_dir):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", store_dir, "t", "--lines"],
+        [*XS, "append", store_dir, "t", "--lines"],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -1096,7 +1094,7 @@ def is_last(client, count):
 def test_check_says_at_a_terminal_what_it_is_at_until_it_has_something_to_say(server):
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "check", server.directory],
+        [*XS, "check", server.directory],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Callable
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, XS, Server, environment, start_server
 from stores import together
 from test_model import InProcess, Opened
 
@@ -131,7 +130,7 @@ def test_an_expired_or_removed_frame_is_no_newest_one(opener: Opener) -> None:
 def test_of_commands_that_race_one_wins(store_dir: str) -> None:
     commands = [
         subprocess.Popen(
-            [sys.executable, "-m", "xs", "append", store_dir, "t", "--if-last", "none"],
+            [*XS, "append", store_dir, "t", "--if-last", "none"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -148,7 +147,7 @@ def test_of_commands_that_race_one_wins(store_dir: str) -> None:
 def test_twelve_commands_at_once_make_one_store_with_all_their_frames(store_dir: str) -> None:
     commands = [
         subprocess.Popen(
-            [sys.executable, "-m", "xs", "append", store_dir, f"t.{n}"],
+            [*XS, "append", store_dir, f"t.{n}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,13 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import Union
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, XS, Server, environment, start_server
 
 import xs
 from xs.client import Client
@@ -88,7 +87,7 @@ def kill(server: Server) -> None:
 
 def check(store_dir: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "check", store_dir],
+        [*XS, "check", store_dir],
         capture_output=True,
         env=environment(),
         timeout=DEADLINE * 2,
@@ -140,7 +139,7 @@ def test_lines_appended_to_the_files_are_kept_in_order_when_the_command_is_kille
     chance = random.Random(7)
     for turn in range(8):
         command = subprocess.Popen(
-            [sys.executable, "-m", "xs", "append", store_dir, f"lines.{turn}", "--lines"],
+            [*XS, "append", store_dir, f"lines.{turn}", "--lines"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -190,7 +189,7 @@ def test_lines_appended_to_the_files_are_kept_in_order_when_the_command_is_kille
 def test_a_store_whose_making_was_killed_can_be_used(store_dir: str, moment: float) -> None:
     """Killed while it makes the directory, the database, its tables, or the first frame."""
     command = subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", store_dir, "a"],
+        [*XS, "append", store_dir, "a"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -200,7 +199,7 @@ def test_a_store_whose_making_was_killed_can_be_used(store_dir: str, moment: flo
     command.kill()
     command.wait(DEADLINE)
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "append", store_dir, "b"],
+        [*XS, "append", store_dir, "b"],
         input=b"x",
         capture_output=True,
         env=environment(),

@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, XS, Server, environment, start_server
 from stores import Clock, add, all_ids, content, in_one_batch, lines, problems, taken
 
 import xs
@@ -68,7 +67,7 @@ def check_after_a_kill(server: Server, answered: dict[str, bytes]) -> None:
     server.process.kill()
     server.process.communicate()
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "check", server.directory],
+        [*XS, "check", server.directory],
         capture_output=True, env=environment(), timeout=DEADLINE,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1])["problems"] == 0, done.stdout
@@ -218,7 +217,7 @@ def test_an_index_that_can_not_be_read_is_no_damaged_one_and_can_be_read_again_l
                 assert "disk" in str(raised.value) and "malformed" not in str(raised.value)
                 assert not isinstance(raised.value, Damaged) and raised.value.status >= 500
             done = subprocess.run(
-                [sys.executable, "-m", "xs", "check", server.directory],
+                [*XS, "check", server.directory],
                 capture_output=True, env=environment(), timeout=DEADLINE,
             )  # fmt: skip
             said = done.stdout + done.stderr

@@ -13,14 +13,13 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from conftest import DEADLINE, answers, environment, until
+from conftest import DEADLINE, XS, answers, environment, until
 from handling import Stream, program
 from stores import Gate
 
@@ -49,7 +48,7 @@ class Served:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "xs", "serve", self.directory],
+                [*XS, "serve", self.directory],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -86,7 +85,7 @@ class Served:
 
     def check(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "xs", "check", self.directory],
+            [*XS, "check", self.directory],
             capture_output=True,
             env=environment(),
             timeout=DEADLINE * 2,

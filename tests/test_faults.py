@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import pytest
-from conftest import DEADLINE, environment, start_server, until
+from conftest import DEADLINE, XS, environment, start_server, until
 from handling import program
 from stores import problems
 from test_alone import POINTS as POINTS_ALONE
@@ -146,7 +146,7 @@ def an_exported_folder(store_dir: str) -> str:
         client.append("in.parts", [PIECES], chunked=True)
         client.append_many(events)
         client.append("last", "one", ttl="last:1")
-    command = [sys.executable, "-m", "xs", "export", source, folder]
+    command = [*XS, "export", source, folder]
     subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
     return folder
 
@@ -424,7 +424,7 @@ def carry_out(
 ) -> subprocess.CompletedProcess[bytes]:
     deed = DEEDS[name]
     words = {"STORE": store_dir, "ID": id_text}
-    head = ["-c", deed.program] if deed.program else ["-m", "xs"]
+    head = ["-c", deed.program] if deed.program else XS[1:]
     return subprocess.run(
         [sys.executable, *head, *(words.get(word, word) for word in deed.command.split())],
         input=deed.stdin,
@@ -532,7 +532,7 @@ def ruined() -> Iterator[Ruined]:
 
 
 def repair(store_dir: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "xs", "check", store_dir, "--repair"]
+    command = [*XS, "check", store_dir, "--repair"]
     return subprocess.run(
         command, capture_output=True, env=environment(**changes), timeout=DEADLINE
     )
@@ -579,7 +579,7 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next_and_loses_nothin
 def writing(store_dir: str, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command that writes a content in parts to the files, and has written the half of it."""
     command = subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", store_dir, "slow", "--chunked"],
+        [*XS, "append", store_dir, "slow", "--chunked"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=environment(**changes),
@@ -667,7 +667,7 @@ def test_a_server_that_dies_at_a_step_of_a_command_s_content_leaves_the_command_
 
 def serve_until_it_dies(store_dir: str, point: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "serve", store_dir],
+        [*XS, "serve", store_dir],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment(XS_FAULT=point),
@@ -706,7 +706,7 @@ def test_a_server_that_dies_in_any_of_its_commits_has_all_that_it_answered_and_d
     seen: list[str] = []
     for count in (1, 3, 4):  # when it starts, and in the first and the second append after that
         server = subprocess.Popen(
-            [sys.executable, "-m", "xs", "serve", store_dir],
+            [*XS, "serve", store_dir],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

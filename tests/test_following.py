@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Server, environment, start_server
+from conftest import DEADLINE, XS, Server, environment, start_server
 from stores import (
     NOON,
     add,
@@ -479,7 +479,7 @@ def test_a_follower_of_the_files_that_is_never_idle_moves_to_a_server(store_dir:
     with xs.open(store_dir) as client:
         client.append("a", "files")
     follower = subprocess.Popen(
-        [sys.executable, "-m", "xs", "cat", store_dir, "--follow"],
+        [*XS, "cat", store_dir, "--follow"],
         stdout=subprocess.PIPE,
         env=environment(),
     )

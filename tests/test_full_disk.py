@@ -13,7 +13,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE, Peer, answers, environment
+from conftest import DEADLINE, XS, Peer, answers, environment
 
 import xs
 from xs.errors import Full
@@ -56,7 +55,7 @@ class Disk:
     def serve(self) -> None:
         """Starts a server there."""
         self._server = server = subprocess.Popen(
-            [*self._enter, sys.executable, "-m", "xs", "serve", self.folder],
+            [*self._enter, *XS, "serve", self.folder],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
         )  # fmt: skip
         deadline = time.monotonic() + DEADLINE
@@ -75,7 +74,7 @@ class Disk:
 
     def run(self, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """`xs` as a process there."""
-        command = [*self._enter, sys.executable, "-m", "xs", *words]
+        command = [*self._enter, *XS, *words]
         return subprocess.run(
             command, input=data, capture_output=True, env=environment(), timeout=DEADLINE
         )

@@ -10,7 +10,6 @@ import queue
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any, Optional
 
 import http1_corpus
 import pytest
-from conftest import DEADLINE, RunXs, environment, until
+from conftest import DEADLINE, XS, RunXs, environment, until
 from handling import program
 from stores import together
 from web import (
@@ -916,7 +915,7 @@ def test_a_disk_that_is_full_is_507_and_the_door_stays_open(store_dir: str, tmp_
     process = subprocess.Popen(
         [
             *("bash", "-c", 'ulimit -f 4096; exec "$@"', "bash"),
-            *(sys.executable, "-m", "xs", "serve", store_dir, "--http", str(tmp_path / "web")),
+            *(*XS, "serve", store_dir, "--http", str(tmp_path / "web")),
         ],
         stdout=subprocess.PIPE,
         env=environment(),

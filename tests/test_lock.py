@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, environment, start_server
+from conftest import DEADLINE, XS, environment, start_server
 
 from xs.errors import Locked, Unavailable
 from xs.lock import SERVE, WRITE, Lock, Served
@@ -151,7 +151,7 @@ def test_the_lock_of_a_killed_process_is_free(store_dir: str) -> None:
 def test_a_second_server_says_who_serves(store_dir: str) -> None:
     server = start_server(store_dir)
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "serve", store_dir],
+        [*XS, "serve", store_dir],
         capture_output=True,
         env=environment(),
         timeout=DEADLINE,

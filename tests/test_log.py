@@ -8,14 +8,13 @@ import re
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server, until
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, until
 from wire import Wire, request
 
 from xs import log
@@ -289,7 +288,7 @@ def test_the_journal_is_told_the_level(store_dir: str) -> None:
     reading, writing = os.pipe()
     found = os.fstat(writing)
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", store_dir, "--log", "debug"],
+        [*XS, "serve", store_dir, "--log", "debug"],
         stdout=subprocess.PIPE,
         stderr=writing,
         env=environment(JOURNAL_STREAM=f"{found.st_dev}:{found.st_ino}"),

@@ -16,7 +16,6 @@ import resource
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE, Peer, Server, environment, until
+from conftest import DEADLINE, XS, Peer, Server, environment, until
 from stores import all_ids, in_one_batch
 
 import xs
@@ -232,7 +231,7 @@ def test_where_no_memory_is_left_requests_are_refused_and_the_server_goes_on(
     for id_text, data in load.answered.items():
         assert stored[id_text] == data.decode()
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "check", server.directory],
+        [*XS, "check", server.directory],
         capture_output=True, env=environment(), timeout=3 * DEADLINE,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1])["problems"] == 0, done.stdout
@@ -291,7 +290,7 @@ def test_a_server_that_finds_too_little_memory_to_start_says_so_in_one_line(
 ) -> None:
     """There may be enough: how much it takes is for the interpreter and its libraries to say."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", store_dir],
+        [*XS, "serve", store_dir],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes * MEGABYTE,) * 2),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, environment, start_server
+from conftest import ROOT, XS, environment, start_server
 from stores import problems, together
 
 import xs
@@ -335,7 +335,7 @@ def by_commands(addr: str, name: str, count: int) -> dict[str, Known]:
 
     def run(*words: str, stdin: bytes = b"") -> bytes:
         done = subprocess.run(
-            [sys.executable, "-m", "xs", words[0], addr, *words[1:]],
+            [*XS, words[0], addr, *words[1:]],
             input=stdin,
             capture_output=True,
             env=environment(),
@@ -431,9 +431,7 @@ def test_whatever_is_done_at_once_every_read_gives_what_a_plain_model_has(store_
     store.close()
 
     print(len(model), "frames")
-    check = subprocess.run(
-        [sys.executable, "-m", "xs", "check", store_dir], capture_output=True, env=environment()
-    )
+    check = subprocess.run([*XS, "check", store_dir], capture_output=True, env=environment())
     assert check.returncode == 0, check.stdout.decode() + check.stderr.decode()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import pytest
-from conftest import DEADLINE, ROOT, environment, start_server
+from conftest import DEADLINE, ROOT, XS, environment, start_server
 from test_model import NDJSON, Known, Reads, Worker, add_runtime_frames
 
 import xs
@@ -252,7 +252,5 @@ def test_whatever_is_done_while_servers_are_killed_nothing_is_lost_or_doubled(
     assert not {id_text for id_text in missed if id_text < last.id}
     server.stop()
     print(kills, "kills,", len(model), "frames")
-    check = subprocess.run(
-        [sys.executable, "-m", "xs", "check", store_dir], capture_output=True, env=environment()
-    )
+    check = subprocess.run([*XS, "check", store_dir], capture_output=True, env=environment())
     assert check.returncode == 0, check.stdout.decode() + check.stderr.decode()

@@ -12,13 +12,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server
 from wire import Wire
 
 import xs
@@ -144,7 +143,7 @@ def test_a_hostile_word_never_steers_the_terminal_from_an_error(
         ["cas", shared.directory, word + "/"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "xs", *command],
+            [*XS, *command],
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             env=environment(),
@@ -232,7 +231,7 @@ def test_a_database_that_is_a_link_is_refused_and_left(
     os.symlink(elsewhere, f"{store_dir}/xs.db")
     before = elsewhere.read_bytes()
     done = subprocess.run(
-        [sys.executable, "-m", "xs", words[0], store_dir, *words[1:]],
+        [*XS, words[0], store_dir, *words[1:]],
         input=b"x",
         env=environment(),
         capture_output=True,
@@ -254,7 +253,7 @@ def test_a_lock_that_is_a_link_empties_no_file(store_dir: str, tmp_path: Path, b
     lock.symlink_to(tmp_path / "precious")
     command = ["append", store_dir, "t"] if by == "a command" else ["serve", store_dir]
     done = subprocess.run(
-        [sys.executable, "-m", "xs", *command],
+        [*XS, *command],
         input=b"x",
         env=environment(),
         capture_output=True,
@@ -274,7 +273,7 @@ def test_a_folder_of_scripts_that_is_a_link_is_not_cleared(store_dir: str, tmp_p
     (home / "thesis" / "chapter").write_text("precious")
     Path(store_dir, "run").symlink_to(home)
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "serve", store_dir],
+        [*XS, "serve", store_dir],
         env=environment(),
         capture_output=True,
         timeout=DEADLINE,

@@ -8,16 +8,13 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, until
 
 import xs
-from xs.errors import Unavailable, XsError
+from xs.errors import NoStore, Unavailable, XsError
 
 REPLACED = "was replaced or removed while it was open: open it again"
 LARGE = b"large " * 10_000
@@ -75,10 +72,18 @@ def ids_in(folder: str) -> list[str]:
         return [each.id for each in store.cat()]
 
 
+def are_stored(folder: str, count: int) -> bool:
+    """Whether there are so many frames by now; of a store that is being made there are none."""
+    try:
+        return len(ids_in(folder)) >= count
+    except NoStore:
+        return False
+
+
 @contextlib.contextmanager
 def command(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", *words],
+        [*XS, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -129,10 +134,7 @@ def test_a_command_that_stays_open_across_a_repair_says_what_was_not_stored(
         assert pipe.stdin is not None
         pipe.stdin.write(b"before\n" * 4)
         pipe.stdin.flush()
-        deadline = time.monotonic() + DEADLINE
-        while not os.path.exists(f"{store_dir}/xs.db") or len(ids_in(store_dir)) < 4:
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.01)
+        until(lambda: are_stored(store_dir, 4))
         repair(store_dir, run_xs)
         out, err = pipe.communicate(b"after\n" * 4, timeout=DEADLINE)
     summary = json.loads(out)

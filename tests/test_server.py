@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, answers, environment, start_server
+from conftest import DEADLINE, XS, RunXs, Server, answers, environment, start_server
 from wire import Wire, request
 
 import xs
@@ -51,9 +51,7 @@ def refused(run_xs: RunXs, *arguments: str, **options: object) -> str:
 
 
 def test_a_server_says_where_it_serves(store_dir: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", store_dir], stdout=subprocess.PIPE, env=environment()
-    )
+    process = subprocess.Popen([*XS, "serve", store_dir], stdout=subprocess.PIPE, env=environment())
     assert process.stdout is not None
     assert process.stdout.readline().decode() == f"serving {store_dir} at {store_dir}/sock\n"
     process.terminate()
@@ -71,7 +69,7 @@ def test_its_first_frame_says_what_it_is(server: Server) -> None:
 
 def test_with_port_0_the_system_chooses_one_and_the_server_says_which(store_dir: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", store_dir, "--expose", ":0", "--expose", "[::1]:0"],
+        [*XS, "serve", store_dir, "--expose", ":0", "--expose", "[::1]:0"],
         stdout=subprocess.PIPE,
         env=environment(),
     )
@@ -105,7 +103,7 @@ def test_a_socket_s_path_may_be_longer_than_an_address(tmp_path: Path, run_xs: R
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.parent.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", str(folder)],
+        [*XS, "serve", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
@@ -203,7 +201,7 @@ def test_where_nobody_may_write_there_is_no_server(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(0o555)
-    command = [sys.executable, "-m", "xs", "serve", str(closed / "store")]
+    command = [*XS, "serve", str(closed / "store")]
     if os.getuid() == 0:  # who may write everywhere, by a capability that can be given up
         command = ["setpriv", "--bounding-set=-dac_override", *command]
     done = subprocess.run(command, env=environment(), capture_output=True, timeout=DEADLINE)
@@ -482,7 +480,7 @@ def test_a_server_whose_starter_has_gone_serves_all_the_same(store_dir: str) -> 
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", store_dir],
+        [*XS, "serve", store_dir],
         stdout=writing,
         stderr=subprocess.PIPE,
         env=environment(),

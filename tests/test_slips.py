@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment
+from conftest import DEADLINE, XS, RunXs, Server, environment
 
 import xs
 from xs import errors, place
@@ -78,7 +78,7 @@ def test_a_store_that_may_not_be_written_can_be_read(
 ) -> None:
     with only_to_be_read(store_dir) as before:
         for arguments in (["cat"], ["last"], ["get", kept["id"]], ["cas", kept["hash"]], ["check"]):
-            command = [sys.executable, "-m", "xs", arguments[0], store_dir, *arguments[1:]]
+            command = [*XS, arguments[0], store_dir, *arguments[1:]]
             done = subprocess.run(
                 [*before, *command], env=environment(), capture_output=True, timeout=DEADLINE
             )
@@ -95,7 +95,7 @@ def test_a_write_where_nothing_may_be_written_is_one_sentence(
     words = {"STORE": store_dir, "ID": kept["id"], "FRAMES": str(tmp_path / "frames")}
     with only_to_be_read(store_dir) as before:
         done = subprocess.run(
-            [*before, sys.executable, "-m", "xs", *(str(words.get(a, a)) for a in arguments)],
+            [*before, *XS, *(str(words.get(a, a)) for a in arguments)],
             input=b"x",
             env=environment(),
             capture_output=True,
@@ -113,7 +113,7 @@ def as_user(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     lost = "--bounding-set=-dac_override,-dac_read_search"
     before = ["setpriv", lost] if os.getuid() == 0 else []
     return subprocess.run(
-        [*before, sys.executable, "-m", "xs", *command],
+        [*before, *XS, *command],
         input=b"x",
         env=environment(),
         capture_output=True,
@@ -429,7 +429,7 @@ def test_a_tilde_that_no_shell_has_expanded_becomes_no_name(
     before = sorted(map(str, tmp_path.rglob("*")))
     command = [store_dir if word == "STORE" else word for word in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "xs", *command],
+        [*XS, *command],
         cwd=tmp_path,
         input=b"x",
         env=environment(),
@@ -449,7 +449,7 @@ def test_a_path_longer_than_a_socket_s_may_be_is_served_and_reached(
     folder.parent.mkdir()
     os.symlink(folder.parent, tmp_path / "short")  # by which the tests' own client reaches it
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", str(folder)],
+        [*XS, "serve", str(folder)],
         stdout=subprocess.PIPE,
         env=environment(),
     )

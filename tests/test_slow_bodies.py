@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server
 
 import xs
 from xs.cas import STALE_SECONDS
@@ -37,7 +36,7 @@ def slow_command(folder: str) -> subprocess.Popen[bytes]:
     with xs.open(folder) as store:
         store.append("a", "first")
     command = subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", folder, "slow"],
+        [*XS, "append", folder, "slow"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

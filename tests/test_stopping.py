@@ -9,14 +9,13 @@ import pty
 import signal
 import socket
 import subprocess
-import sys
 import termios
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, answers, environment, start_server, until
+from conftest import DEADLINE, XS, RunXs, Server, answers, environment, start_server, until
 from wire import Wire, request
 
 LARGE = '"' + "m" * 100_000 + '"'
@@ -263,9 +262,7 @@ def test_two_signals_end_a_server_that_is_still_starting(store_dir: str, run_xs:
         fcntl.flock(file, fcntl.LOCK_EX)  # as a writer has it
         file.write(f"{os.getpid()} append\n")
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xs", "serve", store_dir], env=environment()
-        )
+        process = subprocess.Popen([*XS, "serve", store_dir], env=environment())
         until(lambda: heeds_signals(process.pid))
         process.terminate()
         threading.Event().wait(0.25)
@@ -312,7 +309,7 @@ def on_a_terminal(*command: str) -> tuple[subprocess.Popen[bytes], int]:
 def test_a_terminal_that_is_closed_ends_its_server_in_good_order(
     store_dir: str, run_xs: RunXs
 ) -> None:
-    process, terminal = on_a_terminal(sys.executable, "-m", "xs", "serve", store_dir)
+    process, terminal = on_a_terminal(*XS, "serve", store_dir)
     until(lambda: answers(os.path.join(store_dir, "sock")))
     os.close(terminal)
     assert process.wait(DEADLINE) == 129
@@ -321,7 +318,7 @@ def test_a_terminal_that_is_closed_ends_its_server_in_good_order(
 
 
 def test_sighup_from_a_terminal_that_is_there_is_for_the_log(store_dir: str) -> None:
-    process, terminal = on_a_terminal(sys.executable, "-m", "xs", "serve", store_dir)
+    process, terminal = on_a_terminal(*XS, "serve", store_dir)
     until(lambda: answers(os.path.join(store_dir, "sock")))
     process.send_signal(signal.SIGHUP)
     with Wire(store_dir) as wire:
@@ -333,7 +330,7 @@ def test_sighup_from_a_terminal_that_is_there_is_for_the_log(store_dir: str) -> 
 
 def test_nohup_keeps_a_server_beyond_its_terminal(store_dir: str) -> None:
     process, terminal = on_a_terminal(
-        "sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-m", "xs", "serve", store_dir
+        "sh", "-c", 'trap "" HUP; exec "$@"', "sh", *XS, "serve", store_dir
     )
     until(lambda: answers(os.path.join(store_dir, "sock")))
     os.close(terminal)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import DEADLINE, RunXs, Server, environment, start_server
+from conftest import DEADLINE, XS, RunXs, Server, environment, start_server
 from stores import add, all_ids, content, problems
 from test_disk_faults import failing
 
@@ -269,7 +269,7 @@ def test_a_server_that_is_told_of_a_store_with_a_damaged_log_serves_the_others(
     folder = killed.copied(tmp_path, shm=False)
     change(folder, 32 + killed.ends[3] * FRAME + 1000, b"\xaa" * 600)
     done = subprocess.run(
-        [sys.executable, "-m", "xs", "store", "add", server.directory, folder],
+        [*XS, "store", "add", server.directory, folder],
         capture_output=True, env=environment(), timeout=DEADLINE,
     )  # fmt: skip
     assert done.returncode != 0 and b"log is damaged" in done.stderr

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, RunXs, environment, start_server
+from conftest import DEADLINE, ROOT, XS, RunXs, environment, start_server
 
 import xs
 from xs import cli, errors
@@ -61,7 +61,7 @@ def test_a_pulse_is_never_taken_for_yes_or_no(made: str, run_xs: RunXs, pulse: s
 @pytest.mark.parametrize("wrong", [["a b"], ["t", "--ttl", "frever"], ["t", "--meta", "hello"]])
 def test_what_is_wrong_with_all_lines_is_told_before_the_first(store_dir: str, wrong: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "append", store_dir, *wrong, "--lines"],
+        [*XS, "append", store_dir, *wrong, "--lines"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
     )  # fmt: skip
     assert process.wait(DEADLINE) == 1  # though its input is still open
@@ -225,6 +225,7 @@ def test_a_link_that_leads_nowhere_is_told_and_nothing_is_made(
 def test_that_the_current_directory_was_removed_is_told(
     made: str, tmp_path: Path, words: list[str]
 ) -> None:
+    # By -m: with -c the interpreter itself looks for modules in the directory that is gone.
     command = [sys.executable, "-m", "xs", *(made if word == "STORE" else word for word in words)]
     done = subprocess.run(
         ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import pytest
-from conftest import DEADLINE, ROOT, Peer, Server, environment, nu_path, start_server
+from conftest import DEADLINE, ROOT, XS, Peer, Server, environment, nu_path, start_server
 
 import xs
 from xs.client import Client
@@ -914,7 +914,7 @@ def other(tmp_path: Path) -> Iterator[Server]:
 
 
 def cli(*args: str) -> bytes:
-    words = [sys.executable, "-m", "xs", *args]
+    words = [*XS, *args]
     return subprocess.run(words, capture_output=True, check=True, env=environment()).stdout
 
 
@@ -1042,7 +1042,7 @@ def test_the_package_has_the_files_that_lie_beside_its_modules() -> None:
 
 def install(home: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "xs", "nu", "--install"],
+        [*XS, "nu", "--install"],
         capture_output=True,
         env=environment(**{"HOME": str(home), "XDG_CONFIG_HOME": "", **variables}),
         timeout=DEADLINE,

@@ -10,14 +10,13 @@ import queue
 import re
 import select
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
-from conftest import DEADLINE, Server, environment
+from conftest import DEADLINE, XS, Server, environment
 
 import xs
 from xs.frame import Frame
@@ -49,7 +48,7 @@ def start_web(directory: str, *options: str) -> WebServer:
     """Starts `xs serve DIRECTORY --http …`, and returns once it says where it answers."""
     errors = Path(f"{directory}.err")
     process = subprocess.Popen(
-        [sys.executable, "-m", "xs", "serve", directory, *options],
+        [*XS, "serve", directory, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors.open("ab"),
