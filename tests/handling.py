@@ -134,11 +134,13 @@ class Stream:
 
     # Events out
 
-    def frames(self, topic: str = "*", after: Optional[str] = None) -> list[Frame]:
+    def frames(
+        self, topic: str = "*", after: Optional[str] = None, *, with_content: bool = True
+    ) -> list[Frame]:
         """What is stored, with its content."""
         options = query.ReadOptions(
             patterns=frame.parse_patterns(topic),
-            with_content=True,
+            with_content=with_content,
             after=-1 if after is None else ids.parse(after),
         )
         history = b"".join(Reader(self.store, options).history())
@@ -149,13 +151,13 @@ class Stream:
 
     def causes(self, topic: str) -> list[str]:
         """The frames that caused those on a topic."""
-        return [each.meta["frame_id"] for each in self.frames(topic)]
+        return [each.meta["frame_id"] for each in self.frames(topic, with_content=False)]
 
     def causes_of(self, topic: str, source: str) -> list[str]:
         """As `causes`, of those alone that come from that registration."""
         return [
             each.meta["frame_id"]
-            for each in self.frames(topic)
+            for each in self.frames(topic, with_content=False)
             if isinstance(each.meta, dict) and each.meta.get("handler_id") == source
         ]
 
