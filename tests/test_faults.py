@@ -475,7 +475,11 @@ def check_and_go_on(store_dir: str) -> None:
     assert show(store_dir) == shown
 
 
-@pytest.mark.parametrize(("point", "name", "then"), POINTS)
+# A deed's cases are run by one process, for which it is prepared and done unharmed once.
+@pytest.mark.parametrize(
+    ("point", "name", "then"),
+    [pytest.param(*each, marks=pytest.mark.xdist_group(f"deed {each[1]}")) for each in POINTS],
+)
 def test_a_process_that_dies_at_any_step_leaves_all_of_it_or_nothing(
     point: str, name: str, then: str, store_dir: str, known: Callable[[str], Known]
 ) -> None:
