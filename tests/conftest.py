@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections import Counter
@@ -37,8 +38,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 20.0  # seconds that anything in a test may take
 
-# As an installed xs begins. By `-m` the interpreter takes another 6 to 20 ms to find it.
-XS = [sys.executable, "-c", "from xs.cli import main; main()"]
+# As tools/xs begins: without site.py, and so without `os`, for which `xs.system` stands in then.
+_PACKAGES = sysconfig.get_path("purelib")
+_START = f"import sys; sys.path.append({_PACKAGES!r}); from xs.cli import main; main()"
+XS = [sys.executable, "-S", "-c", _START]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
