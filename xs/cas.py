@@ -97,7 +97,7 @@ class Cas:
         """
         size = _size_of_file(source._path(digest), digest)
         if size < 0:
-            raise Damaged(f"content {frame.integrity(digest)} is damaged: what is there is no file")
+            raise _no_file(digest)
         name = self._path(digest)
         try:
             if _size_of_file(name, digest) == size:
@@ -175,7 +175,7 @@ class Cas:
         except OSError as error:
             raise _unreadable(digest, error) from None
         if not stat.S_ISREG(found.st_mode):
-            raise Damaged(f"content {frame.integrity(digest)} is damaged: it is no regular file")
+            raise _no_file(digest)
         blocks = _verified(file, digest)
         if found.st_size > VERIFIED_WHOLE_MAX:
             return found.st_size, blocks
@@ -435,10 +435,18 @@ def _missing(digest: bytes) -> NotFound:
     return NotFound(f"no content {frame.integrity(digest)}")
 
 
+def _no_file(digest: bytes) -> Damaged:
+    return Damaged(
+        f"content {frame.integrity(digest)} is damaged: there is no file where it should be"
+    )
+
+
 def _unreadable(digest: bytes, error: OSError) -> Damaged | DiskError:
     import errno
 
-    what = f"content {frame.integrity(digest)} can't be read: {error.strerror}"
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
-        return Damaged(f"{what}: there is no file where it should be")
-    return DiskError(f"{what}: what is on the disk may be whole, and be read again later")
+        return _no_file(digest)
+    return DiskError(
+        f"content {frame.integrity(digest)} can't be read: {error.strerror}: what is on the disk "
+        "may be whole, and be read again later"
+    )
