@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from xs.content import small
 from xs.errors import BrokenBody, Damaged, XsError
 from xs.expiry import SweepWork
 from xs.local import Local
+from xs.salvage import Salvage
 from xs.store import Store
 from xs.transport import HttpTransport
 from xs.work import PinWork
@@ -549,6 +551,35 @@ def test_a_declaration_with_another_byte_is_not_taken_at_its_word_and_is_mended_
     assert (last["repaired"], last["lost"]) == ({"frames": 1}, 0)
     store = Store(store_dir)
     assert problems(store) == [] and all_ids(store) == [made]
+    store.close()
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_what_a_wrong_declaration_hides_ends_and_is_found(store_dir: str, log: bool) -> None:
+    store = Store(store_dir, create=True)
+    for n in range(3):
+        add(store, "a", b"%d" % n)
+    made = all_ids(store)
+    store.close()
+    path = os.path.join(store_dir, "xs.db")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as index:
+        index.execute("PRAGMA writable_schema = ON")
+        index.execute("UPDATE sqlite_master SET sql = replace(sql, 'json', 'jsom')")
+    with contextlib.closing(Salvage(store_dir)) as old:
+        assert [found.line for found in old.frames()] == [None] * 3
+    if log:  # and what it has is damaged
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as index:
+            for n in range(3):
+                index.execute("INSERT INTO pin VALUES (?, 0, ?)", (bytes([n]) * 32, b""))
+            shutil.copytree(store_dir, store_dir + ".killed")
+        store_dir += ".killed"
+        with open(os.path.join(store_dir, "xs.db-wal"), "r+b") as file:
+            file.seek(4200)
+            file.write(b"!" * 50)
+    *_, last = map(json.loads, repair.run(store_dir))
+    assert last["repaired"] == {"frames": 3}
+    store = Store(store_dir)
+    assert all_ids(store) == made
     store.close()
 
 

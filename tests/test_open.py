@@ -12,7 +12,7 @@ from conftest import RunXs, Server, start_server
 from stores import together
 
 import xs
-from xs import backup
+from xs import backup, repair
 from xs.content import INLINE_MAX
 from xs.errors import Invalid, Locked, NoStore, NotAStore, XsError
 from xs.local import Local
@@ -97,6 +97,7 @@ def test_an_index_that_is_gone_makes_no_new_store_of_its_contents(
         lambda: xs.open(store_dir).append("notes", "more"),
         lambda: list(xs.open(store_dir).cat()),
         lambda: backup.run(store_dir, f"{store_dir}.copy"),
+        lambda: list(repair.run(store_dir)),
     ):
         with pytest.raises(XsError, match=r"is damaged: its xs\.db is gone, .* restore the store"):
             open_it()
@@ -272,6 +273,10 @@ def test_a_path_is_as_long_as_sqlite_takes_it(tmp_path: Path) -> None:
     assert len(str(longest)) == FOLDER_MAX
     with xs.open(str(longest)) as store:
         store.append("t", b"x")
+    with pytest.raises(NotAStore, match="a store to be repaired at most 471"):
+        list(repair.run(str(longest)))
+    with pytest.raises(NotAStore, match="that of a copy at most 493"):
+        backup.run(str(longest), str(longest.with_name("c" * len(longest.name))))
     longer = str(longest) + "d"
     link = tmp_path / "link"
     link.symlink_to(longer)

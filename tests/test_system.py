@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE
+from conftest import DEADLINE, XS, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,8 +77,19 @@ def test_paths_are_joined_and_made_absolute_as_os_does(here: Path) -> None:
     paths += ["//", "///", "//a/../..", "/..", "../../../../../../../../x", "./store"]
     pairs = [chosen.choices(paths, k=chosen.choice([1, 2, 3])) for _ in range(500)]
     code = f"[[os.path.abspath(p) for p in {paths!r}], [os.path.join(*p) for p in {pairs!r}]]"
-    ours, theirs = both(code, here)
-    assert ours == theirs
+    for place in (here, Path("/")):
+        ours, theirs = both(code, place)
+        assert ours == theirs
+
+
+def test_a_store_may_be_named_from_the_root_of_all_folders(store_dir: str) -> None:
+    """As services do, whose own folder that is; and two slashes make no host of what follows."""
+    for path in (store_dir[1:], "/" + store_dir, f".//{store_dir[1:]}/."):
+        for words in (["append", path, "t"], ["last", path]):
+            done = subprocess.run(
+                [*XS, *words], cwd="/", env=environment(), capture_output=True, timeout=DEADLINE
+            )
+            assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_where_os_is_loaded_it_is_taken() -> None:

@@ -23,7 +23,7 @@ from xs.disk import sync_folder, sync_names
 from xs.errors import Damaged, Invalid, Locked, NotAStore, NotFound
 from xs.index import Index
 from xs.lock import WRITE, Lock, server_of
-from xs.place import check_apart, check_writable, make_folder, why_not_written
+from xs.place import check_apart, check_length, check_writable, make_folder, why_not_written
 from xs.schema import FILENAME, PART_FILENAME
 from xs.snapshot import Snapshot, copied_from
 from xs.terminal import Progress
@@ -51,6 +51,7 @@ def run(addr: str, dest: str) -> bytes:
     _bring_up(source)
     check_apart(source, dest, "back up")
     check_writable(dest)
+    check_length(dest, PART_FILENAME[len(FILENAME) :], "copy")
     _make_folder(dest)
     lock = Lock(dest)
     try:

@@ -37,12 +37,15 @@ def why_not_written(folder: str) -> str | None:
     return None if reason is None else f"can't write to the store at {folder}: {reason}"
 
 
-def check_length(folder: str) -> None:
-    """Raises `NotAStore` for a path, without symbolic links, that SQLite can't take."""
-    size = len(os.fsencode(os.path.realpath(folder)))
-    if size > FOLDER_MAX:
+def check_length(folder: str, within: str = "", what: str = "store") -> None:
+    """Raises `NotAStore` for a path, links followed, in which SQLite can't open its files.
+
+    They get names as much longer than those of a store as `within` is.
+    """
+    size, most = len(os.fsencode(os.path.realpath(folder))), FOLDER_MAX - len(within)
+    if size > most:
         raise NotAStore(
-            f"the path of {folder} has {size} bytes, and that of a store at most {FOLDER_MAX}"
+            f"the path of {folder} has {size} bytes, and that of a {what} at most {most}"
         )
 
 

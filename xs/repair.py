@@ -33,11 +33,11 @@ from xs.connections import has_index
 from xs.content import INLINE_MAX, small
 from xs.creation import check_folder
 from xs.disk import sync, sync_folder
-from xs.errors import Damaged, DiskError, Invalid, Locked, NoStore, NotAStore, XsError
+from xs.errors import Damaged, DiskError, Invalid, Locked, NotAStore, XsError
 from xs.imports import Imported, ImportWork
 from xs.lock import WRITE, Lock, Served
 from xs.pieces import find_run, run_made_of
-from xs.place import check_writable
+from xs.place import check_length, check_writable
 from xs.rows import is_pin, is_script
 from xs.salvage import Found, Layered, Salvage, redeclare
 from xs.schema import (
@@ -64,6 +64,7 @@ def run(folder: str) -> Iterator[bytes]:
     if not os.path.isdir(folder):
         raise no_store(folder)
     check_writable(folder)
+    check_length(folder, f"/{_READ}/newer-declared", "store to be repaired")
     lock = Lock(folder)
     try:
         try:
@@ -89,7 +90,7 @@ def _repair(folder: str) -> Iterator[dict[str, object]]:
         shutil.rmtree(os.path.join(folder, left), ignore_errors=True)  # of one that broke off
     if not os.path.exists(os.path.join(folder, FILENAME)):
         if not os.path.exists(os.path.join(folder, REPAIRED_FILENAME)):
-            raise NoStore(f"no store at: {folder}")
+            check_folder(folder, create=False)
         _take_its_place(folder, _newest_aside(folder))
     elif not has_index(folder):
         check_folder(folder, create=False)
@@ -182,9 +183,7 @@ class _Rescue:
         fault.at("repair.folder-made")
         damage = wal.damage(self._folder)
         if damage is None:
-            os.mkdir(read, 0o700)
-            is_copied = redeclare(self._folder, read)
-            old: Salvage | Layered = Salvage(read if is_copied else self._folder)
+            old: Salvage | Layered = Salvage(_declared(self._folder, read))
         else:
             old, losses = self._old_with_log(damage)
             for loss in losses:
@@ -234,12 +233,14 @@ class _Rescue:
         except OSError:  # not every file system can
             shutil.copyfile(database, os.path.join(newer, FILENAME))
         pages, unknown = wal.mend(self._folder, damage, newer)
+        newer = _declared(newer, newer + "-declared")
         if not pages + unknown:
             return Salvage(newer), []
         # A file of its own: SQLite takes two names of one file for one database with one log.
         os.mkdir(older, 0o700)
         shutil.copyfile(database, os.path.join(older, FILENAME))
         wal.cut(self._folder, damage, older)
+        older = _declared(older, older + "-declared")
         try:
             found: Salvage | Layered = Layered(
                 Salvage(newer), Salvage(older), all_of_it=unknown > 0
@@ -442,6 +443,12 @@ _IN_TABLES = {
     "script": "what is kept of scripts",
     "mark": "the mark, the last id that was given out",
 }
+
+
+def _declared(folder: str, copy: str) -> str:
+    """Where a database can be read by the right declarations: as it is, or as a copy with them."""
+    os.mkdir(copy, 0o700)
+    return copy if redeclare(folder, copy) else folder
 
 
 def _text(value: object) -> str:

@@ -221,18 +221,20 @@ class Salvage:
             at = last
             following = self._one(f"{query} LIMIT 1", at)
             if following is None:  # perhaps it is there, and what it has can't be read
-                following = self._one(f"SELECT row, NULL, NULL, NULL {rows} LIMIT 1", at)
-            if following is None:
-                beyond = self._beyond(table, at)
-                self.gaps.append((at, ROW_MAX if beyond is None else beyond))
-                if beyond is None:
-                    return
-                at = beyond
-            elif following[0] <= at:
+                try:
+                    row = f"SELECT row, NULL, NULL, NULL {rows} LIMIT 1"
+                    following = self._connection.execute(row, (at,)).fetchone()
+                except sqlite3.Error:
+                    beyond = self._beyond(table, at)
+                    self.gaps.append((at, ROW_MAX if beyond is None else beyond))
+                    if beyond is None:
+                        return
+                    at = beyond
+                    continue
+            if following is None or following[0] <= at:
                 return
-            else:
-                at = following[0]
-                yield self._found(at, following[1:], names.get(at))
+            at = following[0]
+            yield self._found(at, following[1:], names.get(at))
 
     def _beyond(self, table: str, at: int) -> int | None:
         """From where on the table can be read again; None if it can't."""

@@ -219,7 +219,8 @@ def uri(path: str, mode: str, *, locks: bool = True) -> str:
     name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     if not name.isascii():  # nor need it be UTF-8, which text for SQLite has to be
         name = "".join(chr(b) if b < 128 else f"%{b:02x}" for b in os.fsencode(name))
-    return f"file:{name}?mode={mode}{'' if locks else '&immutable=1'}"
+    # `//`: no authority, as which a name with two slashes of its own would be taken.
+    return f"file://{name}?mode={mode}{'' if locks else '&immutable=1'}"
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -39,7 +39,7 @@ class _Path:
 
     def abspath(self, path: str) -> str:
         if path[:1] != "/":
-            path = f"{self._posix.getcwd()}/{path}"
+            path = self.join(self._posix.getcwd(), path)
         kept: list[str] = []
         for part in path.split("/"):
             if part == "..":
