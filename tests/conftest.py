@@ -199,6 +199,16 @@ def server(store_dir: str) -> Iterator[Server]:
         running.stop()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for a module's tests that need no store of their own, nor its start or its end."""
+    running = start_server(str(tmp_path_factory.mktemp("shared") / "store"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 @pytest.fixture
 def running(store_dir: str) -> Iterator[Running]:
     """The same in this process, for tests that set its limits or look into it."""

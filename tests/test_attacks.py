@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from xs.cas import Cas
 from xs.errors import TooLarge
 
 NDJSON = "application/x-ndjson"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start_server(str(tmp_path_factory.mktemp("attacks") / "store"))
-    yield server
-    server.stop()
 
 
 def arriving(server: Server) -> list[str]:

@@ -333,16 +333,6 @@ def test_a_body_without_a_byte_is_an_event_all_the_same(server: Server) -> None:
     assert ask(server, "GET", f"/content/{made['id']}").body == b""
 
 
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all that is refused."""
-    running = start_server(str(tmp_path_factory.mktemp("refusing") / "store"))
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
 @pytest.mark.parametrize(
     ("query", "fields", "sentence"),
     [
@@ -360,12 +350,12 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ],
 )
 def test_what_is_wrong_is_refused_before_the_body_ends(
-    refusing: Server, query: str, fields: dict[str, str], sentence: str
+    shared: Server, query: str, fields: dict[str, str], sentence: str
 ) -> None:
-    answer = Writing(refusing, "a", query, **fields).send(b"text").answer()
+    answer = Writing(shared, "a", query, **fields).send(b"text").answer()
     assert answer.status == 400
     assert sentence in answer.body.decode()
-    assert frames(refusing, "topic=a") == []
+    assert frames(shared, "topic=a") == []
 
 
 def test_the_meta_of_a_chunked_append_keeps_its_text_and_its_limit(store: Store) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ from conftest import DEADLINE, XS, RunXs, Server, environment, start_server, unt
 import xs
 from xs import errors
 from xs.process import SCRIPT_BYTES
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all the scripts that leave nothing behind."""
-    running = start_server(str(tmp_path_factory.mktemp("eval") / "store"))
-    yield running
-    running.stop()
 
 
 def post(server: Server, target: str, script: str) -> tuple[int, str, bytes]:

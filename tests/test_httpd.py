@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
@@ -28,16 +27,6 @@ from xs.httpd import Limits
 from xs.server import Running
 
 NDJSON = "application/x-ndjson"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests that need no store of their own."""
-    server = start_server(str(tmp_path_factory.mktemp("shared") / "store"))
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def status_of(server: Server, name: str) -> int:

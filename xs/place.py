@@ -1,4 +1,4 @@
-"""Where a store lies: whose its folder is, and on what kind of file system; where copies may lie.
+"""Where a store may lie: its owner, the length of its path, its file system; and where copies may.
 
 A store has one writer at a time, and that hangs on its machine: a lock, and memory that SQLite's
 processes share. And what one user writes the next one can't. So both are looked at before anything
